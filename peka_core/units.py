@@ -1,0 +1,106 @@
+"""A unit: one finished piece of work on disk, found again by what it is made of.
+
+`runs/<run>/units/<stage>-<id>/` holds the files of one unit and `unit.json` with every field that
+made it. The id is a hash of the fields, so nobody parses names; a unit without `unit.json` does not exist.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .alignment import Recipe
+from .provenance import provenance
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one piece of work depends on; fields that do not matter to a stage stay empty.
+
+    Attributes:
+        stage: `teacher`, `alignment`, `features`, `evaluation` or `umap`.
+        cohort: digest of the cohort directory.
+        encoder: encoder name and digest, `name@digest`.
+        method: adapter method (`none`, `bat`, `bone`, `projector_only`), or the name of a control.
+        teacher: teacher name with its options.
+        recipe: hyper-parameters of the alignment.
+        split: the split whose training spots were used (`patients/0`, `spots/0`, `all`); empty for
+            what no split touches, and for an evaluation over all splits of its protocol.
+        space: `encoder`, `projected` or `concat`.
+        protocol: name of the evaluation protocol.
+        zeros: `keep` or `drop`, the protocol's zero rule.
+        scope: `nested`, `all` or `given`: which spots the alignment saw.
+        seed: seed of the alignment, or of a drawn control.
+    """
+
+    stage: str
+    cohort: str
+    encoder: str = ""
+    method: str = ""
+    teacher: str = ""
+    recipe: Recipe | None = None
+    split: str = ""
+    space: str = ""
+    protocol: str = ""
+    zeros: str = ""
+    scope: str = ""
+    seed: int = 0
+
+    @property
+    def id(self) -> str:
+        """Twelve hex digits of the sha256 over all fields."""
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def name(self) -> str:
+        """Folder name, `<stage>-<id>`."""
+        return f"{self.stage}-{self.id}"
+
+
+def find(run: Path, unit: Unit) -> Path | None:
+    """Folder of the finished unit under `run`, or None."""
+    folder = Path(run) / "units" / unit.name
+    return folder if (folder / "unit.json").exists() else None
+
+
+def make(run: Path, unit: Unit, write: Callable[[Path], None], remake: bool = False) -> Path:
+    """Return the unit's folder, filling it with `write(folder)` first where it is not finished.
+
+    The files are written into a temporary folder that is renamed when it is whole, with fields,
+    seconds, versions and device in its `unit.json`; a killed run leaves nothing that looks finished.
+
+    Args:
+        remake: write again although the unit exists (a file that was left out of the repository is needed).
+    """
+    found = find(run, unit)
+    if found and not remake:
+        return found
+    home = Path(run) / "units"
+    home.mkdir(parents=True, exist_ok=True)
+    for leftover in home.glob(f".{unit.name}-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    folder = home / f".{unit.name}-{uuid.uuid4().hex[:8]}"
+    folder.mkdir()
+    started = time.perf_counter()
+    try:
+        write(folder)
+        facts = {"unit": dataclasses.asdict(unit), "seconds": round(time.perf_counter() - started, 2), **provenance()}
+        (folder / "unit.json").write_text(json.dumps(facts, indent=1) + "\n")
+        return _move_into_place(folder, home / unit.name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _move_into_place(folder: Path, target: Path) -> Path:
+    """Rename a whole folder to its final name; an older or half-written one gives way."""
+    if target.exists():
+        shutil.rmtree(target)
+    os.replace(folder, target)
+    return target
