@@ -1,0 +1,106 @@
+"""The complete checks of a cohort, and its digest."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .cohort_files import Section, open_section, read_counts, read_spots, tile_centres
+from .cohort_tables import read_samples
+from .files import PekaError
+
+if TYPE_CHECKING:
+    from .cohort import Cohort
+
+CENTRE_TOLERANCE = 2.0  # px of the slide: rounding of both HEST rules stays below
+
+
+def genes_in_common(path: Path, sections: tuple[Section, ...]) -> None:
+    """Raise PekaError where the sections share no gene, naming the first that empties the set."""
+    genes = sections[0].genes
+    for section in sections[1:]:
+        common = genes.intersection(section.genes)
+        if not len(common):
+            raise PekaError(
+                f"{section.h5ad}: no gene in common with the sections before it ({genes[0]}, … against "
+                f"{section.genes[0]}, …); expected the same kind of gene names everywhere. Map symbols and Ensembl ids first."
+            )
+        genes = common
+
+
+def validate(cohort: Cohort) -> list[str]:
+    """Every check that needs the contents; returns the warnings, raises PekaError."""
+    found = list(cohort.notes)
+    for section in cohort.sections:
+        found += _check_section(section)
+    found += _check_splits(cohort) + _check_genes(cohort)
+    return found
+
+
+def _check_section(section: Section) -> list[str]:
+    found = []
+    if section.without_tile:
+        found.append(f"{section.patches}: {section.without_tile} spots of {section.h5ad.name} have no tile and are left out")
+    empty = int((read_counts(section).sum(axis=1) == 0).sum())
+    if empty:
+        found.append(f"{section.h5ad}: {empty} of {len(section.barcodes)} spots have no count at all")
+    centres = tile_centres(section) if section.patches else None
+    if centres is not None:
+        away = np.abs(centres - read_spots(section)[1]["spatial"]).max(axis=1) > CENTRE_TOLERANCE  # (n,)
+        if away.any():
+            raise PekaError(
+                f"{section.patches}: {away.sum()} of {len(away)} tiles are not centred on the spot of the same barcode in "
+                f"{section.h5ad.name} (first: {section.barcodes[away][0]}); expected coords within {CENTRE_TOLERANCE:.0f} px "
+                f"of obsm['spatial']. Take both files from the same release."
+            )
+    return found
+
+
+def _check_splits(cohort: Cohort) -> list[str]:
+    found, folder = [], cohort.path / "splits"
+    in_none = sorted(set(cohort.samples.index) - {s for sides in cohort.split_ids for side in sides for s in side})
+    if in_none:
+        found.append(f"{folder}: {len(in_none)} of {len(cohort.samples)} samples are in no split: {in_none}")
+    table = cohort.samples
+    for split, (train, test) in zip(cohort.splits, cohort.split_ids):
+        patients = sorted(set(table.patient[train]) & set(table.patient[test]))
+        if patients:
+            found.append(f"{folder}: split {split.name} has {len(patients)} patients on both sides: {patients}")
+        groups = sorted(set(table.group[train]) & set(table.group[test]) - set(table.group[table.patient.isin(patients)]))
+        if groups:
+            found.append(f"{folder}: split {split.name} has duplicates on both sides in {len(groups)} groups: {groups}")
+    return found
+
+
+def _check_genes(cohort: Cohort) -> list[str]:
+    absent = [g for g in cohort.genes if any(g not in section.genes for section in cohort.sections)]
+    if not absent:
+        return []
+    return [f"{cohort.path}: {len(absent)} of {len(cohort.genes)} target genes are not measured in every section: {absent}"]
+
+
+def digest(cohort: Cohort) -> str:
+    """sha256 of what the cohort holds, independent of how HDF5 or CSV store it; see `Cohort.digest`."""
+    total = hashlib.sha256()
+    table, _ = read_samples(cohort.path)
+    total.update(table.to_csv(lineterminator="\n").encode())
+    total.update(repr((cohort.split_ids, cohort.genes)).encode())
+    for section in cohort.sections:
+        _add_section(total, open_section(section.sample, section.h5ad, None))
+        if section.patches and not table.get("tiles_sha256", {}).get(section.sample):
+            names = (section.patches.name, section.patches.stat().st_size, list(map(str, section.barcodes)))
+            total.update(repr(names).encode())
+    return total.hexdigest()
+
+
+def _add_section(total: hashlib._Hash, section: Section) -> None:
+    """Add names, spot centres and counts of the whole h5ad, with or without tiles."""
+    counts = read_counts(section)  # (n, G)
+    counts.eliminate_zeros()
+    total.update(repr((section.sample, counts.shape, list(map(str, section.barcodes)), list(section.genes))).encode())
+    total.update(np.ascontiguousarray(read_spots(section)[1]["spatial"], dtype="<f8").tobytes())
+    for array, kind in ((counts.indptr, "<i8"), (counts.indices, "<i4"), (counts.data, "<f4")):
+        total.update(array.astype(kind).tobytes())

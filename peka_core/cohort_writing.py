@@ -1,0 +1,99 @@
+"""Write a cohort directory: sections in HEST's current form, and the tables beside them."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from .tiles import TILE, TILE_UM_PER_PX
+from .files import write_whole
+
+
+def write_sample(
+    path: str | Path,
+    sample: str,
+    tiles: np.ndarray | None,
+    coords_xy_topleft: np.ndarray | None,
+    barcodes: Iterable[str],
+    adata: ad.AnnData,
+    um_per_px: float,
+) -> str:
+    """Write one section as HEST writes it today; the h5ad last, so that its presence means a whole section.
+
+    Args:
+        path: cohort directory.
+        sample: sample id, the name of both files.
+        tiles: uint8 (n, 224, 224, 3) RGB, or None to write the h5ad only.
+        coords_xy_topleft: int (n, 2), (x, y) of the tiles' top-left corners in slide pixels.
+        barcodes: (n,) names of the tiles.
+        adata: raw counts with obs index = barcodes and obsm["spatial"] = spot centres (x, y) in slide pixels.
+        um_per_px: micrometres per pixel of the slide.
+
+    Returns:
+        sha256 over the tiles' bytes in this order (for samples.csv, column `tiles_sha256`), "" without tiles.
+    """
+    digest = ""
+    if tiles is not None:
+        names, tiles = list(barcodes), np.ascontiguousarray(tiles, dtype=np.uint8)
+        if not tiles.shape == (len(names), TILE, TILE, 3):
+            raise ValueError(f"{sample}: tiles {tiles.shape}, expected ({len(names)}, {TILE}, {TILE}, 3)")
+        digest = hashlib.sha256(tiles).hexdigest()
+        write_whole(
+            Path(path) / "patches" / f"{sample}.h5",
+            lambda file: _write_patches(file, tiles, np.asarray(coords_xy_topleft), names, um_per_px),
+        )
+    raw = adata.copy()
+    raw.X = sparse.csr_matrix(raw.X, dtype=np.float32)
+    write_whole(Path(path) / "adata" / f"{sample}.h5ad", raw.write_h5ad)
+    return digest
+
+
+def _write_patches(file: Path, tiles: np.ndarray, coords: np.ndarray, names: list[str], um_per_px: float) -> None:
+    with h5py.File(file, "w") as h5:
+        images = h5.create_dataset("img", data=tiles, chunks=(1, TILE, TILE, 3), maxshape=(None, TILE, TILE, 3))
+        h5["coords"] = coords.astype(np.int64).reshape(-1, 2)
+        h5.create_dataset("barcode", data=np.array(names, dtype=object).reshape(-1, 1), dtype=h5py.string_dtype())
+        images.attrs["patch_size_src"] = round(TILE * TILE_UM_PER_PX / um_per_px)
+        images.attrs["patch_size_target"] = TILE
+        images.attrs["downsample"] = TILE_UM_PER_PX / um_per_px
+        images.attrs["pixel_size"] = um_per_px
+
+
+def write_cohort_tables(
+    path: str | Path,
+    samples: pd.DataFrame,
+    splits: list[tuple[Iterable[str], Iterable[str]]],
+    genes: Iterable[str],
+) -> None:
+    """Write samples.csv, splits/train_i.csv, test_i.csv and var_<k>genes.json; tables of an earlier build go.
+
+    Args:
+        path: cohort directory.
+        samples: sample_id as index or column, with the columns of `samples.csv` that are known.
+        splits: (training sample ids, test sample ids) of each held-out split.
+        genes: target genes, k of them; none writes no file.
+    """
+    path, genes = Path(path), list(genes)
+    for old in (*path.glob("splits/*.csv"), *path.glob("var_*genes.json")):
+        old.unlink()
+    table = samples if "sample_id" in samples else samples.rename_axis("sample_id").reset_index()
+    _write_csv(path / "samples.csv", table)
+    for i, sides in enumerate(splits):
+        for side, ids in zip(("train", "test"), sides):
+            rows = [(s, f"patches/{s}.h5", f"adata/{s}.h5ad") for s in ids]
+            _write_csv(
+                path / "splits" / f"{side}_{i}.csv", pd.DataFrame(rows, columns=["sample_id", "patches_path", "expr_path"])
+            )
+    if genes:
+        text = json.dumps({"genes": genes}, indent=1) + "\n"
+        write_whole(path / f"var_{len(genes)}genes.json", lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def _write_csv(path: Path, table: pd.DataFrame) -> None:
+    write_whole(path, lambda file: table.to_csv(file, index=False, lineterminator="\n"))

@@ -1,0 +1,100 @@
+"""Tiles: cut from a slide by HEST's current rule, and read back from the patches files of a cohort."""
+
+import math
+from pathlib import Path
+
+import cv2
+import h5py
+import numpy as np
+
+TILE = 224  # px
+TILE_UM_PER_PX = 0.5
+KEEP_IN_MEMORY = 2e9  # bytes
+
+
+def cut_tile(image: np.ndarray, centre_xy: tuple[float, float], um_per_px: float) -> tuple[np.ndarray, tuple[int, int]]:
+    """Cut the 112 um window around a spot and resize it to 224 px.
+
+    The rule of hestcore (mahmoodlab/HEST since August 2024), for slides read at full resolution: with
+    s = 112 / um_per_px, the top-left corner is centre - floor(s / 2) truncated towards zero, the side
+    is round(s); what lies outside the image is black; resized by OpenCV, bilinear, no antialiasing.
+
+    Args:
+        image: uint8 (H, W, 3) RGB.
+        centre_xy: spot centre (x, y) in px of `image`.
+        um_per_px: micrometres per pixel of `image`.
+
+    Returns:
+        tile uint8 (224, 224, 3), and the (x, y) of its top-left corner in `image`.
+    """
+    s = TILE * TILE_UM_PER_PX / um_per_px
+    side = round(s)
+    x, y = (math.trunc(c - math.floor(s / 2)) for c in centre_xy)
+    height, width = image.shape[:2]
+    crop = np.zeros((side, side, 3), dtype=np.uint8)
+    x0, x1, y0, y1 = max(x, 0), min(x + side, width), max(y, 0), min(y + side, height)
+    if x0 < x1 and y0 < y1:
+        crop[y0 - y : y1 - y, x0 - x : x1 - x] = image[y0:y1, x0:x1]
+    return cv2.resize(crop, (TILE, TILE), interpolation=cv2.INTER_LINEAR), (x, y)
+
+
+class TileReader:
+    """Tiles of a cohort in its spot order; `reader[rows]` gives uint8 (m, 224, 224, 3).
+
+    Args:
+        parts: (patches file, (n_i,) rows in it) of each section, in order.
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, parts: list[tuple[Path, np.ndarray]]):
+        self._parts = parts
+        self._starts = np.cumsum([0] + [len(rows) for _, rows in parts])
+        self._seen = 0  # tiles handed out so far
+        self._kept: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(n, 224, 224, 3)."""
+        return len(self), TILE, TILE, 3
+
+    def __getitem__(self, which) -> np.ndarray:
+        """Tiles of an index array, slice or mask over spots, in the order asked for."""
+        spots = np.atleast_1d(np.arange(len(self))[which])
+        if self._kept is None:
+            self._seen += len(spots)
+            if not self._wants_memory(spots):
+                return self._read(spots)
+            self._kept = self._read(np.arange(len(self)))
+        return self._kept[spots]
+
+    def _wants_memory(self, spots: np.ndarray) -> bool:
+        """True once everything was asked for, in one call or over many, and it fits."""
+        again = len(spots) == len(self) or self._seen > len(self)
+        return again and math.prod(self.shape) < KEEP_IN_MEMORY
+
+    def _read(self, spots: np.ndarray) -> np.ndarray:
+        tiles = np.empty((len(spots), TILE, TILE, 3), dtype=np.uint8)
+        part = np.searchsorted(self._starts, spots, side="right") - 1  # (m,) section of each spot
+        for i in np.unique(part):
+            path, rows = self._parts[i]
+            places = np.flatnonzero(part == i)
+            tiles[places] = _read_rows(path, rows[spots[places] - self._starts[i]])
+        return tiles
+
+
+def _read_rows(path: Path, rows: np.ndarray) -> np.ndarray:
+    """Rows of a patches file in any order, read once each as ascending runs of neighbours."""
+    wanted, back = np.unique(rows, return_inverse=True)
+    tiles = np.empty((len(wanted), TILE, TILE, 3), dtype=np.uint8)
+    breaks = np.flatnonzero(np.diff(wanted) != 1) + 1
+    with h5py.File(path, "r") as file:
+        for run in np.split(np.arange(len(wanted)), breaks):
+            if len(run):
+                file["img"].read_direct(
+                    tiles, np.s_[wanted[run[0]] : wanted[run[-1]] + 1], np.s_[run[0] : run[-1] + 1]
+                )
+    return tiles[back]

@@ -1,0 +1,69 @@
+"""Shared fixtures: a tiny drawn cohort. One thread each: tests are small, and busy-waiting threads on a loaded machine cost more than they bring."""
+
+import os
+import shutil
+
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+
+from pathlib import Path  # noqa: E402
+
+import anndata as ad  # noqa: E402
+import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
+import pytest  # noqa: E402
+from scipy import sparse  # noqa: E402
+
+from peka_core.cohort import write_cohort_tables, write_sample  # noqa: E402
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+def write_tiny_cohort(path: Path, patients: int = 4, spots: int = 12, genes: int = 30, seed: int = 0) -> Path:
+    """Write a cohort of drawn noise: `patients` x 2 sections, tiles whose brightness raises the first ten genes.
+
+    Samples P1A, P1B, P2A, …; splits leave one patient out; the last spot's tile comes first in its file.
+    """
+    rng = np.random.default_rng(seed)
+    names = [f"G{i:02d}" for i in range(genes)]
+    base = rng.gamma(2.0, 3.0, genes)  # (G,) mean count
+    rows = []
+    for sample in [f"P{p}{s}" for p in range(1, patients + 1) for s in "AB"]:
+        bright = rng.uniform(0.3, 1.0, spots)  # (n,)
+        noise = rng.integers(0, 256, (spots, 28, 28, 3))
+        tiles = (noise * bright[:, None, None, None]).astype(np.uint8).repeat(8, 1).repeat(8, 2)  # (n, 224, 224, 3)
+        mean = base * np.where(np.arange(genes) < 10, 3 * bright[:, None], 1.0)  # (n, G)
+        xy = np.stack([np.arange(spots) % 4, np.arange(spots) // 4], 1) * 400.0 + 500  # (n, 2) px
+        obs = pd.DataFrame({"tissue_type": rng.choice(["tumour", "stroma"], spots)}, index=[f"{i}x1" for i in range(spots)])
+        adata = ad.AnnData(sparse.csr_matrix(rng.poisson(mean), dtype=np.float32), obs, pd.DataFrame(index=names))
+        adata.obsm["spatial"] = xy
+        back = np.arange(spots)[::-1]
+        digest = write_sample(path, sample, tiles[back], (xy - 112)[back], obs.index[back], adata, um_per_px=0.5)
+        rows.append({"sample_id": sample, "patient": sample[:-1], "technology": "drawn", "um_per_px": 0.5, "tiles_sha256": digest})
+    table = pd.DataFrame(rows)
+    splits = [
+        (table.sample_id[table.patient != patient], table.sample_id[table.patient == patient])
+        for patient in table.patient.unique()
+    ]
+    write_cohort_tables(path, table, splits, names[:20])
+    return path
+
+
+@pytest.fixture(scope="session")
+def drawn_once(tmp_path_factory) -> Path:
+    """The tiny cohort that every test gets a copy of."""
+    return write_tiny_cohort(tmp_path_factory.mktemp("drawn") / "cohort")
+
+
+@pytest.fixture
+def tiny_cohort(tmp_path: Path, drawn_once: Path) -> Path:
+    """Directory of a tiny drawn cohort, fresh for each test: 4 patients x 2 sections x 12 spots, 30 genes."""
+    return Path(shutil.copytree(drawn_once, tmp_path / "cohort"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder ../shared of the development machine; the test is skipped elsewhere."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the fixtures in {SHARED}, which are not part of the repository")
+    return SHARED

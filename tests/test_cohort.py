@@ -1,0 +1,428 @@
+import hashlib
+import json
+import shutil
+import warnings
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import write_tiny_cohort
+from scipy import sparse
+
+from peka_core.cohort import log_cp10k, open_cohort, write_cohort_tables, write_sample
+from peka_core.files import PekaError
+
+pytestmark = pytest.mark.filterwarnings("error::UserWarning")
+
+
+def edit_h5ad(path, change):
+    adata = ad.read_h5ad(path)
+    adata = change(adata) or adata
+    adata.write_h5ad(path)
+
+
+def edit_h5(path, **datasets):
+    with h5py.File(path, "a") as file:
+        for name, values in datasets.items():
+            attrs = dict(file[name].attrs)
+            del file[name]
+            file[name] = values
+            file[name].attrs.update(attrs)
+
+
+def edit_samples(cohort, **columns):
+    table = pd.read_csv(cohort / "samples.csv", dtype=str).assign(**columns)
+    table.to_csv(cohort / "samples.csv", index=False)
+
+
+def refused(cohort, *parts, call=open_cohort):
+    with pytest.raises(PekaError) as caught:
+        call(cohort)
+    for part in parts:
+        assert part in str(caught.value), str(caught.value)
+
+
+def validate(path):
+    return open_cohort(path).validate()
+
+
+# ---- what a cohort gives -------------------------------------------------------------------------------------------
+
+
+def test_spots_tiles_and_counts_belong_together(tiny_cohort):
+    cohort = open_cohort(tiny_cohort)
+    assert list(cohort.samples.index) == ["P1A", "P1B", "P2A", "P2B", "P3A", "P3B", "P4A", "P4B"]
+    assert len(cohort) == len(cohort.obs) == 96 and cohort.obs.index[13] == "P1B:1x1"
+    adata, tiles = cohort.adata(), cohort.tiles()
+    assert adata.obs.equals(cohort.obs) and tiles.shape == (96, 224, 224, 3)
+    for spot in (0, 11, 40, 95):
+        sample, barcode = cohort.obs.index[spot].split(":")
+        with h5py.File(tiny_cohort / "patches" / f"{sample}.h5") as file:
+            names = [b.decode() for b in file["barcode"][:, 0]]
+            assert np.array_equal(tiles[spot][0], file["img"][names.index(barcode)])
+        raw = ad.read_h5ad(tiny_cohort / "adata" / f"{sample}.h5ad")
+        assert np.array_equal(adata.X[spot].toarray(), raw[barcode].X.toarray())
+        assert np.array_equal(adata.obsm["spatial"][spot], raw[barcode].obsm["spatial"][0])
+    assert cohort.obs.total_counts.sum() == adata.X.sum() and "tissue_type" in cohort.obs
+    assert cohort.validate() == []
+
+
+def test_tiles_come_in_any_order_from_disk_and_memory(tiny_cohort):
+    cohort = open_cohort(tiny_cohort)
+    everything = cohort.tiles()[:]
+    fresh = cohort.tiles()
+    mixed = np.array([50, 3, 95, 3, 4, 0])
+    assert np.array_equal(fresh[mixed], everything[mixed])
+    assert fresh[np.zeros(96, bool)].shape == (0, 224, 224, 3)
+    assert np.array_equal(fresh[np.arange(96) % 7 == 0], everything[::7])
+    whole = [fresh[i : i + 10] for i in range(0, 96, 10)]
+    assert np.array_equal(np.concatenate(whole), everything)
+    shutil.rmtree(tiny_cohort / "patches")  # read once over: now from memory
+    assert np.array_equal(fresh[mixed], everything[mixed])
+
+
+def test_splits_leave_patients_out(tiny_cohort):
+    cohort = open_cohort(tiny_cohort)
+    assert [s.name for s in cohort.splits] == [f"patients/{i}" for i in range(4)]
+    assert all((s.train ^ s.test).all() and s.scheme == "patients" for s in cohort.splits)
+    assert set(cohort.obs.patient[cohort.splits[2].test]) == {"P3"}
+
+
+def test_a_duplicate_joins_patients_and_changes_the_scheme(tiny_cohort):
+    edit_samples(tiny_cohort, duplicate_of=["", "", "", "P1A", "", "", "", "P2A"])
+    cohort = open_cohort(tiny_cohort)
+    assert list(cohort.samples.group) == ["P1"] * 4 + ["P3"] * 2 + ["P1"] * 2
+    assert [s.scheme for s in cohort.splits] == ["sections", "sections", "patients", "sections"]
+    with pytest.warns(UserWarning, match="duplicates on both sides"):
+        found = cohort.validate()
+    assert len(found) == 3 and "splits" in found[0]
+
+
+def test_a_patient_on_both_sides_is_said(tiny_cohort):
+    edit_samples(tiny_cohort, patient=["P1", "P2", "P2", "P2", "P3", "P3", "P4", "P4"])
+    with pytest.warns(UserWarning, match=r"1 patients on both sides: \['P2'\]"):
+        assert len(validate(tiny_cohort)) == 2
+
+
+def test_genes_are_joined_inner_or_outer(tiny_cohort):
+    file = tiny_cohort / "adata" / "P1A.h5ad"
+    before = open_cohort(tiny_cohort).adata()
+    edit_h5ad(file, lambda a: a[:, ["G29", "G00", "G07"]].copy())
+    cohort = open_cohort(tiny_cohort)
+    inner, outer = cohort.adata(), cohort.adata(join="outer")
+    assert list(inner.var_names) == ["G29", "G00", "G07"]
+    assert (inner.X != before[:, inner.var_names].X).nnz == 0
+    assert outer.shape == (96, 30) and outer[:12, "G01"].X.sum() == 0
+    assert (outer[12:, before.var_names].X != before[12:].X).nnz == 0
+    assert np.allclose(inner.obs.total_counts[12:], before.obs.total_counts[12:])  # over all genes of the section
+    assert cohort.adata(["P1B", "P2A"]).shape == (24, 30)
+    with pytest.warns(UserWarning, match="target genes are not measured"):
+        cohort.validate()
+
+
+def test_dense_integers_and_sparse_floats_read_alike(tiny_cohort):
+    cohort = open_cohort(tiny_cohort)
+    before, digest = cohort.adata(), cohort.digest
+
+    def densify(adata):
+        adata.X = adata.X.toarray().astype(np.int64)
+
+    edit_h5ad(tiny_cohort / "adata" / "P2A.h5ad", densify)
+    cohort = open_cohort(tiny_cohort)
+    assert cohort.adata().X.dtype == np.float32 and (cohort.adata().X != before.X).nnz == 0
+    assert cohort.digest == digest
+
+
+def test_extra_columns_are_kept_where_all_sections_agree(tiny_cohort):
+    for file in (tiny_cohort / "adata").glob("*.h5ad"):
+
+        def change(adata, name=file.stem):
+            adata.var["group"] = ["cue" if g < "G10" else "composition" for g in adata.var_names]
+            adata.var["mean"] = np.asarray(adata.X.mean(0)).ravel()
+            adata.obsm["z"] = np.arange(24.0).reshape(12, 2)
+            adata.obs["flag"] = True if name == "P1A" else 1
+            if name == "P1A":
+                adata.obs["only_here"] = 1
+
+        edit_h5ad(file, change)
+    adata = open_cohort(tiny_cohort).adata()
+    assert list(adata.var.columns) == ["group"] and (adata.var.group == "cue").sum() == 10
+    assert adata.obsm["z"].shape == (96, 2) and "only_here" not in adata.obs
+    adata.write_h5ad(tiny_cohort / "joined.h5ad")
+
+
+def test_log_cp10k_is_the_formula(tiny_cohort):
+    adata = open_cohort(tiny_cohort).adata()
+    adata.obs.iloc[3, adata.obs.columns.get_loc("total_counts")] = 0
+    adata.X.data[adata.X.indptr[3] : adata.X.indptr[4]] = 0
+    dense, got = adata.X.toarray(), log_cp10k(adata)
+    assert got.dtype == np.float32 and not got[3].any()
+    i, j = 50, 4
+    assert got[i, j] == pytest.approx(np.log(1 + 1e4 * dense[i, j] / adata.obs.total_counts.iloc[i]), rel=1e-6)
+
+
+def test_digest_follows_values_and_not_files(tiny_cohort, tmp_path):
+    digest = open_cohort(tiny_cohort).digest
+    assert open_cohort(write_tiny_cohort(tmp_path / "again")).digest == digest
+    shutil.rmtree(tiny_cohort / "patches")
+    (tiny_cohort / "patches").mkdir()
+    (tiny_cohort / "patches" / ".0123abcd-P1A.h5").write_bytes(b"half")  # what a killed writer leaves
+    bare = open_cohort(tiny_cohort)
+    assert not bare.has_tiles and bare.digest == digest and len(bare) == 96
+    refused(bare, "patches", "Build the cohort again", call=lambda cohort: cohort.tiles())
+
+    def one_count_more(adata):
+        adata.X.data[0] += 1
+
+    changes = {
+        "counts": lambda: edit_h5ad(tiny_cohort / "adata" / "P4B.h5ad", one_count_more),
+        "samples": lambda: edit_samples(tiny_cohort, organ="Liver"),
+        "genes": lambda: (tiny_cohort / "var_20genes.json").write_text('{"genes": ["G01"]}'),
+        "splits": lambda: (tiny_cohort / "splits" / "test_0.csv").write_text("sample_id\nP1A\n"),
+    }
+    seen = {digest}
+    for change in changes.values():
+        change()
+        seen.add(open_cohort(tiny_cohort).digest)
+    assert len(seen) == 5
+
+
+def test_without_a_tiles_column_patches_enter_the_digest(tiny_cohort):
+    edit_samples(tiny_cohort, tiles_sha256="")
+    before = open_cohort(tiny_cohort).digest
+    with (tiny_cohort / "patches" / "P1A.h5").open("ab") as file:
+        file.write(b"\0" * 512)
+    assert open_cohort(tiny_cohort).digest != before
+
+
+def test_written_sample_is_hests_current_form(tiny_cohort):
+    with h5py.File(tiny_cohort / "patches" / "P1A.h5") as file:
+        assert file["img"].chunks == (1, 224, 224, 3) and file["barcode"].shape == (12, 1)
+        assert h5py.check_string_dtype(file["barcode"].dtype).length is None
+        assert dict(file["img"].attrs) == {
+            "patch_size_src": 224, "patch_size_target": 224, "downsample": 1.0, "pixel_size": 0.5,
+        }  # fmt: skip
+        digest = hashlib.sha256(file["img"][:].tobytes()).hexdigest()
+    assert open_cohort(tiny_cohort).samples.tiles_sha256["P1A"] == digest
+    adata = ad.read_h5ad(tiny_cohort / "adata" / "P1A.h5ad")
+    write_sample(tiny_cohort / "other", "S", np.zeros((1, 224, 224, 3), np.uint8), [[-3, 5]], ["0x1"], adata, 0.7)
+    with h5py.File(tiny_cohort / "other/patches/S.h5") as file:
+        assert file["coords"][:].tolist() == [[-3, 5]] and file["img"].attrs["patch_size_src"] == 160
+        assert file["img"].attrs["downsample"] == pytest.approx(0.5 / 0.7)  # HEST: slide px per tile px
+
+
+def test_tables_of_an_earlier_build_go(tiny_cohort):
+    write_cohort_tables(tiny_cohort, pd.DataFrame(index=["P1A", "P1B"]), [(["P1A"], ["P1B"])], ["G00"])
+    cohort = None
+    with pytest.warns(UserWarning):
+        cohort = open_cohort(tiny_cohort)
+    assert cohort.genes == ["G00"] and len(cohort.splits) == 1 and len(cohort) == 24
+
+
+def test_wrong_tile_shape_is_not_written(tiny_cohort):
+    adata = ad.read_h5ad(tiny_cohort / "adata" / "P1A.h5ad")
+    with pytest.raises(ValueError, match="NEW"):
+        write_sample(tiny_cohort, "NEW", np.zeros((12, 256, 256, 3), np.uint8), None, adata.obs_names, adata, 0.5)
+    assert not list(tiny_cohort.rglob("NEW*"))
+
+
+# ---- warnings ------------------------------------------------------------------------------------------------------
+
+
+def test_spots_without_tile_and_samples_in_no_split_are_counted(tiny_cohort):
+    file = tiny_cohort / "patches" / "P2B.h5"
+    with h5py.File(file) as h5:
+        kept = {name: h5[name][:9] for name in ("img", "coords", "barcode")}
+    edit_h5(file, **kept)
+    for i in range(4):
+        for side in ("train", "test"):
+            csv = tiny_cohort / "splits" / f"{side}_{i}.csv"
+            csv.write_text("\n".join(line for line in csv.read_text().splitlines() if "P4B" not in line))
+    with pytest.warns(UserWarning) as caught:
+        found = validate(tiny_cohort)
+    assert len(open_cohort(tiny_cohort)) == 93 and len(caught) == len(found) == 2
+    assert "P2B.h5: 3 spots" in found[0] and "1 of 8 samples are in no split: ['P4B']" in found[1]
+
+
+def test_no_samples_csv_makes_samples_patients(tiny_cohort):
+    (tiny_cohort / "samples.csv").unlink()
+    with pytest.warns(UserWarning, match="each of 8 samples counts as its own patient"):
+        cohort = open_cohort(tiny_cohort)
+    assert list(cohort.samples.patient) == list(cohort.samples.index)
+    assert cohort.samples.um_per_px.eq(0.5).all()  # from the patches
+
+
+def test_bom_and_blank_patients_are_understood(tiny_cohort):
+    text = "sample_id,patient,organ\n" + "".join(f"{s},{p},Breast\n" for s, p in [("P1A", ""), ("P1B", "   "), ("P2A", "x")])
+    (tiny_cohort / "samples.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    for file in (tiny_cohort / "splits").glob("*.csv"):
+        file.unlink()
+    with pytest.warns(UserWarning) as caught:
+        cohort = open_cohort(tiny_cohort)
+    assert list(cohort.samples.patient) == ["P1A", "P1B", "x"] and cohort.samples.organ.eq("Breast").all()
+    said = [str(w.message) for w in caught]
+    assert any("patient is blank for 2 of 3" in s for s in said) and any("5 sections of adata/ have no row" in s for s in said)
+
+
+# ---- errors --------------------------------------------------------------------------------------------------------
+
+
+def test_missing_files_are_named(tiny_cohort, tmp_path):
+    refused(tmp_path / "nowhere", "nowhere", "not a cohort")
+    (tiny_cohort / "patches" / "P1B.h5").unlink()
+    refused(tiny_cohort, "P1B.h5", "missing")
+    (tiny_cohort / "adata" / "P1A.h5ad").unlink()
+    refused(tiny_cohort, "P1A.h5ad", "missing")
+
+
+def test_half_a_file_is_named(tiny_cohort):
+    file = tiny_cohort / "patches" / "P3A.h5"
+    file.write_bytes(file.read_bytes()[:5000])
+    refused(tiny_cohort, "P3A.h5", "not a readable HDF5 file")
+
+
+def test_a_tile_without_spot_is_named(tiny_cohort):
+    edit_h5ad(tiny_cohort / "adata" / "P1A.h5ad", lambda a: a[a.obs_names != "5x1"].copy())
+    refused(tiny_cohort, "P1A.h5", "1 of 12 tile barcodes", "5x1", "P1A.h5ad")
+
+
+@pytest.mark.parametrize("value, word", [(np.nan, "NaN"), (-1, "negative"), (0.5, "not an integer"), (np.inf, "infinite")])
+@pytest.mark.parametrize("dense", [False, True])
+def test_counts_must_be_counts(tiny_cohort, value, word, dense):
+    def spoil(adata):
+        adata.X.data[7] = value
+        if dense:
+            adata.X = adata.X.toarray()
+
+    edit_h5ad(tiny_cohort / "adata" / "P2A.h5ad", spoil)
+    refused(tiny_cohort, "P2A.h5ad", "1 of ", word, "raw counts", call=validate)
+
+
+@pytest.mark.parametrize("tiles", [np.zeros((12, 256, 256, 3), np.uint8), np.zeros((12, 224, 224, 3), np.float32)])
+def test_other_tile_sizes_and_dtypes_are_refused(tiny_cohort, tiles):
+    edit_h5(tiny_cohort / "patches" / "P1A.h5", img=tiles)
+    refused(tiny_cohort, "P1A.h5", str(tiles.shape[1:]), str(tiles.dtype), "expected uint8 (224, 224, 3)")
+
+
+def test_as_many_barcodes_as_tiles(tiny_cohort):
+    edit_h5(tiny_cohort / "patches" / "P1A.h5", img=np.zeros((11, 224, 224, 3), np.uint8))
+    refused(tiny_cohort, "P1A.h5", "11 tiles but 12 barcodes")
+
+
+def test_duplicate_names_are_refused(tiny_cohort):
+    def rename(axis):
+        def change(adata):
+            names = list(getattr(adata, axis))
+            names[3] = names[4]
+            setattr(adata, axis, names)
+
+        return change
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        edit_h5ad(tiny_cohort / "adata" / "P1B.h5ad", rename("var_names"))
+        refused(tiny_cohort, "P1B.h5ad", "gene symbols occur more than once", "G04")
+        edit_h5ad(tiny_cohort / "adata" / "P1A.h5ad", rename("obs_names"))
+    refused(tiny_cohort, "P1A.h5ad", "barcodes occur more than once", "4x1")
+
+
+def test_duplicate_tile_barcodes_are_refused(tiny_cohort):
+    edit_h5(tiny_cohort / "patches" / "P1A.h5", barcode=np.array([b"0x1"] * 12).reshape(-1, 1))
+    refused(tiny_cohort, "P1A.h5", "barcodes occur more than once")
+
+
+def test_no_gene_in_common_is_refused(tiny_cohort):
+    def ensembl(adata):
+        adata.var_names = [f"ENSG{i:011d}" for i in range(30)]
+
+    edit_h5ad(tiny_cohort / "adata" / "P3B.h5ad", ensembl)
+    refused(tiny_cohort, "P3B.h5ad", "no gene in common", "Ensembl")
+
+
+def test_tiles_of_other_spots_are_refused(tiny_cohort):
+    file = tiny_cohort / "patches" / "P1A.h5"
+    with h5py.File(file) as h5:
+        swapped = h5["barcode"][:][::-1]
+    edit_h5(file, barcode=swapped)
+    refused(tiny_cohort, "P1A.h5", "12 of 12 tiles are not centred", call=validate)
+
+
+def test_spatial_is_required(tiny_cohort):
+    edit_h5ad(tiny_cohort / "adata" / "P1A.h5ad", lambda a: a.obsm.pop("spatial") is None)
+    refused(tiny_cohort, "P1A.h5ad", 'obsm["spatial"]', call=lambda path: open_cohort(path).adata())
+
+
+def test_bad_tables_are_named(tiny_cohort):
+    genes = tiny_cohort / "var_20genes.json"
+    genes.write_text("[]")
+    refused(tiny_cohort, "var_20genes.json", "genes")
+    genes.unlink()
+    csv = tiny_cohort / "splits" / "test_1.csv"
+    csv.write_text("sample_id\nP9Z\n")
+    refused(tiny_cohort, "test_1.csv", "P9Z")
+    csv.write_text("sample_id\nP1A\n")
+    refused(tiny_cohort, "test_1.csv", "also stand in train_1.csv")
+    csv.unlink()
+    refused(tiny_cohort, "test_1.csv", "missing")
+    edit_samples(tiny_cohort, um_per_px="half")
+    refused(tiny_cohort, "samples.csv", "um_per_px")
+    edit_samples(tiny_cohort, sample_id="P1A")
+    refused(tiny_cohort, "samples.csv", "unique sample ids")
+
+
+# ---- HEST's own files ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def task(shared):
+    with pytest.warns(UserWarning, match="no samples.csv"):
+        return open_cohort(shared / "fixtures/hest/bench/FIXTASK")
+
+
+def test_an_official_task_of_the_older_generation_opens(task, shared):
+    golden = json.loads((shared / "fixtures/hest/golden/bench_FIXTASK.json").read_text())
+    assert task.genes == golden["genes"] and [s.name for s in task.splits] == ["patients/0", "patients/1"]
+    adata = task.adata()
+    for sample, expected in golden["samples"].items():
+        mine = adata[adata.obs["sample"] == sample]
+        assert sorted(mine.obs.barcode) == sorted(expected["barcodes_in_h5_order"])
+        order = [f"{sample}:{b}" for b in expected["barcodes_in_h5_order"]]
+        assert np.array_equal(mine[order, golden["genes"]].X.toarray(), np.array(expected["raw_counts"]))
+    assert adata.obs.in_tissue.dtype == np.int64  # bool in two sections, 0/1 in the third
+
+
+def test_official_tiles_are_joined_by_barcode(task, shared):
+    tiles = task.tiles()
+    for sample in task.samples.index:
+        rows = json.loads((shared / f"fixtures/hest/golden/{sample}.json").read_text())["legacy_patches_h5"]["rows"]
+        expected = {row["barcode"]: row["sha256"] for row in rows}
+        for spot in np.flatnonzero(task.obs["sample"] == sample):
+            assert hashlib.sha256(tiles[spot].tobytes()).hexdigest() == expected[task.obs.barcode.iloc[spot]]
+
+
+def test_both_generations_agree_with_their_spots(task, shared, tmp_path):
+    with pytest.warns(UserWarning) as caught:
+        older = task.validate()
+    assert len(caught) == len(older)
+    for kind, folder in (("adata", "st"), ("patches", "patches")):
+        (tmp_path / kind).symlink_to(shared / "fixtures/hest/hest1k" / folder)
+    with pytest.warns(UserWarning):
+        current = open_cohort(tmp_path)
+        current.validate()
+    assert (len(task), len(current)) == (13, 19)
+    assert np.allclose(current.samples.um_per_px, task.samples.um_per_px)
+
+
+def test_the_old_name_of_the_barcodes_is_read(tiny_cohort):
+    with h5py.File(tiny_cohort / "patches" / "P1A.h5", "a") as file:
+        file.move("barcode", "barcodes")
+    assert len(open_cohort(tiny_cohort)) == 96
+
+
+def test_a_task_without_patches_opens_without_tiles(shared):
+    with pytest.warns(UserWarning):
+        cohort = open_cohort(shared / "fixtures/scores/task")
+    assert not cohort.has_tiles and len(cohort) == 800 and len(cohort.splits) == 3 and len(cohort.genes) == 12
+    assert sparse.issparse(cohort.adata().X)

@@ -1,0 +1,60 @@
+import json
+from pathlib import Path
+
+import anndata as ad
+import cv2
+import h5py
+import numpy as np
+import pytest
+
+from peka_core.tiles import cut_tile
+
+
+def bilinear(crop, size=224):
+    """Half-pixel-centred bilinear resize in plain numpy, the independent oracle of the resampling."""
+    n = len(crop)
+    at = np.clip((np.arange(size) + 0.5) * n / size - 0.5, 0, n - 1)
+    low = np.minimum(at.astype(int), n - 2)
+    part = at - low
+    rows = crop[low] * (1 - part)[:, None, None] + crop[low + 1] * part[:, None, None]
+    return rows[:, low] * (1 - part)[None, :, None] + rows[:, low + 1] * part[None, :, None]
+
+
+@pytest.fixture(scope="module")
+def image():
+    return np.random.default_rng(0).integers(0, 256, (400, 500, 3), dtype=np.uint8)
+
+
+def test_at_half_a_micrometre_a_tile_is_the_pixels(image):
+    tile, corner = cut_tile(image, (250.9, 200.2), 0.5)
+    assert corner == (138, 88) and np.array_equal(tile, image[88:312, 138:362])
+
+
+def test_resampling_equals_plain_bilinear(image):
+    tile, corner = cut_tile(image, (250.0, 200.0), 0.6877)  # s = 162.86: side 163, offset 81
+    assert corner == (169, 119)
+    expected = bilinear(image[119:282, 169:332].astype(float))
+    assert np.abs(tile - expected).max() <= 1.0
+
+
+def test_corners_are_truncated_towards_zero_and_padding_is_black(image):
+    tile, corner = cut_tile(image, (111.5, 398.0), 0.5)
+    assert corner == (0, 286)  # -0.5 becomes 0, not -1
+    assert np.array_equal(tile[:114], image[286:400, :224]) and not tile[114:].any()
+    tile, corner = cut_tile(image, (20.5, -30.0), 0.5)
+    assert corner == (-91, -142)  # -91.5 becomes -91, not -92
+    assert np.array_equal(tile[142:, 91:], image[:82, :133]) and not tile[:142].any() and not tile[:, :91].any()
+    assert not cut_tile(image, (5000.0, 5000.0), 0.5)[0].any()
+
+
+@pytest.mark.parametrize("sample", ["FIX1", "FIX2", "FIX3"])
+def test_tiles_equal_hests_own_byte_for_byte(shared: Path, sample):
+    folder = shared / "fixtures/hest/hest1k"
+    slide = cv2.imread(str(folder / f"wsis/{sample}.tif"), cv2.IMREAD_COLOR)[..., ::-1]
+    um_per_px = json.loads((folder / f"metadata/{sample}.json").read_text())["pixel_size_um_estimated"]
+    spots = ad.read_h5ad(folder / f"st/{sample}.h5ad")
+    centres = dict(zip(spots.obs_names, spots.obsm["spatial"]))
+    with h5py.File(folder / f"patches/{sample}.h5") as file:
+        for name, image, coords in zip(file["barcode"][:, 0], file["img"][:], file["coords"][:]):
+            tile, corner = cut_tile(slide, centres[name.decode()], um_per_px)
+            assert np.array_equal(tile, image) and corner == tuple(coords)
