@@ -1,0 +1,191 @@
+"""data_manifest.yaml: what can be downloaded, pinned; fetch it, or find it in a mirror, and verify it.
+
+A mirror is a directory with the manifest's relative paths, named by the environment variable PEKA_MIRROR; its
+files are used in place. Otherwise files are downloaded once into PEKA_CACHE, or the user's cache folder.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pooch
+import requests
+import yaml
+
+from .files import PekaError, sha256, write_whole
+
+NAME = "data_manifest.yaml"
+
+
+def load_manifest(path: str | Path | None = None) -> dict:
+    """The manifest as a mapping with `sources` and `encoders`.
+
+    Args:
+        path: a manifest file; by default the checkout's, around this package or upwards from the working directory.
+
+    Raises:
+        PekaError: no such file.
+    """
+    here = Path.cwd()
+    around = [Path(__file__).parents[1], here, *here.parents]
+    found = [Path(path)] if path else [folder / NAME for folder in around]
+    for file in found:
+        if file.is_file():
+            return yaml.safe_load(file.read_text(encoding="utf-8"))
+    raise PekaError(f"{found[0]}: missing; expected the list of pinned downloads. Start in a checkout of the repository.")
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: PEKA_CACHE, or the user's cache folder."""
+    return Path(os.environ.get("PEKA_CACHE") or pooch.os_cache("peka"))
+
+
+def git_blob_sha1(path: str | Path) -> str:
+    """The SHA-1 that git gives a file's contents: over `blob <size>\\0` and the bytes."""
+    total = hashlib.sha1(b"blob %d\0" % Path(path).stat().st_size)
+    with open(path, "rb") as handle:
+        while block := handle.read(1 << 20):
+            total.update(block)
+    return total.hexdigest()
+
+
+def fetch(
+    source: str, files: list[str], folder: str | Path | None = None, dry_run: bool = False, manifest: dict | None = None
+) -> list[Path]:
+    """Have files of a source on this machine, verified; finished ones are not downloaded again.
+
+    Args:
+        source: name in the manifest's `sources`.
+        files: paths in the manifest, `her2st/data/ST-cnts/C3.tsv.gz`.
+        folder: where downloads go, instead of the cache folder. Not used with a mirror.
+        dry_run: print what would come from where, and touch nothing.
+        manifest: the manifest; the checkout's where None.
+
+    Returns:
+        the files' paths, in the order of `files`.
+
+    Raises:
+        PekaError: unknown names, files absent from the mirror, a failed download, or a wrong digest.
+    """
+    entry = _entry(manifest or load_manifest(), source, files)
+    mirror = os.environ.get("PEKA_MIRROR")
+    home = Path(mirror) if mirror else Path(folder) if folder else cache_folder()
+    paths = [home / file for file in files]
+    if dry_run:
+        print(_table(entry, files, paths, bool(mirror)))
+        return paths
+    if mirror:
+        _all_there(paths, home)
+    seen = Verified((Path(folder) if folder and not mirror else cache_folder()) / "verified.json")
+    for file, path in zip(files, paths):
+        facts = entry["files"][file]
+        if not path.exists():
+            _download(_url(entry, file), path, facts)
+        elif not seen.knows(path, facts):
+            _verify(path, facts, "Replace it in the mirror." if mirror else "Delete it and fetch again.")
+        seen.add(path, facts)
+    seen.save()
+    return paths
+
+
+def _entry(manifest: dict, source: str, files: list[str]) -> dict:
+    if source not in manifest["sources"]:
+        raise PekaError(f"{NAME}: no source {source!r}; known: {', '.join(manifest['sources'])}.")
+    entry = manifest["sources"][source]
+    unknown = [file for file in files if file not in entry["files"]]
+    if unknown:
+        raise PekaError(f"{NAME}: source {source} has no file {unknown[0]} ({len(unknown)} unknown). Correct the name.")
+    return entry
+
+
+def _url(entry: dict, file: str) -> str:
+    """`url` of the source + the path without its first folder."""
+    return entry["url"] + file.split("/", 1)[1]
+
+
+def _all_there(paths: list[Path], mirror: Path) -> None:
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        names = "\n  ".join(str(path) for path in missing)
+        raise PekaError(
+            f"{len(missing)} of {len(paths)} files are not in the mirror PEKA_MIRROR={mirror}:\n  {names}\n"
+            f"Copy them there, ask for other files, or unset PEKA_MIRROR to download them."
+        )
+
+
+def _download(url: str, path: Path, facts: dict) -> None:
+    """Download under a temporary name, verify, then rename: a broken download leaves nothing behind."""
+
+    def write(temporary: Path) -> None:
+        pooch.HTTPDownloader(progressbar=True)(url, str(temporary), None)
+        _verify(temporary, facts, "Start again; if it stays, the address no longer serves the pinned file.", url)
+
+    try:
+        write_whole(path, write)
+    except requests.RequestException as error:
+        raise PekaError(
+            f"{url}: download failed ({error}); expected {path.name}. Start again (finished files are kept), or put the "
+            f"files into a directory and name it in PEKA_MIRROR."
+        ) from error
+
+
+def _verify(path: Path, facts: dict, next_step: str, name: str | Path = "") -> None:
+    """Compare size and digests of a file with the manifest's."""
+    checks = (
+        ("size", lambda: path.stat().st_size),
+        ("blob", lambda: git_blob_sha1(path)),
+        ("sha256", lambda: sha256(path)),
+    )
+    for what, measure in checks:
+        if what in facts and (got := measure()) != facts[what]:
+            kind = {"blob": "git blob SHA-1"}.get(what, what)
+            raise PekaError(f"{name or path}: {kind} is {got}, expected {facts[what]} ({NAME}). {next_step}")
+
+
+class Verified:
+    """Which files were verified, by path, size, time of change and digest, so that large files are hashed once."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self._known = json.loads(path.read_text())
+        except (OSError, ValueError):
+            self._known = {}
+        self._changed = False
+
+    @staticmethod
+    def _mark(path: Path, facts: dict) -> list:
+        state = path.stat()
+        return [state.st_size, state.st_mtime_ns, facts["blob"], facts.get("sha256", "")]
+
+    def knows(self, path: Path, facts: dict) -> bool:
+        """True where this very file was verified before."""
+        return self._known.get(str(path.resolve())) == self._mark(path, facts)
+
+    def add(self, path: Path, facts: dict) -> None:
+        """Remember a verified file."""
+        if not self.knows(path, facts):
+            self._known[str(path.resolve())] = self._mark(path, facts)
+            self._changed = True
+
+    def save(self) -> None:
+        """Write the list where it can be written; it only saves time."""
+        if self._changed:
+            try:
+                write_whole(self.path, lambda file: file.write_text(json.dumps(self._known, indent=1) + "\n"))
+            except OSError:
+                pass
+
+
+def _table(entry: dict, files: list[str], paths: list[Path], mirror: bool) -> str:
+    """What a fetch would do, one line a file, and the sum of the known sizes."""
+    lines, known = [], 0
+    for file, path in zip(files, paths):
+        size = entry["files"][file].get("size")
+        known += size or 0
+        where = str(path) if path.exists() else f"{path} (MISSING)" if mirror else _url(entry, file)
+        lines.append(f"{file:<48} {f'{size / 1e6:.2f} MB' if size else '?':>10}  {where}")
+    unknown = sum("size" not in entry["files"][file] for file in files)
+    lines.append(f"{len(files)} files, {known / 1e6:.1f} MB" + (f" and {unknown} of unknown size" if unknown else ""))
+    return "\n".join(lines)

@@ -1,0 +1,278 @@
+"""her2st (Andersson et al. 2021): real HER2-positive breast cancer sections as a cohort.
+
+Sections are named patient letter + number, 36 of 8 patients. Spots come from three files: counts (names `XxY`),
+selection (the same x, y, and the measured pixel centre) and the H&E image; they are joined by name. Neighbouring
+sections of a patient are near-copies of one tissue, and the array is a square grid of 200 um.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+
+import anndata as ad
+import cv2
+import numpy as np
+import pandas as pd
+from scipy import sparse, stats
+
+from .. import manifest
+from ..cohort import log_cp10k, open_cohort, write_cohort_tables, write_sample
+from ..files import PekaError, write_whole
+from ..protocols import variable_genes
+from ..tiles import cut_tile
+
+SECTIONS = ("B4", "C2", "C3", "C4", "C5")
+PITCH_UM = 200.0  # between neighbouring spots, in x and in y
+RECIPE = 1  # raise it when the same options would give another cohort
+N_GENES = 50
+
+log = logging.getLogger(__name__)
+
+
+def build(path: str | Path, sections: Iterable[str] | str = SECTIONS, min_umi: int = 100) -> Path:
+    """Write her2st sections as a cohort directory.
+
+    A finished cohort with the same options is left alone, a half-built one is completed section by section.
+    The default sections are split by section within patient C (0 to 3), then B4 -> C and C -> B4; other sets leave
+    one patient out, or one section where there is one patient.
+
+    Args:
+        path: cohort directory.
+        sections: section names, or "all" for the 36.
+        min_umi: spots with fewer counts are dropped, because log-normalised counts of near-empty spots are noise.
+
+    Raises:
+        PekaError: unknown sections, files absent from the mirror or not as pinned, or a directory built otherwise.
+    """
+    path, sections = Path(path), _names(sections)
+    options = {"source": "her2st", "recipe": RECIPE, "sections": sections, "min_umi": int(min_umi)}
+    if _finished(path, options):
+        return path
+    raw = _files(sections)
+    facts = _start(path, options)
+    for section in sections:
+        if section not in facts or not all(file.exists() for file in _written(path, section)):
+            facts[section] = _build_section(path, section, raw[section], int(min_umi))
+            _write_json(path / "building.json", {"options": options, "sections": facts})
+    _write_tables(path, {section: facts[section] for section in sections})
+    _write_json(path / "source.json", {"options": options, "sections": facts, "versions": _versions()})
+    (path / "building.json").unlink(missing_ok=True)
+    return path
+
+
+def fetch(sections: Iterable[str] | str = SECTIONS, dry_run: bool = False) -> list[Path]:
+    """Download and verify (or find in PEKA_MIRROR) counts, spots and images of some sections; with `dry_run` list them."""
+    return manifest.fetch("her2st", [file for s in _names(sections) for file in _paths(s).values()], dry_run=dry_run)
+
+
+# ---- files -------------------------------------------------------------------------------------------------------
+
+
+def _known() -> list[str]:
+    """Names of the sections in the manifest."""
+    files = manifest.load_manifest()["sources"]["her2st"]["files"]
+    return sorted(Path(file).name.split(".")[0] for file in files if "/ST-cnts/" in file)
+
+
+def _names(sections: Iterable[str] | str) -> list[str]:
+    """Sections as a sorted list without repeats; "all" and a single name are understood."""
+    known = _known()
+    if isinstance(sections, str):
+        sections = known if sections == "all" else sections.replace(",", " ").split()
+    sections = sorted(set(sections))
+    if not sections or set(sections) - set(known):
+        raise PekaError(f"her2st: sections {sections} asked for; expected some of {', '.join(known)}, or all.")
+    return sections
+
+
+def _paths(section: str) -> dict[str, str]:
+    """Manifest paths of a section's counts, selection and image."""
+    files = manifest.load_manifest()["sources"]["her2st"]["files"]
+    kinds = {"counts": "/ST-cnts/", "selection": "/ST-spotfiles/", "image": "/ST-imgs/"}
+    names = {"counts": f"/{section}.tsv.gz", "selection": f"/{section}_selection.tsv", "image": f"/{section}/"}
+    return {kind: next(f for f in files if part in f and names[kind] in f) for kind, part in kinds.items()}
+
+
+def _files(sections: list[str]) -> dict[str, dict[str, Path]]:
+    """Verified local paths of every section's three files."""
+    wanted = [(section, kind, file) for section in sections for kind, file in _paths(section).items()]
+    paths = manifest.fetch("her2st", [file for _, _, file in wanted])
+    found: dict[str, dict[str, Path]] = {section: {} for section in sections}
+    for (section, kind, _), path in zip(wanted, paths):
+        found[section][kind] = path
+    return found
+
+
+def _written(path: Path, section: str) -> list[Path]:
+    return [path / "adata" / f"{section}.h5ad", path / "patches" / f"{section}.h5"]
+
+
+def _write_json(path: Path, content: dict) -> None:
+    write_whole(path, lambda file: file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _finished(path: Path, options: dict) -> bool:
+    """True where source.json has these options and every section's two files are there."""
+    files = [file for section in options["sections"] for file in _written(path, section)]
+    return _read_json(path / "source.json").get("options") == options and all(file.exists() for file in files)
+
+
+def _start(path: Path, options: dict) -> dict[str, dict]:
+    """Claim the directory and return what is known of its sections that were built with the same options.
+
+    Sections of other options give way; files of another source do not.
+    """
+    before = _read_json(path / "building.json") or _read_json(path / "source.json")
+    folders = [path / name for name in ("adata", "patches", "splits")]
+    if any(folder.exists() for folder in folders) and before.get("options", {}).get("source") != "her2st":
+        raise PekaError(f"{path}: holds files that her2st did not write; expected an empty directory. Choose another path.")
+    for leftover in path.rglob(".????????-*"):  # temporary files of a killed build
+        leftover.unlink()
+    if before.get("options", options) != options:
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        before = {}
+    facts = before.get("sections", {})
+    _write_json(path / "building.json", {"options": options, "sections": facts})
+    (path / "source.json").unlink(missing_ok=True)
+    return facts
+
+
+# ---- one section -------------------------------------------------------------------------------------------------
+
+
+def _build_section(path: Path, section: str, raw: dict[str, Path], min_umi: int) -> dict:
+    """Write the two files of one section; return how many spots it has, what was dropped, its scale and digest."""
+    counts, spots = read_spots(raw["counts"], raw["selection"])
+    um_per_px = pixel_size(spots)
+    deep = counts.sum(axis=1) >= min_umi
+    facts = {
+        "spots": int(deep.sum()),
+        "without_counts": len(spots) - len(counts),
+        "below_min_umi": int((~deep).sum()),
+        "um_per_px": um_per_px,
+    }
+    adata = _adata(counts[deep], spots)
+    tiles, corners = _cut(raw["image"], adata.obsm["spatial"], um_per_px)
+    facts["tiles_sha256"] = write_sample(path, section, tiles, corners, adata.obs_names, adata, um_per_px)
+    log.info(
+        "her2st %s: %d spots; dropped %d without counts and %d below %d UMI; %.4f um/px",
+        section, facts["spots"], facts["without_counts"], facts["below_min_umi"], min_umi, um_per_px,
+    )  # fmt: skip
+    return facts
+
+
+def read_spots(counts_file: Path, selection_file: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Counts (n, G) of the spots that have counts and a place, and the selection of all spots, both by name `XxY`.
+
+    Raises:
+        PekaError: the two files share no spot.
+    """
+    counts = pd.read_csv(counts_file, sep="\t", index_col=0)
+    spots = pd.read_csv(selection_file, sep="\t")
+    spots.index = spots.x.astype(str) + "x" + spots.y.astype(str)
+    both = counts.index[counts.index.isin(spots.index)]
+    if not len(both):
+        raise PekaError(f"{selection_file}: no spot in common with {counts_file.name}; expected the same section. Fetch again.")
+    return counts.loc[both], spots
+
+
+def pixel_size(spots: pd.DataFrame) -> float:
+    """Micrometres per pixel, the mean of x and y, from measured array and pixel positions.
+
+    The pitch in px is the Theil-Sen slope of pixel against array position, so that a few misplaced spots or rounded
+    pixels (section A6) do not move it.
+    """
+    pitch = [stats.theilslopes(spots[f"pixel_{axis}"], spots[f"new_{axis}"]).slope for axis in "xy"]  # px per 200 um
+    return float(np.mean([PITCH_UM / p for p in pitch]))
+
+
+def _adata(counts: pd.DataFrame, spots: pd.DataFrame) -> ad.AnnData:
+    """Raw counts with the measured spot centres in slide pixels."""
+    adata = ad.AnnData(
+        sparse.csr_matrix(counts.to_numpy(), dtype=np.float32),
+        obs=pd.DataFrame(index=counts.index.astype(str)),
+        var=pd.DataFrame(index=counts.columns.astype(str)),
+    )
+    adata.obsm["spatial"] = spots.loc[counts.index, ["pixel_x", "pixel_y"]].to_numpy(dtype=np.float64)  # (n, 2)
+    return adata
+
+
+def _cut(image_file: Path, centres: np.ndarray, um_per_px: float) -> tuple[np.ndarray, np.ndarray]:
+    """Tiles (n, 224, 224, 3) around `centres` (n, 2) and their top-left corners (n, 2)."""
+    image = read_image(image_file)
+    tiles, corners = zip(*(cut_tile(image, centre, um_per_px) for centre in centres))
+    return np.stack(tiles), np.array(corners)
+
+
+def read_image(path: Path) -> np.ndarray:
+    """An image file as uint8 (H, W, 3) RGB, its pixels as stored: an EXIF orientation does not turn it.
+
+    Raises:
+        PekaError: not an image.
+    """
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None:
+        raise PekaError(f"{path}: cannot be read; expected a JPEG image. Delete it and fetch it again.")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+
+
+# ---- tables ------------------------------------------------------------------------------------------------------
+
+
+def _write_tables(path: Path, facts: dict[str, dict]) -> None:
+    """Write the tables; first without genes, because these are chosen on the opened cohort."""
+    source = manifest.load_manifest()["sources"]["her2st"]
+    rows = [
+        {
+            "sample_id": section,
+            "patient": section[0],
+            "organ": "Breast",
+            "disease": "Cancer",
+            "technology": "Spatial Transcriptomics",
+            "um_per_px": made["um_per_px"],
+            "license": source["license"],
+            "source": source["url"],
+            "evidence": "patient: first letter of the section's name",
+            "tiles_sha256": made["tiles_sha256"],
+        }
+        for section, made in facts.items()
+    ]
+    table, splits = pd.DataFrame(rows), make_splits(list(facts))
+    write_cohort_tables(path, table, splits, [])
+    write_cohort_tables(path, table, splits, _top_genes(path))
+
+
+def make_splits(sections: list[str]) -> list[tuple[list[str], list[str]]]:
+    """(training, test) sections of each held-out split; see `build`."""
+    if set(sections) == set(SECTIONS):
+        c = [s for s in sections if s[0] == "C"]
+        return [*_leave_one_out({s: [s] for s in c}), (["B4"], c), (c, ["B4"])]
+    patients = {p: [s for s in sections if s[0] == p] for p in sorted({s[0] for s in sections})}
+    return _leave_one_out(patients if len(patients) > 1 else {s: [s] for s in sections})
+
+
+def _leave_one_out(parts: dict[str, list[str]]) -> list[tuple[list[str], list[str]]]:
+    if len(parts) < 2:
+        return []
+    return [([s for other in parts if other != name for s in parts[other]], parts[name]) for name in parts]
+
+
+def _top_genes(path: Path) -> list[str]:
+    """50 highly variable genes over all spots, among the genes that every section measured (an inner join)."""
+    adata = open_cohort(path).adata(join="inner")
+    return variable_genes(log_cp10k(adata), adata, np.ones(adata.n_obs, bool), N_GENES)
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("peka-core", "anndata", "scanpy")} | {"opencv": cv2.__version__}
