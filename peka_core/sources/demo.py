@@ -1,0 +1,283 @@
+"""The demo cohort: sections drawn by drawing.py, counts by law.py, written as any other source writes them.
+
+One section is written a second time as sample X01 with a patient name of its own, as happened in public collections:
+whoever does not notice tests on training spots. samples.csv says so (duplicate_of), and the splits keep both together.
+"""
+
+import json
+import os
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from hashlib import sha256
+from multiprocessing import get_context
+from pathlib import Path
+
+import anndata as ad
+import cv2
+import numpy as np
+import pandas as pd
+from scipy import sparse
+from tqdm.auto import tqdm
+
+from ..cohort_writing import write_cohort_tables, write_sample
+from ..files import PekaError, write_whole
+from . import drawing, law, painting
+
+UM_PER_PX = 0.5  # of the slide that spatial coordinates refer to; drawn pixels are 1 µm
+COPY = "X01"  # sample and patient name of the copied section
+TYPE_WEIGHTS = (1, 1, 1, 0.8, 1, 6)  # one fat cell fills the room of six others
+
+
+def build(
+    path, seed=11, patients=20, sections=2, spots=60, hidden=1.0, folds=4, tiles=True, tiles_from=None, workers=2
+):
+    """Draws a cohort into a directory: patients x sections x spots, and one copied section.
+
+    A finished cohort of the same options is left alone; an interrupted one continues with the missing sections.
+
+    Args:
+        path: cohort directory.
+        seed: names the whole world, images and law. Pre-training and probes of `mini` use 90001 and 90002.
+        hidden: share of the cue genes' loading that stays on what `mini` half ignores; 0.0 switches it off.
+        folds: held-out splits; patient i is tested in fold i mod folds.
+        tiles: False writes counts and tables only.
+        tiles_from: a finished demo cohort with the same seed and sizes whose tiles are linked instead of drawn.
+        workers: processes; 1 draws in this one.
+
+    Returns:
+        the path.
+
+    Raises:
+        PekaError: the directory holds something else, or `tiles_from` shows other tissue.
+    """
+    path = Path(path)
+    world = {
+        "source": "demo",
+        "drawing": drawing.VERSION,
+        "law": law.VERSION,
+        "options": {
+            "seed": seed,
+            "patients": patients,
+            "sections": sections,
+            "spots": spots,
+            "hidden": float(hidden),
+            "folds": folds,
+        },
+    }
+    jobs = {f"P{p:02d}{chr(64 + s)}": (seed, p, s, spots) for p in range(1, patients + 1) for s in range(1, sections + 1)}
+    if _is_finished(path, world, jobs, tiles):
+        return path
+    _claim(path, world)
+    if tiles and tiles_from is not None:
+        _link_tiles(Path(tiles_from), path, world, [*jobs, COPY])
+    genes = law.draw_law(seed, hidden)
+    with _pool(workers, len(jobs)) as run:
+        raw = dict(zip(jobs, run(measure_section, jobs.values(), "measuring")))
+        stacked = np.concatenate(list(raw.values()))  # (spots, 8)
+        mean, sd = stacked.mean(0), stacked.std(0) + 1e-9
+        missing = [name for name in jobs if not _is_written(path, name, tiles)]
+        todo = [(path, name, genes, jobs[name], (raw[name] - mean) / sd, tiles) for name in missing]
+        list(run(write_section, todo, "drawing"))
+    original = copied_sample(patients)
+    _copy_section(path, original, tiles)
+    _write_law(path, genes, jobs, mean, sd, original)
+    _write_tables(path, world, jobs, original)
+    write_whole(path / "source.json", lambda file: file.write_text(json.dumps(world, indent=1) + "\n"))
+    (path / "unfinished.json").unlink(missing_ok=True)
+    return path
+
+
+def copied_sample(patients):
+    """The sample that COPY repeats."""
+    return f"P{min(3, patients):02d}A"
+
+
+# ---------------------------------------------------------------- one section (runs in worker processes)
+
+
+def measure_section(job):
+    """What the tiles of one section will show, (n, 8), without painting them. job: seed, patient, section, spots."""
+    cv2.setNumThreads(1)  # the parallel work is done by processes
+    return law.measure(drawing.plan_section(*job))
+
+
+def write_section(task):
+    """Paints one section and writes its two files. task: path, name, law, job, z (n, 8), whether with tiles."""
+    path, name, genes, job, z, tiles = task
+    section = drawing.plan_section(*job)
+    centres = section.centres / UM_PER_PX
+    draw = tiles and not (path / "patches" / f"{name}.h5").exists()
+    images = painting.tiles(section) if draw else None
+    adata = ad.AnnData(
+        sparse.csr_matrix(law.draw_counts(genes, z, *job[:3]), dtype=np.float32),
+        obs=pd.DataFrame({"tissue_type": tissue_type(section)}, index=section.barcodes),
+        var=pd.DataFrame({"group": genes.group.astype(object)}, index=genes.genes.astype(object)),
+        obsm={"spatial": centres, "z": z.astype(np.float32)},
+    )
+    corners = centres.astype(int) - drawing.TILE  # a tile is 2 x TILE px wide
+    write_sample(path, name, images, corners, section.barcodes, adata, UM_PER_PX)
+
+
+def tissue_type(section):
+    """The type that fills most of each tile, (n,) str."""
+    counts, _ = drawing.describe_tiles(section)
+    return np.array(drawing.TYPES, object)[(counts * TYPE_WEIGHTS).argmax(1)]
+
+
+@contextmanager
+def _pool(workers, jobs):
+    """Yields run(function, tasks, title): ordered results, from `workers` processes or from this one."""
+
+    def progress(results, tasks, title):
+        return tqdm(results, total=len(tasks), desc=title, unit="section", disable=not tasks)
+
+    if workers <= 1 or jobs < 3:
+        yield lambda function, tasks, title: progress(map(function, tasks), tasks, title)
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        yield lambda function, tasks, title: progress(pool.map(function, tasks), tasks, title)
+
+
+# ---------------------------------------------------------------- the directory
+
+
+def _is_written(path, name, tiles):
+    """h5ad last, so its presence means a whole section."""
+    return (path / "adata" / f"{name}.h5ad").exists() and (not tiles or (path / "patches" / f"{name}.h5").exists())
+
+
+def _is_finished(path, world, jobs, tiles):
+    file = path / "source.json"
+    return file.exists() and json.loads(file.read_text()) == world and all(
+        _is_written(path, name, tiles) for name in [*jobs, COPY]
+    )  # fmt: skip
+
+
+def _claim(path, world):
+    """Marks the directory as this cohort before the first section, so that no two cohorts mix in one place."""
+    for name in ("source.json", "unfinished.json"):
+        if (path / name).exists() and (found := json.loads((path / name).read_text())) != world:
+            raise PekaError(
+                f"{path / name}: holds another cohort, {found}; expected {world}. "
+                "Build into another directory, or delete this one."
+            )
+    if (path / "adata").exists() and not any((path / n).exists() for n in ("source.json", "unfinished.json")):
+        raise PekaError(f"{path}: holds a cohort that demo.build did not make. Build into another directory.")
+    write_whole(path / "unfinished.json", lambda file: file.write_text(json.dumps(world, indent=1) + "\n"))
+
+
+def _link(source, target):
+    """Hard link where the file system allows it, else a copy; whole or not at all."""
+
+    def make(temporary):
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+
+    if not target.exists():
+        write_whole(target, make)
+
+
+def _link_tiles(source, path, world, names):
+    """Takes the tiles of another world with the same tissue."""
+    file = source / "source.json"
+    if not file.exists():
+        raise PekaError(f"{file}: missing; expected a finished demo cohort to take tiles from. Build it first.")
+    other = json.loads(file.read_text())
+    for key in ("seed", "patients", "sections", "spots"):
+        if other["options"].get(key) != world["options"][key] or other["drawing"] != world["drawing"]:
+            raise PekaError(f"{file}: shows other tissue ({key}, drawing version); expected {world}. Draw tiles anew.")
+    for name in names:
+        _link(source / "patches" / f"{name}.h5", path / "patches" / f"{name}.h5")
+
+
+def _copy_section(path, original, tiles):
+    for folder, suffix in (("patches", "h5"), ("adata", "h5ad")) if tiles else (("adata", "h5ad"),):
+        _link(path / folder / f"{original}.{suffix}", path / folder / f"{COPY}.{suffix}")
+
+
+def _write_law(path, genes, jobs, mean, sd, original):
+    """Everything the oracle needs beside obsm["z"]."""
+    effects = {name: law.section_effect(*job[:3], len(genes.genes)) for name, job in jobs.items()}
+    effects[COPY] = effects[original]
+    write_whole(
+        path / "law.npz",
+        lambda file: np.savez_compressed(
+            file, genes=genes.genes, group=genes.group, baseline=genes.baseline, loading=genes.loading, z_mean=mean,
+            z_sd=sd, factors=np.array(law.FACTORS), samples=np.array(list(effects)), effect=np.stack(list(effects.values())),
+        ),
+    )  # fmt: skip
+
+
+def _tissue_digest(world, job):
+    """Identity of a section's tiles: of what determines them, not of their pixels.
+
+    Floating point differs in the last digit between processors, which may move a pixel by one grey level; a cohort
+    redrawn elsewhere is still the same cohort.
+    """
+    return sha256(f"{world['drawing']}:{job}".encode()).hexdigest()
+
+
+def _write_tables(path, world, jobs, original):
+    rows = [
+        {"sample_id": name, "patient": name[:-1], "duplicate_of": "", "evidence": "", "tiles_sha256": _tissue_digest(world, job)}
+        for name, job in jobs.items()
+    ]
+    copied = next(row for row in rows if row["sample_id"] == original)
+    same = {"patient": COPY, "duplicate_of": original, "evidence": "byte-identical tiles and counts"}
+    rows.append(copied | {"sample_id": COPY} | same)
+    samples = pd.DataFrame(rows).set_index("sample_id")
+    samples = samples.assign(
+        organ="drawn", disease="drawn carcinoma", technology="drawn", um_per_px=UM_PER_PX, license="MIT",
+        source=f"peka_core.sources.demo, {world['drawing']}, {world['law']}, seed {world['options']['seed']}",
+    )  # fmt: skip
+    folds = world["options"]["folds"]
+    owner = {name: jobs.get(name, jobs[original])[1] for name in samples.index}
+    splits = []
+    for fold in range(folds):
+        test = [name for name in samples.index if owner[name] % folds == fold]
+        splits.append(([name for name in samples.index if name not in test], test))
+    write_cohort_tables(path, samples, splits, variable_genes(path, samples.index))
+
+
+def variable_genes(path, names, n_top=50):
+    """The most variable genes of log1p CP10K over all spots, each section ranked by itself (scanpy, flavor seurat)."""
+    import scanpy as sc  # slow to import, and worker processes do without
+
+    adata = ad.concat({name: ad.read_h5ad(path / "adata" / f"{name}.h5ad") for name in names}, label="sample", index_unique="-")
+    sc.pp.normalize_total(adata, target_sum=1e4)
+    sc.pp.log1p(adata)
+    table = sc.pp.highly_variable_genes(adata, n_top_genes=n_top, flavor="seurat", batch_key="sample", inplace=False)
+    return sorted(table.index[table["highly_variable"]]) if "highly_variable" in table else []
+
+
+# ---------------------------------------------------------------- the best prediction there is
+
+
+def oracle(path, redraw="patients", redraws=64, seed=0, positive_only=False):
+    """The mean target given the drawn tile: no prediction from the image can be better on average.
+
+    Args:
+        path: a demo cohort; tiles are not needed.
+        redraw: "patients": effects of patient and section are new in each redraw, as for a held-out patient;
+            "nothing": they are known, as where spots of the same section are trained on. Counts and depth are always
+            redrawn.
+        redraws: how many; their noise adds variance of one spot's target / redraws.
+        positive_only: mean given a non-zero count, for protocols that drop zeros.
+
+    Returns:
+        float32 (n, G) in the order of the cohort's spots and of its adata().var_names.
+    """
+    from ..cohort import open_cohort
+
+    if redraw not in ("patients", "nothing"):
+        raise ValueError(f'redraw is "patients" or "nothing", not {redraw!r}')
+    stored = np.load(Path(path) / "law.npz")
+    adata = open_cohort(path).adata()
+    genes = pd.Index(stored["genes"]).get_indexer(adata.var_names)
+    known = pd.DataFrame(stored["effect"], index=stored["samples"])
+    effect = known.loc[adata.obs["sample"]].to_numpy() if redraw == "nothing" else None  # (n, G)
+    the_law = law.Law(stored["genes"], stored["group"], stored["baseline"], stored["loading"])
+    return law.expected_target(the_law, adata.obsm["z"], effect, redraws, seed, positive_only)[:, genes]
