@@ -1,0 +1,55 @@
+"""Shuffled, turned batches of tiles for the alignment loop."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def batches(
+    tiles, rows: np.ndarray, batch_size: int, flips: bool, generator: torch.Generator, ahead: bool = False
+) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """One epoch of shuffled (row numbers, tiles uint8).
+
+    Args:
+        tiles: uint8 (n, h, w, 3), an array or a reader that takes an array of row numbers.
+        rows: row numbers of the spots of this epoch, (m,).
+        flips: show each tile in a random one of its eight orientations.
+        generator: draws order and orientations.
+        ahead: read a batch in a thread while the one before it is trained on: for a GPU. On a CPU that
+            trains with all its cores a third thread only gets in the way.
+    """
+    order = rows[torch.randperm(len(rows), generator=generator).numpy()]
+    turns = torch.randint(8 if flips else 1, (len(rows),), generator=generator).numpy()
+    chunks = [slice(start, start + batch_size) for start in range(0, len(rows), batch_size)]
+    if not ahead:
+        yield from ((order[some], _read(tiles, order[some], turns[some])) for some in chunks)
+        return
+    with ThreadPoolExecutor(1) as reader:
+        waiting = reader.submit(_read, tiles, order[chunks[0]], turns[chunks[0]])
+        for here, following in zip(chunks, [*chunks[1:], None], strict=True):
+            batch = waiting.result()
+            if following:
+                waiting = reader.submit(_read, tiles, order[following], turns[following])
+            yield order[here], batch
+
+
+def _read(tiles, rows: np.ndarray, turns: np.ndarray) -> Tensor:
+    """Tiles uint8 (b, h, w, 3) of these rows, each in its orientation; in page-locked memory for a GPU."""
+    batch = np.stack([orient(tile, turn) for tile, turn in zip(tiles[rows], turns, strict=True)])
+    batch = torch.from_numpy(batch)
+    return batch.pin_memory() if torch.cuda.is_available() else batch
+
+
+def orient(tile: np.ndarray, turn: int) -> np.ndarray:
+    """One of the eight orientations of a square tile (h, h, 3).
+
+    Transposed for `turn` >= 4, then turned upside down and left to right by the lower two bits. On uint8,
+    before any arithmetic, this costs little.
+    """
+    tile = cv2.transpose(tile) if turn & 4 else tile
+    flip = {1: 1, 2: 0, 3: -1}.get(int(turn) & 3)
+    return tile if flip is None else cv2.flip(tile, flip)

@@ -1,0 +1,242 @@
+"""Encoders: a pathology foundation model F together with its transform, pooling and precision.
+
+`mini` and `random` (the same network, untrained) come with the package; any other name is a timm model,
+with timm's own weights and data settings, or with weights from a local file.
+"""
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from .files import PekaError, sha256
+
+MINI_WEIGHTS = Path(__file__).parent / "weights" / "mini.safetensors"
+
+
+@dataclass
+class Encoder:
+    """A frozen model that turns tiles into features, and all that its numbers depend on.
+
+    Attributes:
+        name: `mini`, `random` or a timm name.
+        model: the network, in evaluation mode, every parameter frozen; (n, 3, size, size) -> (n, dim).
+        mean, std: normalisation per channel, for values in 0..1.
+        dim: length d of a feature vector.
+        size: side of the input in pixels.
+        resize: shorter side before the centre crop to `size`; equal to `size` where nothing is cropped.
+        interpolation: `bilinear` or `bicubic`, with antialiasing.
+        pool: how tokens become one vector (`token`, `avg`).
+        precision: `float32` or `bfloat16` (autocast) in `embed`.
+        revision, digest: which weights; sha256 of their file, or of the parameters where there is no file.
+        device: where the model is.
+    """
+
+    name: str
+    model: nn.Module
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    dim: int
+    size: int = 224
+    resize: int = 224
+    interpolation: str = "bilinear"
+    pool: str = "avg"
+    precision: str = "float32"
+    revision: str = ""
+    digest: str = ""
+    device: str = "cpu"
+
+    def transform(self, tiles: np.ndarray | Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Tiles uint8 (n, h, w, 3) -> x (n, 3, size, size), normalised, on the encoder's device.
+
+        Args:
+            dtype: of x. Under bfloat16 autocast bfloat16 loses nothing, since the first layer rounds x to it anyway.
+
+        Raises:
+            PekaError: tiles of another type or shape.
+        """
+        tiles = torch.as_tensor(tiles)
+        if tiles.dtype != torch.uint8 or tiles.ndim != 4 or tiles.shape[-1] != 3:
+            raise PekaError(f"tiles must be uint8 (n, height, width, 3), not {tiles.dtype} {tuple(tiles.shape)}")
+        pixels = self._resize(tiles.to(self.device, non_blocking=True))  # (n, size, size, 3), 0..255
+        rows = pixels.flatten(2)  # (n, size, size * 3): long rows, the colours side by side
+        mean, std = (torch.tensor(v, device=self.device).repeat(self.size) for v in (self.mean, self.std))
+        scale, shift = 1 / (255 * std), -mean / std  # (size * 3,)
+        x = torch.empty(rows.shape, dtype=dtype, device=self.device)
+        for some in _pieces(len(x), 4 if x.device.type == "cpu" else len(x)):  # a few tiles fit the CPU's cache
+            x[some] = torch.addcmul(shift, rows[some].float(), scale)
+        return x.unflatten(2, (-1, 3)).permute(0, 3, 1, 2)  # (n, 3, size, size), channels last in memory
+
+    def _resize(self, pixels: Tensor) -> Tensor:
+        """Shorter side to `resize`, then the centre `size` x `size`: (n, h, w, 3) -> (n, size, size, 3), 0..255."""
+        height, width = pixels.shape[1:3]
+        if height == width == self.size == self.resize:
+            return pixels
+        scale = self.resize / min(height, width)
+        sides = [int(height * scale + 1e-9), int(width * scale + 1e-9)]
+        x = F.interpolate(pixels.permute(0, 3, 1, 2).float(), sides, mode=self.interpolation, antialias=True)
+        top, left = (round((side - self.size) / 2) for side in sides)
+        x = x[:, :, top : top + self.size, left : left + self.size].clamp(0, 255)  # bicubic overshoots
+        return x.permute(0, 2, 3, 1).contiguous()
+
+    def encode(self, x: Tensor) -> Tensor:
+        """x float (n, 3, size, size), normalised -> features (n, d), in the precision around the call.
+
+        Raises:
+            PekaError: x of another shape.
+        """
+        if tuple(x.shape[1:]) != (3, self.size, self.size):
+            wanted = f"(n, 3, {self.size}, {self.size})"
+            raise PekaError(f"{self.name} expects x {wanted}, not {tuple(x.shape)}: see its transform")
+        return self.model(x)
+
+    def embed(self, tiles, batch_size: int = 256, progress: bool = False) -> np.ndarray:
+        """Tiles uint8 (n, h, w, 3) -> features float32 (n, d): transform, then encode, batch by batch."""
+        return in_batches(self, tiles, lambda x: (self.encode(x),), batch_size, progress)[0]
+
+
+def in_batches(
+    encoder: Encoder, tiles, forward: Callable[[Tensor], tuple[Tensor, ...]], batch_size: int, progress: bool
+) -> list[np.ndarray]:
+    """Each output of `forward(x)` for all tiles, float32, in the encoder's precision and without gradients."""
+    if len(tiles) == 0:
+        raise PekaError("there are no tiles to embed")
+    on_cpu = torch.device(encoder.device).type == "cpu"
+    pieces = _pieces(len(tiles), min(batch_size, 32) if on_cpu else batch_size)  # small batches stay in a CPU's cache
+    parts = []
+    for some in tqdm(pieces, desc=f"embed with {encoder.name}", unit="batch", disable=not progress):
+        x = encoder.transform(tiles[some])
+        with torch.no_grad(), autocast(encoder.device, encoder.precision):
+            parts.append([output.float().cpu().numpy() for output in forward(x)])
+    return [np.concatenate(part) for part in zip(*parts, strict=True)]
+
+
+def _pieces(n: int, size: int) -> list[slice]:
+    """Slices of at most `size` that cover 0..n."""
+    return [slice(start, min(start + size, n)) for start in range(0, n, max(1, size))]
+
+
+def load_encoder(
+    name: str, weights: str | Path | None = None, device: str | torch.device | None = None, seed: int = 0
+) -> Encoder:
+    """Load an encoder, frozen, on `device` (the best one where it is not given).
+
+    Args:
+        name: `mini`, `random` (untrained, drawn from `seed`), or any timm model name.
+        weights: a local .safetensors, .bin or .pth file instead of the model's own weights.
+        seed: draws the weights of `random`.
+
+    Raises:
+        PekaError: unknown name, weights that cannot be had, or a file that does not fit the model.
+    """
+    device = str(device or best_device())
+    encoder = _bundled(name, seed, weights) if name in ("mini", "random") else _from_timm(name, weights)
+    encoder.model.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
+    encoder.device = device
+    if device.startswith("cuda") and isinstance(encoder.model, timm.models.VisionTransformer) and has_bfloat16(device):
+        encoder.precision = "bfloat16"
+    return encoder
+
+
+def _bundled(name: str, seed: int, weights: str | Path | None) -> Encoder:
+    """`mini` with the weights of the package or of a file, or `random`: its network as drawn from `seed`."""
+    from .mini import MINI_MEAN, MINI_STD, build_mini
+
+    model = build_mini(seed)
+    if name == "mini":
+        path = Path(weights or MINI_WEIGHTS)
+        _load_weights(model, path, name)
+        facts = {"digest": sha256(path)}
+    else:
+        facts = {"digest": _state_digest(model), "revision": f"seed {seed}"}
+    return Encoder(name, model, tuple(MINI_MEAN), tuple(MINI_STD), model.num_features, **facts)
+
+
+def _from_timm(name: str, weights: str | Path | None) -> Encoder:
+    """A timm model with the data settings that timm keeps beside its weights."""
+    try:
+        model = timm.create_model(name, pretrained=weights is None, num_classes=0)
+    except Exception as error:  # timm and the hub raise many kinds: no such name, no network, no access, no weights
+        raise PekaError(
+            f"encoder {name!r} could not be made by timm ({type(error).__name__}: {str(error).splitlines()[0][:200]}). "
+            "Names: mini, random, or one of timm.list_models(pretrained=True). Without a network give the weights "
+            f"as a file: --weights {name}=PATH. For a gated model accept the terms on its page and set HF_TOKEN."
+        ) from error
+    cfg = timm.data.resolve_model_data_config(model)
+    if weights is not None:
+        _load_weights(model, Path(weights), name)
+    size = cfg["input_size"][-1]
+    return Encoder(
+        name=name,
+        model=model,
+        mean=tuple(cfg["mean"]),
+        std=tuple(cfg["std"]),
+        dim=model.num_features,
+        size=size,
+        resize=math.floor(size / cfg["crop_pct"]),
+        interpolation="bicubic" if cfg["interpolation"] == "bicubic" else "bilinear",
+        pool=str(getattr(model, "global_pool", "avg")),
+        revision="" if weights else str(model.pretrained_cfg.get("hf_hub_id") or model.pretrained_cfg.get("url") or ""),
+        digest=sha256(weights) if weights else _state_digest(model),
+    )
+
+
+def _load_weights(model: nn.Module, path: Path, name: str) -> None:
+    """Read a local state dict into `model`; every key must fit, a classifier that was cut off aside."""
+    if not path.exists():
+        raise PekaError(f"no weights for encoder {name!r} at {path}: give the file as --weights {name}=PATH")
+    try:
+        safe = path.suffix == ".safetensors"
+        state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        kind = type(error).__name__
+        raise PekaError(f"{path} is not a file of weights that loads safely ({kind}: {error})") from error
+    heads = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else heads
+    state = {key: value for key, value in state.items() if key.rsplit(".", 1)[0] not in heads}
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        wanted = model.state_dict().keys()
+        missing, unknown = sorted(wanted - state.keys()), sorted(state.keys() - wanted)
+        lines = f"missing {len(missing)}: {missing[:3]}; unknown {len(unknown)}: {unknown[:3]}"
+        shapes = "" if missing or unknown else f"; {str(error).splitlines()[1].strip()}"
+        raise PekaError(f"{path} does not fit encoder {name!r}: {lines}{shapes}") from error
+
+
+def _state_digest(model: nn.Module) -> str:
+    """sha256 over names and bytes of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(key.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def best_device() -> str:
+    """`cuda` where torch sees a GPU, otherwise `cpu`."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def has_bfloat16(device: str | torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware (CPU: AVX512_BF16 or AMX)."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, check, bool)() for check in checks)
+
+
+def autocast(device: str | torch.device, precision: str = "bfloat16") -> contextlib.AbstractContextManager:
+    """bfloat16 autocast where it is asked for and the device has it, otherwise a context that does nothing."""
+    if precision == "bfloat16" and has_bfloat16(device):
+        return torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()

@@ -1,0 +1,180 @@
+"""The student S: encoder F + adapter (Eq. 2, 3) + projector, and what is left of it on disk."""
+
+import copy
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .alignment import Recipe
+from .bone import WEIGHTS, inject
+from .encoders import Encoder, in_batches
+from .files import PekaError, write_whole
+from .provenance import versions
+
+METHODS = ("none", *WEIGHTS, "projector_only")
+
+
+class Student(nn.Module):
+    """An encoder with an adapter, and a projector onto the teacher's space.
+
+    The encoder that is passed in is left as it is: the student has its own modules around the *same*
+    frozen tensors, so any number of students and the frozen encoder live side by side for the memory of one.
+
+    Args:
+        encoder: frozen, from `load_encoder`; its transform, pooling, precision and device are the student's.
+        method: `bat` or `bone` (adapter and projector train), `projector_only` (no adapter), or `none`
+            (nothing trains: the frozen encoder under the same interface, without a projector).
+        d_teacher: dimension of the teacher's space.
+        recipe: block, targets, hidden and dropout are read from it.
+        seed: draws the projector's weights; an adapter starts at zero.
+
+    Raises:
+        PekaError: unknown method, or targets that name no Linear layer.
+        ValueError: the block size does not divide a layer's features.
+    """
+
+    def __init__(self, encoder: Encoder, method: str, d_teacher: int, recipe: Recipe | None = None, seed: int = 0):
+        super().__init__()
+        if method not in METHODS:
+            raise PekaError(f"method {method!r} is unknown; there are {', '.join(METHODS)}")
+        recipe = recipe or Recipe()
+        self.method, self.d_teacher, self.recipe = method, d_teacher, recipe
+        self.network = _share(encoder.model)
+        self.encoder = dataclasses.replace(encoder, model=self.network)
+        self.adapted = inject(self.network, recipe.targets, method, recipe.block) if method in WEIGHTS else []
+        self.projector = None
+        if method != "none":
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                self.projector = _projector(encoder.dim, d_teacher, recipe).to(encoder.device)
+        self.eval()
+
+    @property
+    def device(self) -> str:
+        """Where the student lives: its encoder's device."""
+        return self.encoder.device
+
+    def train(self, mode: bool = True) -> "Student":
+        """Training mode for the projector only: BatchNorm and dropout of the frozen encoder stay as in inference."""
+        super().train(mode)
+        self.network.eval()
+        return self
+
+    def project(self, features: Tensor) -> Tensor:
+        """Features (n, d) -> teacher space (n, d_t)."""
+        return self.projector(features)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor] | tuple[Tensor]:
+        """x (n, 3, size, size) -> features (n, d) and, but for `none`, their projection (n, d_t)."""
+        features = self.encoder.encode(x)  # (n, d); without an adapter nothing here asks for a gradient
+        return (features,) if self.projector is None else (features, self.project(features))
+
+    def save(self, folder: str | Path, extra: dict | None = None) -> None:
+        """Write adapter.safetensors, projector.safetensors and card.json; frozen weights are not written.
+
+        Args:
+            extra: further entries of the card that JSON can hold (teacher, split, seed, ...).
+        """
+        folder = Path(folder)
+        trained = {name: p.detach().cpu().contiguous() for name, p in self.named_parameters() if p.requires_grad}
+        for part, prefix in (("adapter", "network."), ("projector", "projector.")):
+            tensors = {name.removeprefix(prefix): t for name, t in trained.items() if name.startswith(prefix)}
+            write_whole(folder / f"{part}.safetensors", lambda path, tensors=tensors: save_file(tensors, path))
+        text = json.dumps({**(extra or {}), **self._card()}, indent=1) + "\n"
+        write_whole(folder / "card.json", lambda path: path.write_text(text))
+
+    def _card(self) -> dict:
+        encoder, recipe = self.encoder, self.recipe
+        return {
+            "encoder": encoder.name, "revision": encoder.revision, "digest": encoder.digest,
+            "precision": encoder.precision, "dim": encoder.dim, "method": self.method, "d_teacher": self.d_teacher,
+            "block": recipe.block, "targets": list(recipe.targets), "hidden": recipe.hidden,
+            "dropout": recipe.dropout, "parameters": count_parameters(self), "versions": versions(),
+        }  # fmt: skip
+
+    @classmethod
+    def load(cls, folder: str | Path, encoder: Encoder) -> "Student":
+        """Put a saved adapter and projector onto the encoder they were trained with.
+
+        Raises:
+            PekaError: no card, another encoder or other weights of it, or tensors that do not fit.
+        """
+        folder = Path(folder)
+        card = _read_card(folder, encoder)
+        options = {name: card[name] for name in ("block", "hidden", "dropout")}
+        recipe = Recipe(**options, targets=tuple(card["targets"]))
+        student = cls(encoder, card["method"], card["d_teacher"], recipe)
+        state = {}
+        for part, prefix in (("adapter", "network."), ("projector", "projector.")):
+            tensors = load_file(folder / f"{part}.safetensors")
+            state |= {prefix + name: tensor for name, tensor in tensors.items()}
+        wanted = {name for name, p in student.named_parameters() if p.requires_grad}
+        if state.keys() != wanted:
+            odd = sorted(state.keys() ^ wanted)[:4]
+            raise PekaError(f"{folder} does not hold the tensors of its card: {odd}; align again")
+        student.load_state_dict(state, strict=False)
+        return student
+
+
+def _share(model: nn.Module) -> nn.Module:
+    """A copy of the modules around the same tensors; safe because they are frozen and nobody writes to them."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, memo={id(tensor): tensor for tensor in tensors}).requires_grad_(False).eval()
+
+
+def _projector(dim: int, d_teacher: int, recipe: Recipe) -> nn.Sequential:
+    """MLP d -> hidden -> d_teacher."""
+    return nn.Sequential(
+        nn.Linear(dim, recipe.hidden), nn.GELU(), nn.Dropout(recipe.dropout), nn.Linear(recipe.hidden, d_teacher)
+    )
+
+
+def _read_card(folder: Path, encoder: Encoder) -> dict:
+    """card.json, if it was written for this encoder."""
+    path = folder / "card.json"
+    if not path.exists():
+        raise PekaError(f"{path} is missing: {folder} holds no finished student; run 03_alignment")
+    card = json.loads(path.read_text())
+    if card["encoder"] != encoder.name:
+        raise PekaError(
+            f"{folder} was trained on encoder {card['encoder']!r}, not on {encoder.name!r}: load {card['encoder']!r}"
+        )
+    if card["digest"] != encoder.digest:
+        raise PekaError(
+            f"{folder} was trained on other weights of {encoder.name!r}: digest {card['digest'][:12]}, "
+            f"the encoder at hand has {encoder.digest[:12]}; use the same weights or align again"
+        )
+    return card
+
+
+def count_parameters(student: Student) -> dict[str, int]:
+    """Trainable values of adapter and projector, and frozen ones of the encoder."""
+    counts = {"adapter": 0, "projector": 0, "encoder": 0}
+    for name, p in student.named_parameters():
+        part = "encoder" if not p.requires_grad else "adapter" if name.startswith("network.") else "projector"
+        counts[part] += p.numel()
+    return counts
+
+
+def embed_tiles(
+    student: Student | Encoder, tiles, batch_size: int = 256, progress: bool = True
+) -> dict[str, np.ndarray]:
+    """Features of all tiles in one pass.
+
+    Args:
+        student: a student, or an encoder for frozen features.
+        tiles: uint8 (n, h, w, 3), an array or a reader that takes slices.
+
+    Returns:
+        `encoder` (n, d) and, for a student with a projector, `projected` (n, d_t); float32.
+    """
+    if isinstance(student, Encoder):
+        return {"encoder": student.embed(tiles, batch_size, progress)}
+    student.eval()
+    outputs = in_batches(student.encoder, tiles, student, batch_size, progress)
+    return dict(zip(("encoder", "projected"), outputs, strict=False))

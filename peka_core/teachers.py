@@ -1,0 +1,120 @@
+"""Teachers: counts -> X_teacher (n, d_t), and pseudo-labels in that space. All fitted on training spots only."""
+
+import warnings
+
+import anndata
+import numpy as np
+import pandas as pd
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+
+from .cohort import log_cp10k
+from .files import PekaError
+
+
+class PcaTeacher:
+    """Principal components of log-normalised counts, ln(1 + 1e4 c / total).
+
+    Centred by the fitted spots' mean; all components are divided by the standard deviation of the first and
+    multiplied by `scale`, so their relative sizes stay (not whitened) and the softmax of Eq. 5 at tau = 1
+    is neither flat nor a one-hot.
+
+    Args:
+        n_components: d_t; reduced, with a warning, where the fitted spots or genes are fewer.
+        scale: standard deviation of the first component over the fitted spots.
+        seed: starting vector of the decomposition.
+    """
+
+    def __init__(self, n_components: int = 12, scale: float = 2.0, seed: int = 0):
+        self.name, self.n_components, self.scale, self.seed = "pca", n_components, scale, seed
+
+    def fit(self, adata: anndata.AnnData) -> "PcaTeacher":
+        """Fit on all spots of `adata` (raw counts; pass training spots only)."""
+        x = log_cp10k(adata)  # (n, G)
+        most = min(x.shape[0] - 1, x.shape[1])
+        if most < 1:
+            raise PekaError(f"the pca teacher needs two spots and a gene, got counts {x.shape}")
+        d = min(self.n_components, most)
+        self.note = "" if d == self.n_components else f"{d} components, not {self.n_components}: {x.shape} counts"
+        if self.note:
+            warnings.warn(f"pca teacher: {self.note}", stacklevel=2)
+        solver = "arpack" if d < min(x.shape) else "full"
+        self.pca = PCA(d, svd_solver=solver, random_state=self.seed).fit(x)
+        self.spread = float(np.std(self.pca.transform(x)[:, 0])) or 1.0
+        self.genes = adata.var_names.copy()
+        return self
+
+    def embed(self, adata: anndata.AnnData) -> np.ndarray:
+        """Raw counts of spots, with the genes of the fit -> X_teacher float32 (n, d_t)."""
+        if not hasattr(self, "pca"):
+            raise PekaError("the pca teacher is not fitted: call fit(adata of the training spots) first")
+        if not adata.var_names.equals(self.genes):
+            raise PekaError(
+                f"the pca teacher was fitted on {len(self.genes)} genes; "
+                f"these {adata.n_vars} are others or in another order"
+            )
+        x_teacher = self.pca.transform(log_cp10k(adata)) / self.spread * self.scale  # (n, d_t)
+        return x_teacher.astype(np.float32)
+
+
+TEACHERS = {"pca": PcaTeacher}
+
+
+def load_teacher(name: str, **options) -> PcaTeacher:
+    """A teacher by name, not fitted yet.
+
+    Args:
+        name: `pca`.
+        options: the teacher's own (`pca`: n_components, scale, seed).
+
+    Raises:
+        PekaError: a name or an option that does not exist.
+    """
+    if name not in TEACHERS:
+        raise PekaError(f"teacher {name!r} is unknown; there are: {', '.join(TEACHERS)}")
+    try:
+        return TEACHERS[name](**options)
+    except TypeError as error:
+        raise PekaError(f"teacher {name!r}: {error}") from error
+
+
+def fit_pseudo_labels(x_teacher: np.ndarray, k: int, seed: int = 0) -> KMeans:
+    """k-means in teacher space, fitted on training spots (n, d_t); at most n clusters.
+
+    The paper writes l = KNN(X_seq) and cites clustering (Eq. 6); the authors' code runs k-means.
+    """
+    return KMeans(min(k, len(x_teacher)), n_init=4, random_state=seed).fit(np.asarray(x_teacher, np.float32))
+
+
+def embed_spots(
+    adata: anndata.AnnData, train_mask: np.ndarray, teacher: PcaTeacher, k: int = 16, seed: int = 0
+) -> anndata.AnnData:
+    """Teacher embeddings and pseudo-labels of all spots, everything fitted on the training spots.
+
+    Args:
+        adata: raw counts (n, G).
+        train_mask: bool (n,), the spots that may be looked at.
+        teacher: from `load_teacher`; fitted here.
+        k: number of pseudo-labels.
+        seed: of k-means.
+
+    Returns:
+        obs of `adata` with pseudo_label (int) and teacher_train (bool), obsm["X_teacher"] float32 (n, d_t), and
+        uns["teacher"]: the settings, numbers of spots and genes, explained variance.
+
+    Raises:
+        PekaError: a mask of another length, or without spots.
+    """
+    train = np.asarray(train_mask)
+    if train.dtype != bool or train.shape != (adata.n_obs,) or not train.any():
+        has = f"{train.dtype} {train.shape}, {train.sum()} True"
+        raise PekaError(f"train_mask must be bool ({adata.n_obs},) with a True, not {has}")
+    x_teacher = teacher.fit(adata[train]).embed(adata)  # (n, d_t)
+    clusters = fit_pseudo_labels(x_teacher[train], k, seed)
+    obs = adata.obs.assign(pseudo_label=clusters.predict(x_teacher).astype(np.int64), teacher_train=train)
+    facts = {
+        "name": teacher.name, "n_components": x_teacher.shape[1], "scale": teacher.scale, "seed": teacher.seed,
+        "k": clusters.n_clusters, "label_seed": seed, "n_train": int(train.sum()), "n_genes": adata.n_vars,
+        "explained_variance_ratio": teacher.pca.explained_variance_ratio_, "note": teacher.note,
+    }  # fmt: skip
+    return anndata.AnnData(obs=pd.DataFrame(obs), obsm={"X_teacher": x_teacher}, uns={"teacher": facts})

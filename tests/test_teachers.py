@@ -1,0 +1,99 @@
+"""The pca teacher and the pseudo-labels: what they compute, and that they see training spots only."""
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from peka_core.files import PekaError
+from peka_core.teachers import embed_spots, fit_pseudo_labels, load_teacher
+
+
+def counts(n=60, genes=25, seed=0):
+    """Raw counts of three kinds of spots; total_counts includes genes that are not in the table."""
+    rng = np.random.default_rng(seed)
+    mean = rng.gamma(2, 3, (3, genes))[rng.integers(0, 3, n)]
+    x = rng.poisson(mean * rng.uniform(0.5, 2, (n, 1))).astype(np.float32)
+    obs = pd.DataFrame({"total_counts": x.sum(1) + 10}, index=[f"s:{i}" for i in range(n)])
+    return anndata.AnnData(sparse.csr_matrix(x), obs=obs, var=pd.DataFrame(index=[f"G{i}" for i in range(genes)]))
+
+
+def test_embedding_is_the_scaled_singular_vectors_of_log_counts():
+    adata = counts()
+    x_teacher = load_teacher("pca", n_components=4, scale=3.0).fit(adata).embed(adata)
+    logs = np.log1p(1e4 * adata.X.toarray() / adata.obs["total_counts"].to_numpy()[:, None])
+    u, s, _ = np.linalg.svd(logs - logs.mean(0), full_matrices=False)
+    expected = u[:, :4] * s[:4]
+    expected *= 3.0 / expected[:, 0].std()
+    assert x_teacher.dtype == np.float32 and x_teacher.shape == (60, 4)
+    np.testing.assert_allclose(np.abs(x_teacher), np.abs(expected), atol=2e-3)
+    assert x_teacher[:, 0].std() == pytest.approx(3.0, rel=1e-4)
+    assert x_teacher[:, 1].std() == pytest.approx(3.0 * s[1] / s[0], rel=1e-3)
+
+
+def test_same_data_gives_the_same_signs():
+    adata = counts()
+    runs = [load_teacher("pca", seed=seed).fit(adata).embed(adata) for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(runs[0], runs[1])
+    np.testing.assert_allclose(runs[0], runs[2], atol=1e-2)
+
+
+def test_counts_of_test_spots_do_not_reach_the_fit():
+    adata, other = counts(), counts()
+    train = np.arange(60) < 45
+    changed = other.X.toarray()
+    changed[~train] = changed[~train][:, ::-1] * 7
+    other.X = sparse.csr_matrix(changed)
+    here, there = (embed_spots(a, train, load_teacher("pca", n_components=4), k=3) for a in (adata, other))
+    np.testing.assert_array_equal(here.obsm["X_teacher"][train], there.obsm["X_teacher"][train])
+    assert here.obs["pseudo_label"][train].equals(there.obs["pseudo_label"][train])
+    assert not np.allclose(here.obsm["X_teacher"][~train], there.obsm["X_teacher"][~train], atol=0.1)
+
+
+def test_every_spot_gets_the_label_of_its_nearest_centre():
+    adata, train = counts(), np.arange(60) % 4 != 0
+    made = embed_spots(adata, train, load_teacher("pca", n_components=4), k=5, seed=2)
+    x_teacher, labels = made.obsm["X_teacher"], made.obs["pseudo_label"].to_numpy()
+    centres = fit_pseudo_labels(x_teacher[train], 5, seed=2).cluster_centers_
+    distance = ((x_teacher[:, None] - centres) ** 2).sum(-1)  # (n, k)
+    assert np.array_equal(labels, distance.argmin(1))
+    assert set(labels[train]) == set(range(5))
+    assert made.obs_names.equals(adata.obs_names) and made.obs["teacher_train"].tolist() == train.tolist()
+
+
+def test_facts_survive_the_h5ad(tmp_path):
+    made = embed_spots(counts(), np.arange(60) < 45, load_teacher("pca", n_components=4, seed=3), k=5, seed=2)
+    made.write_h5ad(tmp_path / "teacher.h5ad")
+    facts = anndata.read_h5ad(tmp_path / "teacher.h5ad").uns["teacher"]
+    assert (facts["name"], facts["n_components"], facts["seed"], facts["k"], facts["n_train"]) == ("pca", 4, 3, 5, 45)
+
+
+def test_fewer_training_spots_than_components_or_labels_are_enough_with_a_note():
+    adata, train = counts(), np.arange(60) < 5
+    with pytest.warns(UserWarning, match="4 components, not 12"):
+        made = embed_spots(adata, train, load_teacher("pca", n_components=12), k=16)
+    assert made.obsm["X_teacher"].shape == (60, 4) and made.uns["teacher"]["k"] == 5
+    assert np.isfinite(made.obsm["X_teacher"]).all() and "4 components" in made.uns["teacher"]["note"]
+
+
+def test_spots_without_counts_are_embedded():
+    adata = counts()
+    adata.X = sparse.csr_matrix(adata.X.toarray() * (np.arange(60) != 3)[:, None])
+    adata.obs.iloc[3, 0] = 0
+    assert np.isfinite(load_teacher("pca").fit(adata).embed(adata)).all()
+
+
+def test_misuse_says_what_was_expected():
+    with pytest.raises(PekaError, match="'scgpt' is unknown; there are: pca"):
+        load_teacher("scgpt")
+    with pytest.raises(PekaError, match="'pca'.*'rank'"):
+        load_teacher("pca", rank=3)
+    adata, teacher = counts(), load_teacher("pca", n_components=3)
+    with pytest.raises(PekaError, match="not fitted"):
+        teacher.embed(adata)
+    with pytest.raises(PekaError, match="25 genes; these 25 are others or in another order"):
+        teacher.fit(adata).embed(adata[:, ::-1])
+    for mask in (np.zeros(60, bool), np.ones(59, bool), np.ones(60)):
+        with pytest.raises(PekaError, match=r"train_mask must be bool \(60,\) with a True"):
+            embed_spots(adata, mask, teacher)
