@@ -1,0 +1,123 @@
+"""The head of every score: StandardScaler, PCA, ridge, from features to all target genes at once.
+
+PCA scores are uncorrelated, so ridge on them needs no further inverse: with squared singular values
+`l_j` the coefficient of component j is `(z_j . y) / (l_j + alpha)`. One factorisation of the features
+therefore serves every gene and every alpha.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import eigh
+from sklearn.model_selection import GroupKFold, KFold
+
+from .statistics import mean_defined, pearson
+
+N_COMPONENTS = 256
+INNER_FOLDS = 5
+TIE = 1e-6
+
+
+@dataclass(frozen=True)
+class Head:
+    """A fitted head; d features, k components, g genes, all float64."""
+
+    mean: np.ndarray  # (d,)
+    scale: np.ndarray  # (d,) standard deviation, 1 where a feature is constant
+    components: np.ndarray  # (d, k) orthonormal columns, leading first
+    power: np.ndarray  # (k,) squared singular values of the standardised features
+    moments: np.ndarray  # (k, g) component scores times centred targets
+    intercept: np.ndarray  # (g,)
+
+    def predict(self, x: np.ndarray, alpha: float) -> np.ndarray:
+        """Targets `(m, g)` predicted for features `x (m, d)` with ridge penalty `alpha`."""
+        return self.path(x, [alpha])[0]
+
+    def path(self, x: np.ndarray, alphas) -> np.ndarray:
+        """Predictions `(a, m, g)` for each of `a` penalties: the factorisation is shared by all of them."""
+        scores = ((np.asarray(x, np.float64) - self.mean) / self.scale) @ self.components  # (m, d)(d, k) = (m, k)
+        shrink = 1 / (self.power + np.asarray(alphas, np.float64)[:, None])  # (a, k)
+        return scores @ (shrink[..., None] * self.moments) + self.intercept  # (m, k)(a, k, g) = (a, m, g)
+
+
+def fit_head(x_train: np.ndarray, y_train: np.ndarray, n_components: int = N_COMPONENTS) -> Head:
+    """Fit StandardScaler, PCA(min(n_components, n, d)) and ridge on `x_train (n, d)`, `y_train (n, g)`.
+
+    Equals scikit-learn's StandardScaler, PCA(svd_solver="full") and Ridge in sequence. Components without
+    variance (constant or repeated features, the n-th of n centred rows) are left out: ridge gives them no weight.
+    """
+    x, mean, scale = _standardise(np.asarray(x_train, np.float64))
+    y = np.asarray(y_train, np.float64)
+    components, power = _principal_axes(x, min(n_components, *x.shape))
+    intercept = y.mean(0)
+    moments = components.T @ (x.T @ (y - intercept))  # (k, d)(d, n)(n, g) = (k, g)
+    return Head(mean, scale, components, power, moments, intercept)
+
+
+def fit_predict(features, targets, train, test, alphas) -> np.ndarray:
+    """Fit on rows `train`, predict rows `test` for every alpha: `(a, m, g)`.
+
+    `features (n, d)`; `targets (n, g)`, NaN where the protocol drops a spot. Without NaN one head serves all
+    genes; with it each gene has its own rows and its own PCA, and one without any row is predicted as NaN.
+    """
+    usable = np.isfinite(targets[train])  # (t, g)
+    if usable.all():
+        return fit_head(features[train], targets[train]).path(features[test], alphas)
+    predicted = np.full((len(alphas), len(test), targets.shape[1]), np.nan)
+    for gene in np.flatnonzero(usable.any(0)):
+        rows = train[usable[:, gene]]
+        predicted[..., [gene]] = fit_head(features[rows], targets[rows][:, [gene]]).path(features[test], alphas)
+    return predicted
+
+
+def choose_alpha(features, targets, train, obs, alphas, min_spots: int) -> float:
+    """The penalty with the best mean per-section PCC in an inner cross-validation over rows `train`.
+
+    Inner folds hold out whole groups (patients), sections where there is one group, spots where there is one
+    section: `obs` has columns group and sample. One alpha for all genes. Features of an aligned student have
+    seen the inner held-out patients, so for them this choice leans towards small penalties; the test
+    patients stay unseen. Of penalties that differ by less than 1e-6 (a single feature, no defined PCC) the
+    first is taken, so that float noise decides nothing.
+    """
+    curve = []  # one (a,) per inner held-out section
+    for inside, held_out in _inner_folds(obs.iloc[train]):
+        rows = train[held_out]
+        predicted = fit_predict(features, targets, train[inside], rows, alphas)  # (a, m, g)
+        samples = obs["sample"].to_numpy()[rows]
+        for section in np.unique(samples):
+            here = samples == section
+            curve.append(mean_defined(pearson(targets[rows[here]], predicted[:, here], min_spots)))
+    quality = mean_defined(np.array(curve).T)  # (a,)
+    quality = np.nan_to_num(quality, nan=-np.inf)
+    return float(alphas[np.argmax(quality >= quality.max() - TIE)])
+
+
+def _standardise(x):
+    """Standardised copy, mean and scale; features constant up to rounding keep scale 1, as in scikit-learn."""
+    mean, variance = x.mean(0), x.var(0)
+    eps = np.finfo(np.float64).eps
+    constant = variance <= len(x) * eps * variance + (len(x) * mean * eps) ** 2
+    scale = np.where(constant, 1.0, np.sqrt(variance))
+    x = x - mean
+    x /= scale
+    return x, mean, scale
+
+
+def _principal_axes(x, k):
+    """Leading `k` right singular vectors `(d, k)` and squared singular values `(k,)` of `x (n, d)`."""
+    n, d = x.shape
+    square = x.T @ x if n > d else x @ x.T  # (d, d) covariance, or (n, n) Gram matrix: the smaller one
+    size = len(square)
+    power, vectors = eigh(square, subset_by_index=(size - k, size - 1))
+    keep = np.flatnonzero(power > power[-1] * max(n, d) * np.finfo(np.float64).eps)[::-1]  # leading first
+    power, vectors = power[keep], vectors[:, keep]
+    return (vectors if n > d else x.T @ vectors / np.sqrt(power)), power
+
+
+def _inner_folds(obs):
+    for column in ("group", "sample"):
+        labels = obs[column].to_numpy()
+        n_groups = len(np.unique(labels))
+        if n_groups > 1:
+            return list(GroupKFold(min(INNER_FOLDS, n_groups)).split(obs, groups=labels))
+    return list(KFold(INNER_FOLDS, shuffle=True, random_state=0).split(obs))

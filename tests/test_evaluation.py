@@ -1,0 +1,243 @@
+from dataclasses import replace
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from fake_cohort import draw
+from scipy.stats import pearsonr
+from sklearn.decomposition import PCA
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from peka_core.cohort import Split
+from peka_core.evaluation import Evaluation, evaluate, head_answers
+from peka_core.files import PekaError
+from peka_core.protocols import PROTOCOLS, make_tasks, zeros_dropped
+from peka_core.statistics import paired, summarise
+
+PAPER = replace(PROTOCOLS["peka_paper"], n_genes=10)
+STRICT = replace(PROTOCOLS["strict"], n_genes=10)
+DROPPED = replace(zeros_dropped(PAPER), min_spots=100)
+
+
+def per_gene_loop(cohort, protocol, alpha):
+    """Fold means and per-section means by one scikit-learn pipeline a gene and scipy's pearsonr."""
+    pooled, by_section = [], []
+    for task in make_tasks(cohort, replace(protocol, zeros="keep")):
+        train, test, samples = task.split.train, task.split.test, cohort.obs["sample"].to_numpy()
+        fold, sections = [], {}
+        for j in range(len(task.genes)):
+            y = task.targets[:, j].astype(float)
+            used = y > 0 if protocol.zeros == "drop" else np.ones(len(y), bool)
+            if protocol.zeros == "drop" and used.sum() < protocol.min_spots:
+                continue
+            x, rows = cohort.features, train & used
+            head = make_pipeline(StandardScaler(), PCA(min(256, rows.sum(), x.shape[1])), Ridge(alpha=alpha))
+            predicted = head.fit(x[rows], y[rows]).predict(x)
+            fold.append(pearsonr(y[test & used], predicted[test & used])[0])
+            for sample in np.unique(samples[test]):
+                here = test & used & (samples == sample)
+                if here.sum() >= protocol.min_section_spots:
+                    sections.setdefault(sample, []).append(pearsonr(y[here], predicted[here])[0])
+        pooled.append(np.nanmean(fold))
+        by_section.append({sample: np.nanmean(values) for sample, values in sections.items()})
+    return pooled, by_section
+
+
+def rows(scores, pooling, genes="all", alpha="chosen"):
+    return scores[(scores["pooling"] == pooling) & (scores["genes"] == genes) & (scores["alpha"] == alpha)]
+
+
+@pytest.mark.filterwarnings("ignore:An input array is constant")
+@pytest.mark.parametrize("protocol", [PAPER, DROPPED], ids=["zeros kept", "zeros dropped"])
+def test_paper_scores_equal_a_plain_per_gene_loop(protocol):
+    cohort = draw(patients=2, spots=60, depth=120, duplicate=True)
+    pooled, by_section = per_gene_loop(cohort, protocol, alpha=1.0)
+    scores = evaluate(cohort, cohort.features, protocol).scores
+    np.testing.assert_allclose(rows(scores, "pooled")["pcc"], pooled, atol=1e-6)
+    for i, expected in enumerate(by_section):
+        fold = rows(scores, "section").query(f"split == 'spots/{i}'").set_index("section")["pcc"].dropna()
+        np.testing.assert_allclose(fold[list(expected)], list(expected.values()), atol=1e-6)
+        assert set(fold.index) == set(expected)
+    assert (scores["alpha"] == "chosen").all() and (scores["alpha_value"] == 1).all()
+
+
+def test_strict_scores_equal_a_plain_loop_at_the_same_alpha():
+    cohort = draw()
+    _, by_section = per_gene_loop(cohort, STRICT, alpha=30.0)
+    scores = rows(evaluate(cohort, cohort.features, STRICT, alpha=30).scores, "section")
+    expected = {sample: value for fold in by_section for sample, value in fold.items()}
+    np.testing.assert_allclose(scores.set_index("section")["pcc"][list(expected)], list(expected.values()), atol=1e-6)
+    means = pd.Series(expected).groupby(lambda sample: sample[:2]).mean()
+    assert summarise(scores, STRICT)["mean"].iloc[0] == pytest.approx(means.mean(), abs=1e-6)
+
+
+def test_strict_shows_two_other_alphas_beside_the_chosen_one():
+    cohort = draw()
+    tasks = make_tasks(cohort, STRICT)
+    scores = evaluate(cohort, cohort.features, STRICT, tasks).scores
+    for split, part in scores.groupby("split"):
+        values = part.groupby("alpha")["alpha_value"].first()
+        assert values["chosen"] in STRICT.alphas
+        assert values["x0.1"] == pytest.approx(values["chosen"] / 10)
+        fixed = evaluate(cohort, cohort.features, STRICT, tasks, alpha=values["x10"]).scores
+        expected = rows(fixed, "section").query("split == @split")["pcc"].to_numpy()
+        np.testing.assert_allclose(rows(part, "section", alpha="x10")["pcc"], expected, atol=1e-12)
+
+
+def test_gene_sets_are_means_of_their_genes():
+    cohort = draw()
+    result = evaluate(cohort, cohort.features, STRICT, tasks=make_tasks(cohort, STRICT)[:1])
+    scores = rows(result.scores, "section").query("section == 'P0A'")
+    sets = {name: rows(result.scores, "section", name).query("section == 'P0A'").iloc[0]
+            for name in ("cue", "composition")}
+    sizes = {name: row["n_genes"] for name, row in sets.items()}
+    assert sum(sizes.values()) == scores["n_genes"].iloc[0] == 10
+    weighted = sum(row["pcc"] * row["n_genes"] for row in sets.values()) / 10
+    assert scores["pcc"].iloc[0] == pytest.approx(weighted)
+    assert scores["n_spots"].iloc[0] == 30
+
+
+def test_changed_test_counts_change_no_prediction_of_strict():
+    cohort, changed = draw(), draw()
+    test = cohort.splits[0].test
+    changed.counts[test] = np.random.default_rng(9).poisson(20, changed.counts[test].shape)
+    ours, theirs = (head_answers(c.features, make_tasks(c, STRICT)[0]) for c in (cohort, changed))
+    for name in ours:
+        assert ours[name][0] == theirs[name][0]
+        np.testing.assert_array_equal(ours[name][1], theirs[name][1])
+
+
+def test_undefined_values_are_counted_and_never_zero():
+    cohort = draw()
+    cohort.counts[cohort.obs["sample"] == "P0A", :20] = 0
+    tasks = make_tasks(cohort, STRICT)
+    silent = sum(int(gene[1:]) < 20 for gene in tasks[0].genes)
+    row = rows(evaluate(cohort, cohort.features, STRICT, tasks).scores, "section").query("section == 'P0A'").iloc[0]
+    assert silent and row["n_undefined"] == silent and row["n_genes"] == 10 and row["pcc"] > 0
+
+    def constant(task, train, test):
+        return np.tile(task.targets[train].mean(0), (len(test), 1))
+
+    scores = evaluate(cohort, constant, STRICT, tasks).scores
+    assert scores["pcc"].isna().all() and (scores["n_undefined"] == scores["n_genes"]).all()
+
+
+def test_a_predictor_that_leaves_a_spot_out_is_undefined_for_that_gene():
+    cohort = draw()
+
+    def gap(task, train, test):
+        predicted = task.targets[test].astype(float)
+        predicted[0, 3] = np.nan
+        return predicted
+
+    scores = evaluate(cohort, gap, STRICT).scores
+    first = rows(scores, "section").query("section == 'P0A'").iloc[0]
+    assert first["n_undefined"] == 1 and first["pcc"] == pytest.approx(1) and np.isnan(first["alpha_value"])
+
+
+def test_small_sections_have_no_pcc():
+    cohort = draw()
+    protocol = replace(STRICT, min_section_spots=31)
+    scores = evaluate(cohort, cohort.features, protocol, alpha=1.0).scores
+    assert rows(scores, "section")["pcc"].isna().all() and rows(scores, "pooled")["pcc"].notna().all()
+
+
+def test_predictions_hold_each_test_spot_once_per_split():
+    cohort = draw(duplicate=True)
+    result = evaluate(cohort, cohort.features, STRICT)
+    table, tasks = result.predictions, make_tasks(cohort, STRICT)
+    assert table.n_obs == (cohort.obs["sample"] != "X01").sum() and table.obs_names.is_unique
+    assert set(table.var_names) == {gene for task in tasks for gene in task.genes}
+    for task in tasks:
+        part = table[(table.obs["split"] == task.split.name).to_numpy(), task.genes]
+        assert list(part.obs["spot"]) == list(cohort.obs.index[task.split.test])
+        np.testing.assert_array_equal(part.layers["observed"], task.targets[task.split.test])
+        np.testing.assert_array_equal(part.obsm["spatial"], cohort.spatial[task.split.test])
+        assert np.isfinite(part.layers["predicted"]).all()
+        rest = table[(table.obs["split"] == task.split.name).to_numpy(), ~table.var_names.isin(task.genes)]
+        assert np.isnan(rest.layers["predicted"]).all() and np.isnan(rest.layers["observed"]).all()
+
+
+def test_dropped_zeros_are_missing_in_predictions_and_skipped_genes_counted():
+    cohort = draw(depth=60)
+    result = evaluate(cohort, cohort.features, replace(DROPPED, min_spots=150))
+    observed, predicted = (result.predictions.layers[name] for name in ("observed", "predicted"))
+    np.testing.assert_array_equal(np.isnan(observed), np.isnan(predicted))
+    first = result.scores.iloc[0]
+    assert first["n_skipped"] > 0 and first["n_genes"] + first["n_skipped"] == 10
+    assert first["n_spots"] < 48 and len(result.genes) == first["n_genes"]
+
+
+@pytest.mark.parametrize("protocol", [PAPER, STRICT], ids=["paper", "strict"])
+def test_gene_table_equals_pearson_on_the_predictions(protocol):
+    cohort = draw()
+    result = evaluate(cohort, cohort.features, protocol)
+    table = result.predictions
+    unit = ["split"] if protocol is PAPER else ["patient", "sample"]
+    for _, gene in result.genes.iterrows():
+        pair = pd.DataFrame({name: table[:, gene["gene"]].layers[name].ravel() for name in ("observed", "predicted")},
+                            index=table.obs.set_index(unit).index).dropna()
+        each = pair.groupby(level=unit, observed=True).apply(lambda p: pearsonr(p["observed"], p["predicted"])[0])
+        mean = each.groupby(level=0, observed=True).mean()
+        assert gene["pcc"] == pytest.approx(mean.mean(), abs=1e-5) and gene["n"] == len(mean)
+
+
+def test_real_signal_beats_noise_in_pairs_over_patients():
+    cohort = draw()
+    noise = np.random.default_rng(99).normal(size=cohort.features.shape)
+    ours, theirs = (evaluate(cohort, x, STRICT).scores for x in (cohort.features, noise))
+    difference = paired(ours, theirs)
+    assert difference["low"] > 0 and difference["n"] == 4 and abs(summarise(theirs, STRICT)["mean"].iloc[0]) < 0.1
+
+
+def test_features_may_differ_by_split():
+    cohort = draw()
+    noise = np.random.default_rng(99).normal(size=cohort.features.shape)
+    by_split = {f"patients/{i}": noise if i == 2 else cohort.features for i in range(4)}
+    tasks = make_tasks(cohort, STRICT)
+    mixed, plain = (rows(evaluate(cohort, x, STRICT, tasks).scores, "section") for x in (by_split, cohort.features))
+    same = mixed["pcc"].to_numpy() == plain["pcc"].to_numpy()
+    np.testing.assert_array_equal(same, mixed["split"] != "patients/2")
+
+
+def test_wrong_features_are_refused_with_the_reason():
+    cohort = draw()
+    tasks = make_tasks(cohort, STRICT)
+    with pytest.raises(PekaError, match="n = 240"):
+        evaluate(cohort, cohort.features[:-1], STRICT, tasks)
+    with pytest.raises(PekaError, match="no features for split patients/1; there are patients/0"):
+        evaluate(cohort, {"patients/0": cohort.features}, STRICT, tasks)
+    broken = cohort.features.copy()
+    broken[7] = np.nan
+    with pytest.raises(PekaError, match="1 of 240 spots .* first P0A:7"):
+        evaluate(cohort, broken, STRICT, tasks)
+    with pytest.raises(PekaError, match="made for strict, not for peka_paper"):
+        evaluate(cohort, cohort.features, PAPER, tasks)
+
+
+def test_a_section_can_be_tested_by_two_splits():
+    cohort = draw(patients=2)
+    sample = cohort.obs["sample"].to_numpy()
+    cohort.splits.append(Split("sections/2", np.isin(sample, ["P0A", "P1A"]), sample == "P0B"))
+    result = evaluate(cohort, cohort.features, STRICT)
+    assert result.predictions.obs_names.is_unique and result.predictions.n_obs == 120 + 30
+    table = summarise(result.scores, STRICT).query("genes == 'all' and alpha == 'chosen'")
+    assert table["scheme"].tolist() == ["patients", "sections"]
+    assert set(result.genes["scheme"]) == {"patients", "sections"}
+
+
+def test_saved_and_loaded_evaluations_are_equal(tmp_path):
+    cohort = draw(patients=3)
+    cohort.obs["sample"] = cohort.obs["sample"].map({s: str(i) for i, s in enumerate(pd.unique(cohort.obs["sample"]))})
+    result = evaluate(cohort, cohort.features, PAPER)
+    result.save(tmp_path)
+    loaded = Evaluation.load(tmp_path)
+    pd.testing.assert_frame_equal(loaded.scores, result.scores)
+    pd.testing.assert_frame_equal(loaded.genes, result.genes)
+    np.testing.assert_array_equal(loaded.predictions.layers["predicted"], result.predictions.layers["predicted"])
+    assert isinstance(loaded.predictions, anndata.AnnData)
+    (tmp_path / "predictions.h5ad").unlink()
+    assert Evaluation.load(tmp_path).predictions is None

@@ -1,0 +1,130 @@
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+from fake_cohort import draw
+from sklearn.model_selection import KFold
+
+from peka_core.cohort import Split, log_cp10k, open_cohort
+from peka_core.files import PekaError
+from peka_core.protocols import PROTOCOLS, make_tasks, zeros_dropped
+
+PAPER = replace(PROTOCOLS["peka_paper"], n_genes=10)
+STRICT = replace(PROTOCOLS["strict"], n_genes=10)
+
+
+def scanpy_genes(cohort, rows):
+    """Target genes from raw counts by scanpy's own functions."""
+    adata = cohort.adata()[rows].copy()
+    sc.pp.normalize_total(adata, target_sum=1e4)
+    sc.pp.log1p(adata)
+    adata.obs["sample"] = adata.obs["sample"].astype("category").cat.remove_unused_categories()
+    sc.pp.highly_variable_genes(adata, n_top_genes=10, flavor="seurat", batch_key="sample")
+    return list(adata.var_names[adata.var["highly_variable"]])
+
+
+def test_paper_folds_are_shuffled_spots_of_all_sections():
+    cohort = draw(duplicate=True)
+    tasks = make_tasks(cohort, PAPER)
+    expected = KFold(5, shuffle=True, random_state=2025).split(np.zeros((len(cohort.obs), 1)))
+    for i, (task, (train, test)) in enumerate(zip(tasks, expected, strict=True)):
+        assert task.split.name == f"spots/{i}"
+        np.testing.assert_array_equal(np.flatnonzero(task.split.train), train)
+        np.testing.assert_array_equal(np.flatnonzero(task.split.test), test)
+
+
+def test_paper_genes_are_scanpys_over_all_spots():
+    cohort = draw(duplicate=True)
+    expected = scanpy_genes(cohort, np.ones(len(cohort.obs), bool))
+    assert [task.genes for task in make_tasks(cohort, PAPER)] == [expected] * 5
+
+
+def test_strict_genes_are_scanpys_over_training_spots():
+    cohort = draw(duplicate=True)
+    cohort.counts[cohort.obs["sample"] == "P1A", 5:20] = 0  # genes that a section does not express
+    tasks = make_tasks(cohort, STRICT)
+    assert [task.genes for task in tasks] == [scanpy_genes(cohort, task.split.train) for task in tasks]
+    assert len({tuple(task.genes) for task in tasks}) > 1
+
+
+def test_targets_are_log_cp10k_of_every_spot_with_the_groups_of_the_genes():
+    cohort = draw()
+    task = make_tasks(cohort, STRICT)[0]
+    columns = cohort.adata().var_names.get_indexer(task.genes)
+    expected = np.log(1 + 1e4 * cohort.counts[:, columns] / cohort.counts.sum(1, keepdims=True))
+    np.testing.assert_allclose(task.targets, expected, rtol=1e-6)
+    assert task.gene_groups == ["cue" if c % 2 else "composition" for c in columns]
+
+
+def test_strict_leaves_copies_out_of_both_sides_and_paper_keeps_them():
+    cohort = draw(duplicate=True)
+    copy = (cohort.obs["sample"] == "X01").to_numpy()
+    tasks = make_tasks(cohort, STRICT)
+    assert not any(task.split.train[copy].any() or task.split.test[copy].any() for task in tasks)
+    np.testing.assert_array_equal(sum(task.split.test.astype(int) for task in tasks), ~copy)
+    assert sum(task.split.test[copy].sum() for task in make_tasks(cohort, PAPER)) == copy.sum()
+
+
+def test_a_copy_whose_original_is_not_in_the_cohort_stays():
+    cohort = draw(duplicate=True)
+    cohort.obs["duplicate_of"] = cohort.obs["duplicate_of"].replace("P3B", "elsewhere")
+    assert sum(split.test.sum() for split in STRICT.splits(cohort)) == len(cohort.obs)
+
+
+def test_test_counts_change_nothing_that_is_chosen():
+    cohort, changed = draw(), draw()
+    test = cohort.splits[0].test
+    changed.counts[test] = np.random.default_rng(9).poisson(20, changed.counts[test].shape)
+    ours, theirs = (make_tasks(c, STRICT) for c in (cohort, changed))
+    assert ours[0].genes == theirs[0].genes
+    np.testing.assert_array_equal(ours[0].targets[~test], theirs[0].targets[~test])
+    assert ours[1].genes != theirs[1].genes  # the same counts do count where they train
+
+
+@pytest.mark.parametrize("scheme, column, name", [("patients", "group", "P0"), ("sections", "sample", "P0A")])
+def test_a_held_out_name_on_both_sides_is_refused(scheme, column, name):
+    cohort = draw()
+    train = np.ones(len(cohort.obs), bool)
+    cohort.splits = [Split(f"{scheme}/0", train, (cohort.obs[column] == name).to_numpy())]
+    with pytest.raises(PekaError, match=f"{scheme}/0 has {name} in training and in test"):
+        make_tasks(cohort, STRICT)
+
+
+def test_sections_of_one_patient_may_be_held_out_as_sections():
+    cohort = draw(patients=1, sections=3)
+    test = (cohort.obs["sample"] == "P0B").to_numpy()
+    cohort.splits = [Split("sections/0", ~test, test)]
+    assert make_tasks(cohort, STRICT)[0].split.test.sum() == 30
+
+
+def test_missing_or_empty_splits_are_named():
+    cohort = draw()
+    cohort.splits = []
+    with pytest.raises(PekaError, match="expected splits/train_0.csv"):
+        make_tasks(cohort, STRICT)
+    cohort.splits = [Split("patients/0", np.ones(len(cohort.obs), bool), np.zeros(len(cohort.obs), bool))]
+    with pytest.raises(PekaError, match="240 training and 0 test spots"):
+        make_tasks(cohort, STRICT)
+
+
+def test_dropped_zeros_are_nan_and_rare_genes_skipped():
+    cohort = draw(depth=60)
+    protocol = replace(zeros_dropped(PAPER), min_spots=150)
+    kept, dropped = make_tasks(cohort, PAPER)[0].targets, make_tasks(cohort, protocol)[0].targets
+    enough = (kept > 0).sum(0) >= 150
+    assert 0 < enough.sum() < 10
+    np.testing.assert_array_equal(dropped, np.where((kept > 0) & enough, kept, np.nan))
+    assert protocol.name == "peka_paper_zeros_dropped" and zeros_dropped(PAPER).min_spots == 322
+
+
+def test_a_cohort_on_disk_gives_the_same_tasks_as_plain_numpy(tiny_cohort):
+    cohort = open_cohort(tiny_cohort)
+    tasks = make_tasks(cohort, STRICT)
+    assert [task.split.name for task in tasks] == [f"patients/{i}" for i in range(4)]
+    for task in tasks:
+        held_out = pd.unique(cohort.obs["patient"][task.split.test])
+        assert len(held_out) == 1 and held_out[0] not in set(cohort.obs["patient"][task.split.train])
+        log = pd.DataFrame(log_cp10k(cohort.adata()), columns=cohort.adata().var_names)
+        np.testing.assert_array_equal(task.targets, log[task.genes])
