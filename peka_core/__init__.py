@@ -1,0 +1,34 @@
+"""PEKA, reproduced and taught: spots in, tables and figures out. See README.md for the map of the package."""
+
+import importlib
+import os
+
+# OpenMP threads that wait should sleep, not spin: beside other work on the same cores, spinning made training about
+# ten times slower here (benchmarks/README.md). Only counts where torch and scikit-learn are not loaded yet.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+_HOMES = {
+    "open_cohort": "cohort",
+    "load_encoder": "encoders",
+    "load_teacher": "teachers",
+    "embed_spots": "teachers",
+    "Student": "student",
+    "embed_tiles": "student",
+    "Recipe": "alignment",
+    "align": "alignment",
+    "evaluate": "evaluation",
+    "open_run": "workspace",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str):
+    """Load a public name from its module on first use, so that `import peka_core` costs nothing."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Public names, for completion."""
+    return __all__

@@ -24,7 +24,7 @@ class Unit:
     """What one piece of work depends on; fields that do not matter to a stage stay empty.
 
     Attributes:
-        stage: `teacher`, `alignment`, `features`, `evaluation` or `umap`.
+        stage: `teacher`, `alignment`, `features`, `quality`, `umap` or `evaluation`.
         cohort: digest of the cohort directory.
         encoder: encoder name and digest, `name@digest`.
         method: adapter method (`none`, `bat`, `bone`, `projector_only`), or the name of a control.
@@ -70,17 +70,17 @@ def find(run: Path, unit: Unit) -> Path | None:
     return folder if (folder / "unit.json").exists() else None
 
 
-def make(run: Path, unit: Unit, write: Callable[[Path], None], remake: bool = False) -> Path:
+def make(run: Path, unit: Unit, write: Callable[[Path], None], needs: str = "unit.json") -> Path:
     """Return the unit's folder, filling it with `write(folder)` first where it is not finished.
 
     The files are written into a temporary folder that is renamed when it is whole, with fields,
     seconds, versions and device in its `unit.json`; a killed run leaves nothing that looks finished.
 
     Args:
-        remake: write again although the unit exists (a file that was left out of the repository is needed).
+        needs: a file that must be there; a unit without it (left out of the repository for its size) is made again.
     """
     found = find(run, unit)
-    if found and not remake:
+    if found and (found / needs).exists():
         return found
     home = Path(run) / "units"
     home.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,10 @@ def make(run: Path, unit: Unit, write: Callable[[Path], None], remake: bool = Fa
 
 def _move_into_place(folder: Path, target: Path) -> Path:
     """Rename a whole folder to its final name; an older or half-written one gives way."""
+    old = target.with_name(f".{target.name}-old")
+    shutil.rmtree(old, ignore_errors=True)
     if target.exists():
-        shutil.rmtree(target)
+        os.replace(target, old)
     os.replace(folder, target)
+    shutil.rmtree(old, ignore_errors=True)
     return target

@@ -42,7 +42,8 @@ def build(
         hidden: share of the cue genes' loading that stays on what `mini` half ignores; 0.0 switches it off.
         folds: held-out splits; patient i is tested in fold i mod folds.
         tiles: False writes counts and tables only.
-        tiles_from: a finished demo cohort with the same seed and sizes whose tiles are linked instead of drawn.
+        tiles_from: a finished demo cohort with the same seed and sizes; its tiles are linked and what they show is read,
+            so only counts are drawn.
         workers: processes; 1 draws in this one.
 
     Returns:
@@ -69,16 +70,23 @@ def build(
     if _is_finished(path, world, jobs, tiles):
         return path
     _claim(path, world)
-    if tiles and tiles_from is not None:
-        _link_tiles(Path(tiles_from), path, world, [*jobs, COPY])
     genes = law.draw_law(seed, hidden)
-    with _pool(workers, len(jobs)) as run:
-        raw = dict(zip(jobs, run(measure_section, jobs.values(), "measuring")))
-        stacked = np.concatenate(list(raw.values()))  # (spots, 8)
-        mean, sd = stacked.mean(0), stacked.std(0) + 1e-9
-        missing = [name for name in jobs if not _is_written(path, name, tiles)]
-        todo = [(path, name, genes, jobs[name], (raw[name] - mean) / sd, tiles) for name in missing]
-        list(run(write_section, todo, "drawing"))
+    missing = [name for name in jobs if not _is_written(path, name, tiles)]
+    if tiles_from is not None:
+        source = Path(tiles_from)
+        _check_same_tissue(source, world)
+        if tiles:
+            _link_tiles(source, path, [*jobs, COPY])
+        mean, sd = (np.load(source / "law.npz")[key] for key in ("z_mean", "z_sd"))
+        for name in missing:
+            recount_section(source, path, name, genes, jobs[name])
+    else:
+        with _pool(workers, len(jobs)) as run:
+            raw = dict(zip(jobs, run(measure_section, jobs.values(), "measuring")))
+            stacked = np.concatenate(list(raw.values()))  # (spots, 8)
+            mean, sd = stacked.mean(0), stacked.std(0) + 1e-9
+            todo = [(path, name, genes, jobs[name], (raw[name] - mean) / sd, tiles) for name in missing]
+            list(run(write_section, todo, "drawing"))
     original = copied_sample(patients)
     _copy_section(path, original, tiles)
     _write_law(path, genes, jobs, mean, sd, original)
@@ -117,6 +125,14 @@ def write_section(task):
     )
     corners = centres.astype(int) - drawing.TILE  # a tile is 2 x TILE px wide
     write_sample(path, name, images, corners, section.barcodes, adata, UM_PER_PX)
+
+
+def recount_section(source, path, name, genes, job):
+    """Writes the counts of another law for a section that was drawn already; what the tiles show is read, not measured."""
+    adata = ad.read_h5ad(source / "adata" / f"{name}.h5ad")
+    adata.X = sparse.csr_matrix(law.draw_counts(genes, adata.obsm["z"].astype(float), *job[:3]), dtype=np.float32)
+    adata.var = pd.DataFrame({"group": genes.group.astype(object)}, index=genes.genes.astype(object))
+    write_sample(path, name, None, None, adata.obs_names.to_numpy(), adata, UM_PER_PX)
 
 
 def tissue_type(section):
@@ -180,15 +196,19 @@ def _link(source, target):
         write_whole(target, make)
 
 
-def _link_tiles(source, path, world, names):
-    """Takes the tiles of another world with the same tissue."""
+def _check_same_tissue(source, world):
+    """Refuses to take sections from a cohort that shows other tissue."""
     file = source / "source.json"
     if not file.exists():
-        raise PekaError(f"{file}: missing; expected a finished demo cohort to take tiles from. Build it first.")
+        raise PekaError(f"{file}: missing; expected a finished demo cohort to take sections from. Build it first.")
     other = json.loads(file.read_text())
     for key in ("seed", "patients", "sections", "spots"):
         if other["options"].get(key) != world["options"][key] or other["drawing"] != world["drawing"]:
             raise PekaError(f"{file}: shows other tissue ({key}, drawing version); expected {world}. Draw tiles anew.")
+
+
+def _link_tiles(source, path, names):
+    """Takes the tiles of another world with the same tissue."""
     for name in names:
         _link(source / "patches" / f"{name}.h5", path / "patches" / f"{name}.h5")
 

@@ -1,0 +1,215 @@
+"""Figures of the notebooks: arrays, DataFrame or AnnData in, matplotlib Axes out.
+
+Colours are from the Okabe-Ito and cividis palettes, which colour-blind readers can tell apart.
+"""
+
+import io
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from PIL import Image
+from scipy.spatial import cKDTree
+
+from .files import write_whole
+
+PALETTE = {
+    "oracle": "#000000", "frozen": "#0072B2", "random": "#999999", "bat": "#D55E00", "bone": "#E69F00",
+    "projector_only": "#CC79A7", "control": "#56B4E9", "reference": "#009E73",
+}
+TILE_UM = 112  # field of view of a tile, µm
+
+
+def use_style() -> None:
+    """House style for every figure: page width, readable labels, no top and right spine."""
+    sns.set_theme(context="notebook", style="ticks", palette="colorblind", font_scale=0.85)
+    plt.rcParams |= {
+        "figure.dpi": 80, "savefig.dpi": 150, "figure.constrained_layout.use": True, "axes.spines.top": False,
+        "axes.spines.right": False, "image.cmap": "cividis", "legend.frameon": False, "axes.titlesize": "medium",
+    }
+    _small_pictures()
+
+
+def save(figure, folder: str | Path, name: str) -> None:
+    """Write a figure as `<folder>/<name>.png`."""
+    write_whole(Path(folder) / f"{name}.png", lambda path: figure.savefig(path, metadata={"Software": None}))
+
+
+def grid(n: int, columns: int = 4, size: tuple[float, float] = (2.4, 2.4), **options) -> list[plt.Axes]:
+    """`n` axes in rows of `columns`; `size` is the inches of one panel."""
+    columns = min(n, columns)
+    rows = -(-n // columns)
+    _, axes = plt.subplots(rows, columns, figsize=(size[0] * columns, size[1] * rows), squeeze=False, **options)
+    for spare in axes.flat[n:]:
+        spare.set_axis_off()
+    return list(axes.flat[:n])
+
+
+def tiles(images: np.ndarray, titles, columns: int = 6) -> list[plt.Axes]:
+    """Tiles uint8 `(n, 224, 224, 3)` side by side, with a 50 µm bar on the first."""
+    axes = grid(len(images), columns, (1.75, 1.95))
+    for ax, image, title in zip(axes, images, titles):
+        ax.imshow(image, interpolation="nearest")
+        ax.set_title(title, fontsize="small")
+        ax.set_axis_off()
+    scale_bar(axes[0], images.shape[1] / TILE_UM, 50)
+    return axes
+
+
+def scale_bar(ax: plt.Axes, px_per_um: float, length_um: float, color: str = "black") -> None:
+    """A bar of `length_um` with its label, in the lower left corner of an image or map."""
+    left, right = sorted(ax.get_xlim())
+    bottom, top = ax.get_ylim()
+    x, y = left + 0.05 * (right - left), bottom + 0.06 * (top - bottom)
+    ax.plot([x, x + length_um * px_per_um], [y, y], color=color, lw=2.5, solid_capstyle="butt")
+    label = f"{length_um:g} µm" if length_um < 1000 else f"{length_um / 1000:g} mm"
+    ax.text(x + length_um * px_per_um / 2, y + 0.02 * (top - bottom), label, color=color, ha="center", va="bottom", fontsize="x-small",
+            bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1})
+
+
+def tissue_map(ax: plt.Axes, xy: np.ndarray, values, um_per_px: float, title: str = "", **options):
+    """Spots of one section at their place, coloured by a number or a category.
+
+    Args:
+        xy: `(n, 2)` spot centres, px, y downwards.
+        values: `(n,)` numbers, or strings for categories.
+        options: passed to `scatter` (`vmin`, `vmax`, `cmap`), or `palette` for categories.
+    """
+    um = np.asarray(xy, float) * um_per_px
+    pitch = np.median(cKDTree(um).query(um, k=2)[0][:, 1]) if len(um) > 1 else 100
+    box = ax.get_window_extent()
+    points = min(box.width, box.height) * 72 / ax.figure.dpi  # side of the panel
+    size = (0.8 * points * pitch / (np.ptp(um, axis=0).max() + 240)) ** 2  # points²: spots nearly touch
+    if pd.api.types.is_numeric_dtype(np.asarray(values)):
+        drawn = ax.scatter(*um.T, c=values, s=size, linewidths=0, **options)
+    else:
+        palette = options.pop("palette")
+        drawn = ax.scatter(*um.T, c=[palette[v] for v in values], s=size, linewidths=0)
+    ax.set(aspect="equal", title=title, xlim=(um[:, 0].min() - 120, um[:, 0].max() + 120),
+           ylim=(um[:, 1].max() + 260, um[:, 1].min() - 120))
+    ax.set_axis_off()
+    scale_bar(ax, 1.0, 500)
+    return drawn
+
+
+def loss_curves(histories: dict[str, pd.DataFrame], column: str = "total", ax: plt.Axes | None = None) -> plt.Axes:
+    """Training (solid) and set-aside (dashed) loss of each alignment by epoch; a dot marks the epoch kept."""
+    ax = ax or plt.subplots(figsize=(5, 3.2))[1]
+    for (name, history), color in zip(histories.items(), sns.color_palette("colorblind", len(histories))):
+        ax.plot(history["epoch"], history[column], color=color, label=name)
+        held_out = f"aside_{column}"
+        if held_out in history and history[held_out].notna().any():
+            ax.plot(history["epoch"], history[held_out], color=color, ls="--")
+        kept = history[history["kept"]]
+        ax.plot(kept["epoch"], kept[held_out if held_out in kept and kept[held_out].notna().all() else column], "o", color=color)
+    ax.set(xlabel="epoch", ylabel=f"loss, {column} (nats)", title="solid: training, dashed: set aside, dot: kept")
+    ax.legend(fontsize="x-small", loc="upper right")
+    return ax
+
+
+def score_dots(table: pd.DataFrame, ax: plt.Axes | None = None, label: str = "label") -> plt.Axes:
+    """Means with their intervals, one row each, best above; rows without interval show the dot alone.
+
+    `table`: columns `label`, `kind`, `mean`, `low`, `high`.
+    """
+    table = table[table["mean"].notna()].sort_values("mean")
+    ax = ax or plt.subplots(figsize=(6.5, 0.3 * len(table) + 1))[1]
+    for y, (_, row) in enumerate(table.iterrows()):
+        color = PALETTE.get(row["predictor"], PALETTE.get(row["kind"], "#444444"))
+        ax.plot([row["low"], row["high"]], [y, y], color=color, lw=2)
+        ax.plot(row["mean"], y, "o", color=color)
+    ax.set_yticks(range(len(table)), table[label])
+    ax.axvline(0, color="grey", lw=0.8)
+    ax.set(xlabel="PCC")
+    return ax
+
+
+def paired_dots(differences: pd.DataFrame, ax: plt.Axes | None = None) -> plt.Axes:
+    """One dot a patient for aligned minus frozen, with mean and t interval; one row per method and gene set.
+
+    `differences`: columns `label`, `predictor`, `mean`, `low`, `high`, `values` (Series over patients).
+    """
+    ax = ax or plt.subplots(figsize=(6.5, 0.45 * len(differences) + 1))[1]
+    for y, (_, row) in enumerate(differences.iloc[::-1].iterrows()):
+        values = row["values"].dropna()
+        color = PALETTE.get(row["predictor"], "#444444")
+        ax.plot(values, y + 0.22 * np.linspace(-1, 1, len(values)), "o", ms=3.5, alpha=0.6, color=color, mew=0)
+        ax.errorbar(row["mean"], y, xerr=[[row["mean"] - row["low"]], [row["high"] - row["mean"]]], color="black", fmt="|", ms=11, capsize=3)
+    ax.axvline(0, color="grey", lw=0.8)
+    ax.set_yticks(range(len(differences)), differences["label"].iloc[::-1])
+    ax.set(xlabel="PCC, aligned minus frozen (a dot is a patient; bar: mean and 95 % t interval)")
+    return ax
+
+
+def gene_pairs(genes: pd.DataFrame, ax: plt.Axes | None = None) -> plt.Axes:
+    """The paper's Fig. 2: PCC of each target gene, frozen against aligned, sorted by the frozen value.
+
+    `genes`: index gene, columns `frozen`, `aligned`.
+    """
+    genes = genes.dropna().sort_values("frozen")
+    ax = ax or plt.subplots(figsize=(9, 3.2))[1]
+    x = np.arange(len(genes))
+    better = genes["aligned"] > genes["frozen"]
+    ax.vlines(x, genes["frozen"], genes["aligned"], color=np.where(better, PALETTE["bat"], "#888888"), lw=1.2)
+    ax.plot(x, genes["frozen"], "o", ms=4, color=PALETTE["frozen"], label="frozen")
+    ax.plot(x, genes["aligned"], "D", ms=4, color=PALETTE["bat"], label="aligned")
+    ax.set_xticks(x, genes.index, rotation=90, fontsize="xx-small")
+    ax.set(ylabel="PCC", xlim=(-1, len(genes)), title=f"aligned is higher for {better.sum()} of {len(genes)} genes")
+    ax.legend(loc="upper left")
+    return ax
+
+
+def embedding(coordinates: pd.DataFrame, column: str, ax: plt.Axes, title: str = "", legend: bool = True) -> plt.Axes:
+    """UMAP points coloured by a category. `coordinates`: columns `x`, `y` and `column`."""
+    levels = sorted(coordinates[column].astype(str).unique(), key=lambda text: (len(text), text))
+    colors = dict(zip(levels, sns.color_palette("husl" if len(levels) > 10 else "colorblind", len(levels))))
+    ax.scatter(coordinates["x"], coordinates["y"], s=5, linewidths=0, c=[colors[str(v)] for v in coordinates[column]])
+    ax.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2", title=title)
+    if legend and len(levels) <= 10:
+        for level, color in colors.items():
+            ax.plot([], [], "o", ms=4, color=color, label=level)
+        ax.legend(fontsize="x-small", title=column)
+    return ax
+
+
+def split_chart(cohort, ax: plt.Axes | None = None) -> plt.Axes:
+    """Which samples train and which test in each of the cohort's splits; grey is left out of both."""
+    samples = cohort.samples.index
+    state = np.zeros((len(samples), len(cohort.splits)))
+    sample_of = cohort.obs["sample"].astype(str).to_numpy()
+    for column, split in enumerate(cohort.splits):
+        state[np.isin(samples, np.unique(sample_of[split.train])), column] = 1
+        state[np.isin(samples, np.unique(sample_of[split.test])), column] = 2
+    ax = ax or plt.subplots(figsize=(0.24 * len(samples) + 2, 0.35 * len(cohort.splits) + 1.2))[1]
+    sns.heatmap(state.T, cmap=["#DDDDDD", PALETTE["frozen"], PALETTE["bone"]], vmin=0, vmax=2, cbar=False, linewidths=1, ax=ax,
+                xticklabels=samples, yticklabels=[s.name for s in cohort.splits])
+    ax.tick_params(axis="x", rotation=90, labelsize="x-small")
+    ax.tick_params(axis="y", rotation=0)
+    ax.set(title="blue: training, orange: test, grey: neither")
+    return ax
+
+
+def _small_pictures() -> None:
+    """In a notebook, show charts as PNG of 256 colours and pictures of tissue as JPEG: a quarter of the size."""
+    try:
+        formatters = get_ipython().display_formatter.formatters  # noqa: F821
+    except NameError:
+        return
+    plt.close(plt.figure())  # the inline backend registers its own formatter with the first figure
+    for kind in ("PNG", "JPEG"):
+        formatters[f"image/{kind.lower()}"].for_type(plt.Figure, lambda figure, kind=kind: _picture(figure, kind))
+
+
+def _picture(figure, kind: str) -> bytes | None:
+    """The bytes of a figure if `kind` suits it (JPEG for RGB images, else PNG), otherwise None."""
+    tissue = any(image.get_array().ndim == 3 for ax in figure.axes for image in ax.images)
+    if tissue != (kind == "JPEG"):
+        return None
+    drawn, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, dpi=figure.dpi, bbox_inches="tight")
+    picture = Image.open(drawn).convert("RGB")
+    picture = picture if tissue else picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    picture.save(small, kind, quality=65, optimize=True)
+    return small.getvalue()

@@ -1,0 +1,87 @@
+"""A profile says what one `peka run NAME` does: cohort, encoder, teacher, methods and recipe."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from .alignment import Recipe
+from .files import PekaError
+
+FOLDER = Path(__file__).parent / "profiles"
+GROUPS = ("source_options", "teacher_options", "recipe")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Values of one profile file, overrides applied.
+
+    Attributes:
+        source: module of `peka_core.sources` that builds the cohort, with `source_options`.
+        cues_off_splits: on how many splits to align in the demo's second world, whose counts ignore the hidden cues.
+        methods: adapter methods aligned on each split's training spots (scope nested).
+        all_methods: methods aligned once on all spots (scope all).
+        overrides: what was changed from the file, by flat name.
+    """
+
+    name: str
+    title: str
+    source: str
+    source_options: dict
+    cues_off_splits: int
+    encoder: str
+    teacher: str
+    teacher_options: dict
+    methods: tuple[str, ...]
+    all_methods: tuple[str, ...]
+    recipe: Recipe
+    seed: int
+    overrides: dict = field(default_factory=dict)
+
+
+def profile_names() -> list[str]:
+    """Names of the bundled profiles."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load_profile(name: str, overrides: dict | None = None) -> Profile:
+    """Read `profiles/<name>.yaml` and change some of its values.
+
+    Args:
+        name: a bundled profile, or the path of a YAML file of the same form.
+        overrides: `{"epochs": 2, "sections": ["C2", "C3"]}`; nested values by their own name.
+
+    Raises:
+        PekaError: unknown profile or unknown value name; the message lists the known ones.
+    """
+    path = Path(name) if str(name).endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if not path.exists():
+        raise PekaError(f"no profile {name!r}; known: {', '.join(profile_names())}, or the path of a YAML file")
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    overrides = dict(overrides or {})
+    for key, value in overrides.items():
+        _home(values, key)[key] = value
+    values["recipe"] = _recipe(values["recipe"])
+    values["methods"], values["all_methods"] = tuple(values["methods"]), tuple(values["all_methods"])
+    return Profile(name=path.stem, overrides=overrides, **values)
+
+
+def override_names(values: dict) -> list[str]:
+    """Flat names that `-p name=value` may set in a profile's `values`."""
+    flat = [key for key in values if key not in (*GROUPS, "title", "source")]
+    return sorted(flat + [key for group in GROUPS for key in values[group]])
+
+
+def _home(values: dict, key: str) -> dict:
+    """The mapping inside `values` that holds `key`."""
+    if key not in override_names(values):
+        raise PekaError(f"unknown parameter {key!r}; known: {', '.join(override_names(values))}")
+    return next((values[group] for group in GROUPS if key in values[group]), values)
+
+
+def _recipe(values: dict) -> Recipe:
+    known = {f.name for f in dataclasses.fields(Recipe)}
+    if unknown := set(values) - known:
+        raise PekaError(f"unknown recipe value {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
+    return Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

@@ -1,0 +1,169 @@
+"""The `peka` command line: papermill over the notebooks for a profile.
+
+    peka list
+    peka run PROFILE [--device auto|cpu|cuda] [--weights ENCODER=PATH] [-p name=value] [--run NAME]
+    peka fetch PROFILE [--dry-run]
+"""
+
+import argparse
+import importlib
+import os
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from .files import PekaError, write_whole
+from .profile import load_profile, profile_names
+
+CHAPTERS = ("01_data", "02_teacher_embeddings", "03_alignment", "04_evaluation", "05_figures")
+
+WIDGET = "application/vnd.jupyter.widget-view+json"  # a progress bar
+ENCODERS = {  # name -> what it is; licence; gate
+    "mini": "bundled, 0.9 M parameters, drawn tissue only; licence MIT; no gate",
+    "random": "the network of mini, untrained; licence MIT; no gate",
+    "<any timm name>": "timm.create_model(name), or local weights by --weights NAME=PATH; its own licence and gate:",
+    "  hf-hub:bioptimus/H-optimus-0": "licence Apache-2.0; gated, accept its page and set HF_TOKEN; not run here",
+    "  hf-hub:MahmoodLab/UNI": "licence CC BY-NC-ND 4.0; gated, accept its page and set HF_TOKEN; not run here",
+    "  resnet50.tv_in1k": "licence BSD-3; no gate; not run here",
+}
+TEACHERS = {"pca": "principal components of log-normalised counts, fitted on training spots; licence MIT; no gate"}
+METHODS = {
+    "none": "frozen encoder",
+    "bat": "block-affine adapter, W + W_g B_g + B_g (Eq. 3)",
+    "bone": "the additive tiling alone, W + B_g",
+    "projector_only": "adapter off, projector trained",
+}
+
+
+def main(words: list[str] | None = None) -> int:
+    """Entry point of `peka` and `python -m peka_core`; returns the exit code."""
+    arguments = _parser().parse_args(words)
+    try:
+        return arguments.command(arguments) or 0
+    except PekaError as error:
+        print(f"peka: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="peka", description="PEKA, reproduced and taught.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    listing = commands.add_parser("list", help="profiles, encoders, teachers and methods, with licence and gate")
+    listing.set_defaults(command=_list)
+    run = commands.add_parser("run", help="run notebooks 01 to 05 for a profile")
+    run.add_argument("profile")
+    run.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    run.add_argument("--weights", action="append", default=[], metavar="ENCODER=PATH", help="local weights, no hub")
+    run.add_argument("-p", action="append", default=[], metavar="NAME=VALUE", help="change a value of the profile")
+    run.add_argument("--run", default="", metavar="NAME", help="folder under runs/ (default: the profile's name)")
+    run.set_defaults(command=_run)
+    fetch = commands.add_parser("fetch", help="download and verify a profile's files")
+    fetch.add_argument("profile")
+    fetch.add_argument("--dry-run", action="store_true", help="show files and sizes, download nothing")
+    fetch.set_defaults(command=_fetch)
+    return parser
+
+
+def _pairs(items: list[str], option: str) -> dict[str, str]:
+    """`["a=1"]` -> `{"a": "1"}`."""
+    if bad := [item for item in items if "=" not in item]:
+        raise PekaError(f"{option} takes NAME=VALUE, not {bad[0]!r}")
+    return dict(item.split("=", 1) for item in items)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Execute the notebooks in order; stop at the first that fails."""
+    from .workspace import open_run, root
+
+    overrides = {name: yaml.safe_load(value) for name, value in _pairs(arguments.p, "-p").items()}
+    weights = _pairs(arguments.weights, "--weights")
+    work = open_run(arguments.profile, arguments.run, arguments.device, weights, overrides)
+    parameters = {
+        "profile": arguments.profile, "run": work.folder.name, "device": arguments.device,
+        "weights": weights, "overrides": overrides,
+    }
+    started = time.perf_counter()
+    for chapter in CHAPTERS:
+        if not execute(root() / "notebooks" / f"{chapter}.ipynb", work.folder / "notebooks", parameters):
+            return 1
+    _report(work.folder, time.perf_counter() - started)
+    return 0
+
+
+def execute(notebook: Path, folder: Path, parameters: dict) -> bool:
+    """Execute one notebook with papermill into `folder`; the result is there whole or not at all.
+
+    A failing notebook is kept as `<name>.failed.ipynb`, and its cell's message is the last thing printed.
+    """
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    unfinished = folder / f".{notebook.name}"
+    started = time.perf_counter()
+    print(f"{notebook.stem} …", flush=True)
+    try:
+        papermill.execute_notebook(
+            notebook, unfinished, parameters=parameters, kernel_name="python3", cwd=notebook.parent,
+            progress_bar=sys.stderr.isatty(), log_output=False,
+        )
+    except PapermillExecutionError as error:
+        failed = folder / f"{notebook.stem}.failed.ipynb"
+        os.replace(unfinished, failed)
+        print(f"{notebook.name} failed; its cells are in {failed}", file=sys.stderr)
+        print(f"cell {error.exec_count}: {error.ename}: {error.evalue}", file=sys.stderr)
+        return False
+    _clean(unfinished)
+    os.replace(unfinished, folder / notebook.name)
+    (folder / f"{notebook.stem}.failed.ipynb").unlink(missing_ok=True)
+    print(f"{notebook.stem}: {time.perf_counter() - started:.0f} s", flush=True)
+    return True
+
+
+def _clean(path: Path) -> None:
+    """Drop what only a live notebook can show or what changes from run to run: timings and progress bars."""
+    import nbformat
+
+    book = nbformat.read(path, as_version=4)
+    book.metadata.pop("papermill", None)
+    book.metadata.pop("widgets", None)
+    for cell in book.cells:
+        cell.metadata.pop("papermill", None)
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+    nbformat.write(book, path)
+
+
+def _report(folder: Path, seconds: float) -> None:
+    """Print the results table and where the figures are."""
+    table = folder / "results" / "summary.csv"
+    print(f"\n{table.parent}:\n")
+    print(pd.read_csv(table).fillna("").to_string(index=False))
+    print(f"\nfigures: {folder / 'figures'}\nexecuted notebooks: {folder / 'notebooks'}\ntime: {seconds / 60:.1f} min")
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    """Print what can be named in a profile."""
+    profiles = {name: load_profile(name).title for name in profile_names()}
+    for title, rows in (("profiles", profiles), ("encoders", ENCODERS), ("teachers", TEACHERS), ("methods", METHODS)):
+        print(f"{title}\n" + "".join(f"  {name:<28} {text}\n" for name, text in rows.items()))
+
+
+def _fetch(arguments: argparse.Namespace) -> None:
+    """Download and verify what a profile's source needs; with --dry-run show it."""
+    profile = load_profile(arguments.profile)
+    source = importlib.import_module(f"peka_core.sources.{profile.source}")
+    if not hasattr(source, "fetch"):
+        print(f"profile {profile.name}: nothing to fetch, the cohort is drawn")
+        return
+    options = {k: v for k, v in profile.source_options.items() if k == "sections"}
+    source.fetch(dry_run=arguments.dry_run, **options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

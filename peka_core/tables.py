@@ -1,0 +1,103 @@
+"""Tables of scores: which predictors a profile scores, and one long tidy table of the results."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from .controls import CONTROLS, REFERENCES
+from .files import write_whole
+from .protocols import Protocol
+from .provenance import provenance
+from .statistics import paired, summarise
+from .workspace import Run, root
+
+STUDENT_SPACES = {"projector_only": ("projected", "concat")}  # its encoder space is the frozen encoder's
+LABELS = {
+    "frozen": "frozen encoder", "random": "random encoder", "slide_one_hot": "slide one-hot", "colour": "tile colour",
+    "permuted_targets": "permuted targets", "library_size": "library size", "nearest_spots": "nearest spots",
+    "slide_and_library_size": "slide + library size",
+}
+
+
+def predictors(work: Run, protocol: Protocol, methods: tuple[str, ...] | None = None) -> list[tuple[str, str, str]]:
+    """(kind, predictor, space) of all that a profile scores under a protocol.
+
+    Args:
+        methods: aligned students; by default the profile's `methods` where the scope is nested, else `all_methods`.
+    """
+    if methods is None:
+        methods = work.profile.methods if protocol.scope == "nested" else work.profile.all_methods
+    rows = [("oracle", "oracle", "")] if work.profile.source == "demo" else []
+    rows += [("encoder", "frozen", "encoder")]
+    for method in methods:
+        spaces = STUDENT_SPACES.get(method, ("projected", "encoder", "concat"))
+        rows += [("student", method, space) for space in spaces]
+    rows += [("control", name, "") for name in ("random", "permuted_targets", *CONTROLS)]
+    return rows + [("reference", name, "") for name in REFERENCES]
+
+
+def label(predictor: str, space: str) -> str:
+    """Readable name of a predictor in its space."""
+    name = LABELS.get(predictor, predictor.replace("_", " "))
+    return f"{name}, {space}" if space and predictor not in LABELS else name
+
+
+def score_table(work: Run, protocol: Protocol, world: str = "on", rows=None, scope: str = "", split: str = "") -> pd.DataFrame:
+    """Score every predictor of `rows` (default: `predictors`) and lay the results out, one row per
+    scheme, gene set, alpha and pooling.
+
+    Every row carries what makes the number mean something: profile, protocol, scope, space, split scheme,
+    zero rule, n, unit of the interval, seed, digests, versions, commit and device.
+    """
+    parts = []
+    for kind, name, space in tqdm(rows or predictors(work, protocol), desc=f"score {protocol.name}", unit="predictor"):
+        evaluation = work.score(name, protocol, space, scope, split, world)
+        for pooling in ("section", "pooled"):
+            part = summarise(evaluation.scores, protocol, pooling)
+            parts.append(part.assign(kind=kind, predictor=name, space=space, label=label(name, space), spots=_spots(evaluation.scores)))
+    table = pd.concat(parts, ignore_index=True)
+    facts = provenance()
+    return table.assign(
+        headline=table["pooling"] == protocol.pooling, profile=work.profile.name, world=world, protocol=protocol.name,
+        zeros=protocol.zeros, scope=np.where(table["kind"] == "student", scope or protocol.scope, "none"), split=split or "all of the protocol",
+        seed=work.profile.seed, encoder=work._encoder_name(work.profile.encoder), cohort=work.cohort(world).digest[:12],
+        peka_core=facts["peka_core"], commit=facts["commit"], device=facts["device"],
+    )  # fmt: skip
+
+
+def _spots(scores: pd.DataFrame) -> int:
+    """Test spots scored over all splits, for the gene with the average number of them."""
+    pooled = scores[(scores["pooling"] == "pooled") & (scores["genes"] == "all") & (scores["alpha"] == "chosen")]
+    return int(pooled["n_spots"].sum())
+
+
+def headline(table: pd.DataFrame, genes: str = "all") -> pd.DataFrame:
+    """The rows that a protocol stands for: its own pooling, the chosen alpha, one gene set."""
+    return table[table["headline"] & (table["alpha"] == "chosen") & (table["genes"] == genes)]
+
+
+def difference_table(work: Run, protocol: Protocol, rows, against: str = "frozen", world: str = "on", scheme: str | None = None, split: str = "") -> pd.DataFrame:
+    """Paired differences over patients of each (kind, predictor, space) to `against`, per gene set.
+
+    Columns: label, predictor, space, genes, mean, low, high, p, n, values (Series over patients).
+    """
+    base = work.score(against, protocol, "encoder", split=split, world=world).scores
+    parts = []
+    for _, name, space in rows:
+        scores = work.score(name, protocol, space, split=split, world=world).scores
+        for genes in base["genes"].unique():
+            found = paired(scores, base, genes, scheme)
+            parts.append({"label": f"{label(name, space)} · {genes}", "predictor": name, "space": space, "genes": genes, **found})
+    return pd.DataFrame(parts)
+
+
+def published() -> pd.DataFrame:
+    """Values of the paper's tables: table, cohort, encoder, method, pcc, source (`results/published.csv`)."""
+    return pd.read_csv(root() / "results" / "published.csv")
+
+
+def save_table(table: pd.DataFrame, folder: str | Path, name: str) -> Path:
+    """Write a table as `<folder>/<name>.csv` with six decimals, whole or not at all."""
+    return write_whole(Path(folder) / f"{name}.csv", lambda path: table.to_csv(path, index=False, float_format="%.6f"))
