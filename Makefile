@@ -1,0 +1,58 @@
+# make demo     the paper's experiment on the bundled demo, in runs/mine
+# make test     all tests, with the notebooks end to end on smoke and her2st
+# make her2st   the same experiment on real public tissue, in runs/her2st
+# make smoke    the whole line in under a minute, in runs/smoke
+# make lab      JupyterLab on the notebooks
+# make publish  run demo and her2st afresh; their notebooks, tables and runs/demo become the committed ones
+# make clean    remove .venv and caches; runs/ stays
+# Another Python: make demo PYTHON=python3.12
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+
+.PHONY: help demo test her2st smoke lab publish clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n '/^# make/s/^# //p' Makefile
+
+demo: .venv/.core
+	$(BIN)/peka run demo --run mine $(ARGS)
+
+her2st smoke: .venv/.core
+	$(BIN)/peka run $@ $(ARGS)
+
+lab: .venv/.core
+	$(BIN)/jupyter lab notebooks $(ARGS)
+
+publish: .venv/.core
+	rm -rf runs/demo runs/her2st
+	$(BIN)/peka run demo
+	$(BIN)/peka run her2st
+	$(BIN)/python scripts/publish.py
+
+test: .venv/.test
+	@$(BIN)/peka fetch her2st || echo "her2st is not here: its end-to-end test will say so and be skipped"
+	$(BIN)/python -m pytest $(ARGS)
+
+.venv/.core: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "installing peka_core and its pinned dependencies into .venv (some minutes on first use) ..."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+.venv/.test: .venv/.core
+	@echo "installing the test extras ..."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+.venv/bin/python:
+	@command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON) here: install Python 3.11, 3.12 or 3.13, or name one: make demo PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo "peka_core needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is $$($(PYTHON) --version 2>&1); name another: make demo PYTHON=python3.12"; exit 1; }
+	@echo "making .venv with $$($(PYTHON) --version) ..."
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "$(PYTHON) cannot make a virtual environment (on Debian and Ubuntu: install python3-venv)"; exit 1; }
+
+clean:
+	rm -rf .venv .pytest_cache *.egg-info
+	find peka_core tests scripts benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

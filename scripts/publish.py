@@ -1,0 +1,72 @@
+"""Make a finished demo run (and her2st's tables) the committed ones: `make publish`, never by hand.
+
+After `peka run demo` (into an empty runs/demo) and `peka run her2st`: removes from runs/demo what is large and can be
+made again (tiles, features, predictions of most predictors, most adapters), copies executed notebooks -> notebooks/,
+tables -> results/, one picture -> results/figures/.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).parents[1]
+KEEP_ALWAYS = ("unit.json", "history.csv", "card.json", "scores.csv", "genes.csv", "umap.csv", "quality.json")
+LIMIT_MB = 5.0
+
+
+def kept(unit: dict, name: str) -> bool:
+    """Whether a file of a unit is small or needed enough to be committed."""
+    if name in KEEP_ALWAYS:
+        return True
+    if name.endswith(".safetensors"):  # one adapter to look at
+        return unit["method"] == "bat" and unit["split"] == "patients/0"
+    headline = unit["protocol"] == "strict" and unit["space"] == "encoder" and unit["method"] in ("frozen", "bat")
+    return name == "predictions.h5ad" and headline  # the tissue maps
+
+
+def prune(run: Path) -> None:
+    """Remove from a run what is large and can be made again."""
+    for folder in (run / "cohort" / "patches", run / "cohort_off" / "patches", *run.glob("units/.*")):
+        shutil.rmtree(folder, ignore_errors=True)
+    for folder in sorted((run / "units").glob("*-*")):
+        unit = json.loads((folder / "unit.json").read_text())["unit"]
+        if unit["stage"] in ("features", "teacher"):
+            shutil.rmtree(folder)
+            continue
+        for path in folder.iterdir():
+            if not kept(unit, path.name):
+                path.unlink()
+
+
+def copy_notebook(path: Path) -> None:
+    """An executed notebook without papermill's cell of injected parameters: it opens with its own defaults."""
+    book = nbformat.read(path, as_version=4)
+    book.cells = [cell for cell in book.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    nbformat.write(book, ROOT / "notebooks" / path.name)
+
+
+def main() -> int:
+    """Publish runs/demo, and runs/her2st's tables where it was run."""
+    demo = ROOT / "runs" / "demo"
+    for notebook in sorted((demo / "notebooks").glob("0*.ipynb")):
+        copy_notebook(notebook)
+    for run, name in ((demo, "demo"), (ROOT / "runs" / "her2st", "her2st")):
+        for table in (run / "results").glob("*.csv"):
+            shutil.copy(table, ROOT / "results" / f"{name}_{table.name}")
+    (ROOT / "results" / "figures").mkdir(exist_ok=True)
+    shutil.copy(demo / "figures" / "scores.png", ROOT / "results" / "figures" / "demo_scores.png")
+    prune(demo)
+    tracked = [path for part in ("cohort", "cohort_off", "units", "results") for path in (demo / part).rglob("*")]
+    size = sum(path.stat().st_size for path in tracked if path.is_file()) / 1e6
+    print(f"{demo.relative_to(ROOT)}: {size:.1f} MB")
+    if size > LIMIT_MB:
+        print(f"more than {LIMIT_MB} MB: leave more out", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""Figures say what their data say."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from peka_core import figures
+
+
+@pytest.fixture(autouse=True)
+def close():
+    yield
+    plt.close("all")
+
+
+def test_gene_pairs_counts_only_genes_defined_on_both_sides():
+    genes = pd.DataFrame({"frozen": [0.1, 0.3, 0.2, np.nan], "aligned": [0.2, 0.1, 0.4, 0.9]}, index=list("ABCD"))
+    assert "2 of 3 genes" in figures.gene_pairs(genes).get_title()
+
+
+def test_scale_bar_is_as_long_as_it_says():
+    ax = figures.grid(1)[0]
+    ax.set(xlim=(0, 400), ylim=(300, 0))
+    figures.scale_bar(ax, px_per_um=2.0, length_um=50)
+    x = ax.lines[0].get_xdata()
+    assert x[1] - x[0] == pytest.approx(100)
+    assert ax.texts[0].get_text() == "50 µm"
+
+
+def test_tissue_map_is_in_micrometres_with_y_downwards():
+    ax = figures.grid(1)[0]
+    drawn = figures.tissue_map(ax, np.array([[0, 0], [200, 400]]), np.array([1.0, 2.0]), um_per_px=0.5)
+    assert np.allclose(drawn.get_offsets()[1], [100, 200])
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]
+
+
+def test_paired_dots_show_every_patient_with_a_value():
+    row = {"label": "bat", "predictor": "bat", "mean": 0.1, "low": 0.0, "high": 0.2, "values": pd.Series([0.1, np.nan, 0.2])}
+    ax = figures.paired_dots(pd.DataFrame([row]))
+    assert len(ax.lines[0].get_xdata()) == 2
+
+
+def test_score_dots_leave_undefined_predictors_out():
+    table = pd.DataFrame({"label": ["a", "b"], "predictor": ["x", "y"], "kind": "control", "mean": [0.2, np.nan], "low": np.nan, "high": np.nan})
+    ax = figures.score_dots(table)
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["a"]
+
+
+def test_save_writes_a_whole_png(tmp_path):
+    figures.grid(1)
+    figures.save(plt.gcf(), tmp_path, "one")
+    assert (tmp_path / "one.png").read_bytes()[:4] == b"\x89PNG"
+    assert [path.name for path in tmp_path.iterdir()] == ["one.png"]

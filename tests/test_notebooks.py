@@ -1,0 +1,205 @@
+"""The notebooks as files, end to end on smoke and on real her2st, and after being killed.
+
+PEKA_KILLS=10 kills more often than CI does. PEKA_TEST_HER2ST_RUN=NAME keeps the run of her2st as runs/NAME.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import psutil
+import pytest
+
+from peka_core import manifest
+from peka_core.profile import load_profile
+from peka_core.run import CHAPTERS
+
+ROOT = Path(__file__).parents[1]
+PARAMETERS = {"profile", "run", "device", "weights", "overrides"}
+KILLS = int(os.environ.get("PEKA_KILLS", 2))
+HER2ST_RUN = os.environ.get("PEKA_TEST_HER2ST_RUN", "")
+
+
+@pytest.fixture(params=CHAPTERS)
+def chapter(request):
+    return ROOT / "notebooks" / f"{request.param}.ipynb"
+
+
+@pytest.fixture
+def book(chapter):
+    return nbformat.read(chapter, as_version=4)
+
+
+def code_of(book):
+    return [cell for cell in book.cells if cell.cell_type == "code"]
+
+
+def prose_of(book):
+    return [cell.source for cell in book.cells if cell.cell_type == "markdown"]
+
+
+# ---- as files ----------------------------------------------------------------------------------------------------
+
+
+def test_one_parameters_cell_names_the_five_parameters(book):
+    tagged = [cell for cell in book.cells if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1 and code_of(book)[0] is tagged[0]
+    values = {}
+    exec(tagged[0].source, values)  # literals with a comment each
+    assert set(values) - {"__builtins__"} == PARAMETERS and values["profile"] == "demo"
+    json.dumps({name: values[name] for name in PARAMETERS})
+
+
+def test_kernel_is_python3(book):
+    nbformat.validate(book)
+    assert book.metadata.kernelspec.name == "python3"
+
+
+def test_notebook_is_small_and_so_are_its_cells(chapter, book):
+    assert chapter.stat().st_size < 300_000
+    assert max(len(cell.source.splitlines()) for cell in code_of(book)) <= 25
+
+
+def test_notebook_asks_in_its_title_and_ends_with_exercises(book):
+    assert prose_of(book)[0].startswith("# ") and "?" in prose_of(book)[0].splitlines()[0]
+    ending = "\n".join(prose_of(book)[-2:])
+    assert "Takeaways" in ending and "Exercises" in ending and "<details>" in ending
+
+
+def test_notebook_was_executed_in_order_without_an_error(book):
+    counts = [cell.execution_count for cell in code_of(book)]
+    assert None not in counts and counts == sorted(counts)
+    assert not any(output.output_type == "error" for cell in code_of(book) for output in cell.outputs)
+
+
+# ---- end to end --------------------------------------------------------------------------------------------------
+
+
+def start(profile, name, **environment):
+    """`peka run profile --run name` in a process group of its own."""
+    words = [sys.executable, "-m", "peka_core", "run", profile, "--run", name]
+    inherited = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}  # conftest's
+    environment = {**inherited, **environment}
+    return subprocess.Popen(
+        words, cwd=ROOT, env=environment, start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def kill(process):
+    """SIGKILL to the process and all it started: kernels and drawing workers have groups of their own."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for member in family:
+        try:
+            member.send_signal(signal.SIGKILL)
+        except psutil.NoSuchProcess:
+            pass
+    process.communicate()
+    psutil.wait_procs(family[1:], timeout=20)
+
+
+def finish(process, timeout):
+    """Wait for a run to end well."""
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        kill(process)
+        pytest.fail(f"the run took more than {timeout} s")
+    assert process.returncode == 0, output[-3000:]
+    return output
+
+
+def fresh(name):
+    """runs/name without anything in it."""
+    folder = ROOT / "runs" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+def check_whole(folder, output):
+    """Everything a run promises is there, and nothing is half there."""
+    assert {f"{chapter}.ipynb" for chapter in CHAPTERS} == {path.name for path in (folder / "notebooks").iterdir()}
+    assert len(pd.read_csv(folder / "results/summary.csv")) > 0
+    assert str(folder / "results") in output and str(folder / "figures") in output
+    pictures = list((folder / "figures").glob("*.png"))
+    assert len(pictures) >= 5 and all(path.read_bytes()[-8:-4] == b"IEND" for path in pictures)
+    units = [path for path in (folder / "units").iterdir() if not path.name.startswith(".")]
+    assert units and all(json.loads((path / "unit.json").read_text())["unit"]["stage"] in path.name for path in units)
+
+
+def scores_of(folder):
+    """Score columns of every table, by file name."""
+    tables = {path.name: pd.read_csv(path) for path in sorted((folder / "results").glob("*.csv"))}
+    numbers = {name: table.select_dtypes("number").drop(columns="seconds", errors="ignore") for name, table in tables.items()}
+    return numbers
+
+
+@pytest.fixture(scope="session")
+def smoke():
+    """An undisturbed smoke run: its folder, what it printed, its seconds."""
+    folder, started = fresh("test-smoke"), time.perf_counter()
+    try:
+        output = finish(start("smoke", folder.name), timeout=600)
+        yield folder, output, time.perf_counter() - started
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_smoke_runs_end_to_end(smoke):
+    check_whole(*smoke[:2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [random.Random(2025 + i).uniform(0.1, 0.95) for i in range(KILLS)], ids="{:.2f}".format)
+def test_a_killed_run_ends_with_the_same_tables(smoke, moment):
+    undisturbed, _, seconds = smoke
+    folder = fresh("test-killed")
+    try:
+        process = start("smoke", folder.name)
+        time.sleep(moment * seconds)
+        assert process.poll() is None, "the run was over before it was killed"
+        kill(process)
+        check_whole(folder, finish(start("smoke", folder.name), timeout=600))
+        ours, theirs = scores_of(folder), scores_of(undisturbed)
+        assert set(ours) == set(theirs)
+        for name, table in theirs.items():
+            pd.testing.assert_frame_equal(ours[name], table, rtol=0, atol=1e-4, obj=f"{name}, killed at {moment:.2f}")
+        left = [path for path in folder.rglob(".*") if path.is_file() and path.parent.name in ("results", "notebooks", "figures")]
+        print("hidden leftovers of the kill:", [str(path.relative_to(folder)) for path in left])
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def her2st_files(monkeypatch, request):
+    """her2st from PEKA_MIRROR, ../shared/data or earlier downloads; downloaded only with `-m network`."""
+    beside = ROOT.parent / "shared" / "data"
+    if not os.environ.get("PEKA_MIRROR") and (beside / "her2st").is_dir():
+        monkeypatch.setenv("PEKA_MIRROR", str(beside))
+    home = Path(os.environ.get("PEKA_MIRROR") or manifest.cache_folder())
+    sections = load_profile("her2st").source_options["sections"]
+    missing = [name for name in sections if not (home / f"her2st/data/ST-cnts/{name}.tsv.gz").exists()]
+    wanted = "network" in request.config.getoption("-m") and "not network" not in request.config.getoption("-m")
+    if missing and not wanted:
+        pytest.skip(f"no her2st in {home}: run `peka fetch her2st`, name a mirror in PEKA_MIRROR, or choose -m network")
+
+
+@pytest.mark.slow
+@pytest.mark.network
+def test_her2st_runs_end_to_end(her2st_files):
+    folder = fresh(HER2ST_RUN or "test-her2st")
+    try:
+        check_whole(folder, finish(start("her2st", folder.name), timeout=900))
+        summary = pd.read_csv(folder / "results/summary.csv")
+        assert summary["low"].isna().all(), "two patients carry no interval over patients"
+    finally:
+        if not HER2ST_RUN:
+            shutil.rmtree(folder, ignore_errors=True)

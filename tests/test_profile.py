@@ -1,0 +1,65 @@
+"""Profiles: the bundled ones load, overrides reach the value they name, unknown names are refused with the known ones."""
+
+import dataclasses
+
+import pytest
+import yaml
+
+from peka_core.alignment import Recipe
+from peka_core.files import PekaError
+from peka_core.profile import FOLDER, load_profile, override_names, profile_names
+
+
+def test_three_profiles_are_bundled():
+    assert {"smoke", "demo", "her2st"} <= set(profile_names())
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_a_bundled_profile_loads_and_sets_every_value_of_the_recipe(name):
+    profile = load_profile(name)
+    assert profile.name == name and isinstance(profile.recipe, Recipe)
+    written = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())["recipe"]
+    assert set(written) == {field.name for field in dataclasses.fields(Recipe)}
+
+
+def test_her2st_was_not_tuned():
+    assert load_profile("her2st").recipe == load_profile("demo").recipe
+    assert load_profile("her2st").source_options["sections"] == ["B4", "C2", "C3", "C4", "C5"]
+
+
+def test_an_override_reaches_nested_and_flat_values():
+    profile = load_profile("smoke", {"epochs": 7, "patients": 8, "seed": 3, "methods": ["bone"]})
+    assert (profile.recipe.epochs, profile.source_options["patients"], profile.seed) == (7, 8, 3)
+    assert profile.methods == ("bone",) and profile.overrides["epochs"] == 7
+    assert load_profile("smoke").recipe.epochs != 7
+
+
+def test_an_unknown_override_names_the_known_ones():
+    with pytest.raises(PekaError, match="unknown parameter 'epoch'; known: .*epochs.*patients.*seed"):
+        load_profile("smoke", {"epoch": 2})
+
+
+def test_what_a_profile_is_cannot_be_overridden():
+    names = override_names(yaml.safe_load((FOLDER / "smoke.yaml").read_text()))
+    assert not {"source", "title", "recipe", "source_options", "teacher_options"} & set(names)
+
+
+def test_an_unknown_profile_names_the_known_ones():
+    with pytest.raises(PekaError, match="no profile 'dmeo'; known: demo"):
+        load_profile("dmeo")
+
+
+def test_a_profile_of_ones_own_is_a_path(tmp_path):
+    values = yaml.safe_load((FOLDER / "smoke.yaml").read_text())
+    values["recipe"]["epochs"] = 4
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
+    profile = load_profile(str(tmp_path / "mine.yaml"))
+    assert (profile.name, profile.recipe.epochs) == ("mine", 4)
+
+
+def test_an_unknown_recipe_value_is_refused(tmp_path):
+    values = yaml.safe_load((FOLDER / "smoke.yaml").read_text())
+    values["recipe"]["learning_rate"] = 1
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(PekaError, match="unknown recipe value learning_rate; known: .*lr"):
+        load_profile(str(tmp_path / "mine.yaml"))

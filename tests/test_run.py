@@ -1,0 +1,101 @@
+"""The command line: what it lists, refuses and says last when a notebook fails."""
+
+import contextlib
+import io
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from peka_core import run, workspace
+from peka_core.files import PekaError
+
+
+@pytest.fixture
+def empty_root(tmp_path, monkeypatch):
+    """A checkout without runs, so that a refused command can be seen to leave nothing."""
+    monkeypatch.setattr(workspace, "root", lambda: tmp_path)
+    return tmp_path
+
+
+def test_an_unknown_parameter_is_refused_with_the_known_ones(empty_root, capsys):
+    assert run.main(["run", "smoke", "-p", "epoch=2", "--run", "x"]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("peka: unknown parameter 'epoch'; known: ") and "epochs" in message and "patients" in message
+    assert list(empty_root.iterdir()) == []
+
+
+def test_changed_parameters_need_a_run_name(empty_root, capsys):
+    assert run.main(["run", "smoke", "-p", "epochs=2"]) == 1
+    assert "--run NAME" in capsys.readouterr().err and list(empty_root.iterdir()) == []
+
+
+def test_a_run_folder_started_with_other_values_is_refused(empty_root):
+    workspace.open_run("smoke", "x", "cpu", overrides={"epochs": 2})
+    with pytest.raises(PekaError, match="choose another --run NAME"):
+        workspace.open_run("smoke", "x", "cpu", overrides={"epochs": 3})
+
+
+def test_values_without_a_name_and_unknown_profiles_are_refused(empty_root, capsys):
+    assert run.main(["run", "smoke", "-p", "epochs"]) == 1 and "-p takes NAME=VALUE" in capsys.readouterr().err
+    assert run.main(["run", "dmeo"]) == 1 and "known: demo" in capsys.readouterr().err
+
+
+def test_list_names_everything_with_licence_and_gate(capsys):
+    assert run.main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    row = {line.split()[0]: line for line in lines if line.startswith("  ")}
+    assert {"demo", "smoke", "her2st", "mini", "random", "pca", "none", "bat", "bone", "projector_only"} <= set(row)
+    for name in ("mini", "random", "pca"):
+        assert "licence" in row[name] and "no gate" in row[name]
+    assert any("H-optimus-0" in line and "Apache-2.0; gated" in line for line in lines)
+
+
+def test_fetch_dry_run_names_files_and_sizes_and_touches_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PEKA_MIRROR", str(tmp_path))
+    assert run.main(["fetch", "her2st", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "her2st/data/ST-cnts/B4.tsv.gz" in shown and "15 files" in shown and "MB" in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fetch_of_a_drawn_cohort_says_that_there_is_nothing(capsys):
+    assert run.main(["fetch", "smoke"]) == 0
+    assert "nothing to fetch" in capsys.readouterr().out
+
+
+def test_python_m_peka_core_is_the_same_command():
+    done = subprocess.run([sys.executable, "-m", "peka_core", "--help"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout.startswith("usage: peka ")
+
+
+def write_notebook(path, *cells):
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    book.cells[0].metadata["tags"] = ["parameters"]
+    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(book, path)
+    return path
+
+
+def test_a_failing_notebook_ends_the_run_with_its_message_last(empty_root, monkeypatch):
+    (empty_root / "notebooks").mkdir()
+    write_notebook(empty_root / "notebooks/01_first.ipynb", "run = ''", "raise ValueError('the tile is missing')")
+    write_notebook(empty_root / "notebooks/02_second.ipynb", "run = ''", "open('second', 'w')")
+    monkeypatch.setattr(run, "CHAPTERS", ("01_first", "02_second"))
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors):
+        assert run.main(["run", "smoke", "--run", "x"]) == 1
+    assert errors.getvalue().rstrip().splitlines()[-1] == "cell 3: ValueError: the tile is missing"
+    assert not (empty_root / "notebooks/second").exists()
+    assert [path.name for path in (empty_root / "runs/x/notebooks").iterdir()] == ["01_first.failed.ipynb"]
+
+
+def test_an_executed_notebook_got_its_parameters_and_replaces_the_failed_one(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "tiny.failed.ipynb").write_text("{}")
+    notebook = write_notebook(tmp_path / "tiny.ipynb", "seed = 0", "print('seed', seed)")
+    assert run.execute(notebook, out, {"seed": 7})
+    assert [path.name for path in out.iterdir()] == ["tiny.ipynb"]
+    assert "seed 7" in nbformat.read(out / "tiny.ipynb", 4).cells[-1].outputs[0].text
