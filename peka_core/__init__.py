@@ -14,7 +14,7 @@ _HOMES = {
     "embed_spots": "teachers",
     "Student": "student",
     "embed_tiles": "student",
-    "Recipe": "alignment",
+    "Recipe": "recipe",
     "align": "alignment",
     "evaluate": "evaluation",
     "open_run": "workspace",

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from .files import PekaError, sha256
+from .provenance import best_device
 
 MINI_WEIGHTS = Path(__file__).parent / "weights" / "mini.safetensors"
 
@@ -220,11 +221,6 @@ def _state_digest(model: nn.Module) -> str:
     for key, value in sorted(model.state_dict().items()):
         digest.update(key.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def best_device() -> str:
-    """`cuda` where torch sees a GPU, otherwise `cpu`."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def has_bfloat16(device: str | torch.device) -> bool:

@@ -104,6 +104,7 @@ def loss_curves(histories: dict[str, pd.DataFrame], column: str = "total", ax: p
             ax.plot(history["epoch"], history[held_out], color=color, ls="--")
         kept = history[history["kept"]]
         ax.plot(kept["epoch"], kept[held_out if held_out in kept and kept[held_out].notna().all() else column], "o", color=color)
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set(xlabel="epoch", ylabel=f"loss, {column} (nats)", title="solid: training, dashed: set aside, dot: kept")
     ax.legend(fontsize="x-small", loc="upper right")
     return ax
@@ -139,7 +140,7 @@ def paired_dots(differences: pd.DataFrame, ax: plt.Axes | None = None) -> plt.Ax
         ax.errorbar(row["mean"], y, xerr=[[row["mean"] - row["low"]], [row["high"] - row["mean"]]], color="black", fmt="|", ms=11, capsize=3)
     ax.axvline(0, color="grey", lw=0.8)
     ax.set_yticks(range(len(differences)), differences["label"].iloc[::-1])
-    ax.set(xlabel="PCC, aligned minus frozen (a dot is a patient; bar: mean and 95 % t interval)")
+    ax.set(xlabel="PCC, aligned minus frozen")
     return ax
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from .alignment import Recipe
+from .recipe import Recipe
 from .files import PekaError
 
 FOLDER = Path(__file__).parent / "profiles"
@@ -20,6 +20,8 @@ class Profile:
     Attributes:
         source: module of `peka_core.sources` that builds the cohort, with `source_options`.
         cues_off_splits: on how many splits to align in the demo's second world, whose counts ignore the hidden cues.
+        few: `patients` and `epochs` of the demo's small study, in which an alignment can learn spots by heart;
+            empty where there is none.
         methods: adapter methods aligned on each split's training spots (scope nested).
         all_methods: methods aligned once on all spots (scope all).
         overrides: what was changed from the file, by flat name.
@@ -30,6 +32,7 @@ class Profile:
     source: str
     source_options: dict
     cues_off_splits: int
+    few: dict
     encoder: str
     teacher: str
     teacher_options: dict

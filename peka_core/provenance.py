@@ -31,6 +31,13 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
+def best_device() -> str:
+    """`cuda` where torch sees a GPU, otherwise `cpu`."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 @functools.cache
 def device_name() -> str:
     """GPU name where torch sees one, otherwise CPU model and thread count."""

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .alignment import Recipe
+from .recipe import Recipe
 from .bone import WEIGHTS, inject
 from .encoders import Encoder, in_batches
 from .files import PekaError, write_whole

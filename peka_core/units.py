@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .alignment import Recipe
+from .recipe import Recipe
 from .provenance import provenance
 
 

@@ -13,23 +13,26 @@ import functools
 import importlib
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 
-from .alignment import align, alignment_quality
 from .cohort import Cohort, open_cohort
 from .controls import CONTROLS, REFERENCES, oracle, permuted_targets
-from .encoders import Encoder, best_device, load_encoder
 from .evaluation import Evaluation, evaluate
 from .files import PekaError, write_whole
 from .profile import Profile, load_profile
 from .protocols import PROTOCOLS, Protocol, make_tasks
-from .provenance import provenance
-from .student import Student, embed_tiles
-from .teachers import embed_spots, load_teacher
+from .provenance import best_device, provenance
+from .recipe import Recipe
+from .tiles import KEEP_IN_MEMORY
 from .units import Unit, make
+
+if TYPE_CHECKING:  # torch and timm take seconds to import, and the first chapters do without
+    from .encoders import Encoder
+    from .student import Student
 
 
 def root() -> Path:
@@ -100,19 +103,35 @@ class Run:
         """Open the cohort, building it where it is missing.
 
         Args:
-            world: `on`, or `off` for the demo's second world without hidden cues.
+            world: `on`; `off`, the demo's second world without hidden cues; `few`, its first patients alone.
             tiles: tiles are needed: draw or cut them again where the folder came without.
         """
-        path = self.folder / ("cohort" if world == "on" else "cohort_off")
+        path = self.folder / ("cohort" if world == "on" else f"cohort_{world}")
         build = importlib.import_module(f"peka_core.sources.{self.profile.source}").build
         options = dict(self.profile.source_options)
         if "cohort_seed" in options:
             options["seed"] = options.pop("cohort_seed")
+        if world == "few":
+            options |= {"patients": self.profile.few["patients"], "folds": 2}
         if world == "off":
             options |= {"hidden": 0.0, "tiles_from": self.cohort(tiles=tiles).path}
         if not (path / "source.json").exists() or (tiles and not open_cohort(path).has_tiles):
             build(path, **options)
         return open_cohort(path)
+
+    @functools.cache
+    def tiles(self, world: str = "on"):
+        """Tiles of all spots, `(n, 224, 224, 3)`, read once; the worlds `on` and `off` show the same images."""
+        if world == "off":
+            return self.tiles()
+        reader = self.cohort(world, tiles=True).tiles()
+        if np.prod(reader.shape) < KEEP_IN_MEMORY:
+            reader[:]  # a full pass: from here on it is in memory
+        return reader
+
+    def recipe(self, world: str = "on") -> Recipe:
+        """The profile's recipe; in world `few` with more epochs."""
+        return dataclasses.replace(self.profile.recipe, epochs=self.profile.few["epochs"]) if world == "few" else self.profile.recipe
 
     # ---- 02 teacher ------------------------------------------------------------------------------
 
@@ -121,6 +140,8 @@ class Run:
         unit = self._unit("teacher", world, split=split, teacher=self._teacher_name, seed=self.profile.seed)
 
         def write(folder: Path) -> None:
+            from .teachers import embed_spots, load_teacher
+
             cohort = self.cohort(world)
             teacher = load_teacher(self.profile.teacher, **self.profile.teacher_options)
             train, _ = self.rows(split, world)
@@ -147,16 +168,19 @@ class Run:
 
         return make(self.folder, unit, write, needs)
 
-    def train(self, method: str, split: str, world: str = "on", recipe=None) -> tuple[Student, pd.DataFrame]:
+    def train(self, method: str, split: str, world: str = "on", recipe=None) -> tuple["Student", pd.DataFrame]:
         """One alignment in the open: the student and its history, nothing written."""
-        recipe = recipe or self.profile.recipe
-        cohort, teacher = self.cohort(world, tiles=True), self.teacher(split, world)
+        from .alignment import align
+        from .student import Student
+
+        recipe = recipe or self.recipe(world)
+        teacher = self.teacher(split, world)
         train, _ = self.rows(split, world)
         x_teacher, labels = teacher.obsm["X_teacher"], teacher.obs["pseudo_label"].to_numpy().astype(int)
         student = Student(self.encoder(), method, x_teacher.shape[1], recipe, seed=self.profile.seed)
         history = align(
-            student, cohort.tiles(), x_teacher, labels, self._groups(train, world), recipe,
-            rows=np.flatnonzero(train), hold_out=split != "all", seed=self.profile.seed,
+            student, self.tiles(world), x_teacher, labels, self._groups(train, world), recipe,
+            rows=np.flatnonzero(train), hold_out=split != "all" and world != "few", seed=self.profile.seed,
         )
         return student, history
 
@@ -171,25 +195,41 @@ class Run:
         """
         encoder = encoder or self.profile.encoder
         unit = self._alignment_unit("features", method, split, world, encoder)
-        if method == "none":  # the same images in both worlds
-            unit = self._unit("features", "on", encoder=self._encoder_name(encoder), method="none")
+        if method == "none":
+            world = "on" if world == "off" else world  # the same images
+            unit = self._unit("features", world, encoder=self._encoder_name(encoder), method="none")
 
         def write(folder: Path) -> None:
+            from .student import Student, embed_tiles
+
             model = self.encoder(encoder)
             if method != "none":
                 model = Student.load(self.align(method, split, world), model)
-            cohort = self.cohort(world, tiles=True)
-            made = embed_tiles(model, cohort.tiles())
-            table = ad.AnnData(obs=cohort.obs, obsm={f"X_{space}": values for space, values in made.items()})
+            if method == "projector_only":  # its encoder is the frozen one
+                made = self._project(model, self.features(world=world, encoder=encoder).obsm["X_encoder"])
+            else:
+                made = embed_tiles(model, self.tiles(world))
+            table = ad.AnnData(obs=self.cohort(world).obs, obsm={f"X_{space}": values for space, values in made.items()})
             table.write_h5ad(folder / "features.h5ad", compression="gzip")
 
         return ad.read_h5ad(make(self.folder, unit, write, "features.h5ad") / "features.h5ad")
+
+    @staticmethod
+    def _project(student: "Student", features: np.ndarray) -> dict[str, np.ndarray]:
+        """Both spaces of a student without adapter, from frozen features (n, d)."""
+        import torch
+
+        with torch.no_grad():
+            projected = student.project(torch.as_tensor(features, device=student.device)).cpu().numpy()
+        return {"encoder": features, "projected": projected}
 
     def quality(self, method: str, split: str, space: str = "encoder", world: str = "on") -> dict:
         """Did it align? Held-out R2 and neighbour overlap of one student with X_teacher (`alignment_quality`)."""
         unit = dataclasses.replace(self._alignment_unit("quality", method, split, world), space=space)
 
         def write(folder: Path) -> None:
+            from .alignment import alignment_quality
+
             train, test = self.rows(split, world)
             features = self.features(method, split, world).obsm[f"X_{space}"]
             x_teacher = self.teacher(split, world).obsm["X_teacher"]
@@ -235,7 +275,7 @@ class Run:
         scope = scope or protocol.scope
         unit = self._unit(
             "evaluation", world, encoder=self._encoder_name(self._encoder_of(predictor)), method=predictor,
-            teacher=self._teacher_name, recipe=self.profile.recipe, split=split, space=space,
+            teacher=self._teacher_name, recipe=self.recipe(world), split=split, space=space,
             protocol=protocol.name, zeros=protocol.zeros, scope=scope, seed=self.profile.seed,
         )
 
@@ -257,11 +297,11 @@ class Run:
         if name == "oracle":
             return oracle(cohort)
         if name == "permuted_targets":
-            return permuted_targets(self.features().obsm["X_encoder"], seed=self.profile.seed)
+            return permuted_targets(self.features(world=world).obsm["X_encoder"], seed=self.profile.seed)
         if name in CONTROLS or name in REFERENCES:
             return (CONTROLS | REFERENCES)[name](self.cohort(world, tiles=name == "colour"))
         if name in ("frozen", "random"):
-            return self.features(encoder=self._encoder_of(name)).obsm["X_encoder"]
+            return self.features(world=world, encoder=self._encoder_of(name)).obsm["X_encoder"]
         splits = {task.split.name: "all" if scope == "all" else task.split.name for task in tasks}
         return {split: self._student_features(name, seen, space, world) for split, seen in splits.items()}
 
@@ -269,14 +309,16 @@ class Run:
         """(n, d) features of an aligned student in one of its three spaces."""
         made = self.features(method, split, world).obsm
         if space == "concat":
-            return np.concatenate([self.features().obsm["X_encoder"], made["X_projected"]], axis=1)  # (n, d + d_t)
+            return np.concatenate([self.features(world=world).obsm["X_encoder"], made["X_projected"]], axis=1)  # (n, d + d_t)
         return made[f"X_{space}"]
 
     # ---- what units are made of ------------------------------------------------------------------
 
     @functools.cache
-    def encoder(self, name: str = "") -> Encoder:
+    def encoder(self, name: str = "") -> "Encoder":
         """The profile's encoder, or another by name, on this run's device."""
+        from .encoders import load_encoder
+
         name = name or self.profile.encoder
         return load_encoder(name, weights=self.weights.get(name), device=self.device)
 
@@ -300,7 +342,7 @@ class Run:
     def _alignment_unit(self, stage: str, method: str, split: str, world: str, encoder: str = "") -> Unit:
         return self._unit(
             stage, world, encoder=self._encoder_name(encoder or self.profile.encoder), method=method, split=split,
-            teacher=self._teacher_name, recipe=self.profile.recipe, seed=self.profile.seed,
+            teacher=self._teacher_name, recipe=self.recipe(world), seed=self.profile.seed,
         )
 
     def _unit(self, stage: str, world: str, **fields) -> Unit:
