@@ -114,7 +114,8 @@ class Run:
         if world == "few":
             options |= {"patients": self.profile.few["patients"], "folds": 2}
         if world == "off":
-            options |= {"hidden": 0.0, "tiles_from": self.cohort(tiles=tiles).path}
+            options |= {"hidden": 0.0, "tiles_from": self.cohort().path, "tiles": False}  # same images, read from there
+            tiles = False
         if not (path / "source.json").exists() or (tiles and not open_cohort(path).has_tiles):
             build(path, **options)
         return open_cohort(path)

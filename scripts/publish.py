@@ -1,7 +1,7 @@
 """Make a finished demo run (and her2st's tables) the committed ones: `make publish`, never by hand.
 
 After `peka run demo` (into an empty runs/demo) and `peka run her2st`: removes from runs/demo what is large and can be
-made again (tiles, features, predictions of most predictors, most adapters), copies executed notebooks -> notebooks/,
+made again (tiles, the other worlds, features, predictions of most predictors, most adapters), compresses the rest, copies executed notebooks -> notebooks/,
 tables -> results/, one picture -> results/figures/.
 """
 
@@ -10,7 +10,10 @@ import shutil
 import sys
 from pathlib import Path
 
+import anndata as ad
 import nbformat
+
+from peka_core.files import write_whole
 
 ROOT = Path(__file__).parents[1]
 KEEP_ALWAYS = ("unit.json", "history.csv", "card.json", "scores.csv", "genes.csv", "umap.csv", "quality.json")
@@ -29,8 +32,10 @@ def kept(unit: dict, name: str) -> bool:
 
 def prune(run: Path) -> None:
     """Remove from a run what is large and can be made again."""
-    for folder in (run / "cohort" / "patches", run / "cohort_off" / "patches", *run.glob("units/.*")):
+    for folder in (run / "cohort" / "patches", *run.glob("cohort_*"), *run.glob("units/.*")):
         shutil.rmtree(folder, ignore_errors=True)
+    for path in run.rglob("*.h5ad"):
+        write_whole(path, lambda target, path=path: ad.read_h5ad(path).write_h5ad(target, compression="gzip"))
     for folder in sorted((run / "units").glob("*-*")):
         unit = json.loads((folder / "unit.json").read_text())["unit"]
         if unit["stage"] in ("features", "teacher"):
