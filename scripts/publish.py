@@ -11,8 +11,11 @@ import sys
 from pathlib import Path
 
 import anndata as ad
+import h5py
 import nbformat
+import pandas as pd
 
+from peka_core.cohort import open_cohort
 from peka_core.files import write_whole
 
 ROOT = Path(__file__).parents[1]
@@ -20,29 +23,53 @@ KEEP_ALWAYS = ("unit.json", "history.csv", "card.json", "scores.csv", "genes.csv
 LIMIT_MB = 5.0
 
 
-def kept(unit: dict, name: str) -> bool:
+def kept(unit: dict, name: str, main_digest: str) -> bool:
     """Whether a file of a unit is small or needed enough to be committed."""
     if name in KEEP_ALWAYS:
         return True
     if name.endswith(".safetensors"):  # one adapter to look at
-        return unit["method"] == "bat" and unit["split"] == "patients/0"
-    headline = unit["protocol"] == "strict" and unit["space"] == "encoder" and unit["method"] in ("frozen", "bat")
-    return name == "predictions.h5ad" and headline  # the tissue maps
+        return unit["method"] == "bat" and unit["split"] == "patients/0" and unit["cohort"] == main_digest
+    mapped = unit["protocol"] == "strict" and unit["split"] == "patients/0"
+    return name == "predictions.h5ad" and mapped  # the tissue maps
+
+
+def repack(path: Path, target: Path) -> None:
+    """An AnnData file again, compressed and in HDF5's compact newer format."""
+    small = target.with_suffix(".gz.h5ad")
+    ad.read_h5ad(path).write_h5ad(small, compression="gzip")
+    with h5py.File(small) as source, h5py.File(target, "w", libver="latest") as compact:
+        for name in source:
+            source.copy(name, compact)
+        compact.attrs.update(source.attrs)
+    small.unlink()
+
+
+def shorten(path: Path, target: Path) -> None:
+    """A table again, with six decimals."""
+    pd.read_csv(path, dtype=str, keep_default_na=False).map(_six).to_csv(target, index=False)
+
+
+def _six(text: str) -> str:
+    whole, point, decimals = text.partition(".")
+    return f"{float(text):.6f}" if point and len(decimals) > 6 and whole.lstrip("-").isdigit() else text
 
 
 def prune(run: Path) -> None:
     """Remove from a run what is large and can be made again."""
+    digest = open_cohort(run / "cohort").digest
     for folder in (run / "cohort" / "patches", *run.glob("cohort_*"), *run.glob("units/.*")):
         shutil.rmtree(folder, ignore_errors=True)
     for path in run.rglob("*.h5ad"):
-        write_whole(path, lambda target, path=path: ad.read_h5ad(path).write_h5ad(target, compression="gzip"))
+        write_whole(path, lambda target, path=path: repack(path, target))
+    for path in run.glob("units/*/*.csv"):
+        write_whole(path, lambda target, path=path: shorten(path, target))
     for folder in sorted((run / "units").glob("*-*")):
         unit = json.loads((folder / "unit.json").read_text())["unit"]
         if unit["stage"] in ("features", "teacher"):
             shutil.rmtree(folder)
             continue
         for path in folder.iterdir():
-            if not kept(unit, path.name):
+            if not kept(unit, path.name, digest):
                 path.unlink()
 
 
