@@ -1,7 +1,7 @@
 """Make a finished demo run (and her2st's tables) the committed ones: `make publish`, never by hand.
 
 After `peka run demo` (into an empty runs/demo) and `peka run her2st`: removes from runs/demo what is large and can be
-made again (tiles, the other worlds, features, predictions of most predictors, most adapters), compresses the rest, copies executed notebooks -> notebooks/,
+made again (tiles, the other worlds, features, predictions, most adapters), compresses the rest, copies executed notebooks -> notebooks/,
 tables -> results/, one picture -> results/figures/.
 """
 
@@ -10,7 +10,6 @@ import shutil
 import sys
 from pathlib import Path
 
-import anndata as ad
 import h5py
 import nbformat
 import pandas as pd
@@ -29,19 +28,23 @@ def kept(unit: dict, name: str, main_digest: str) -> bool:
         return True
     if name.endswith(".safetensors"):  # one adapter to look at
         return unit["method"] == "bat" and unit["split"] == "patients/0" and unit["cohort"] == main_digest
-    mapped = unit["protocol"] == "strict" and unit["split"] == "patients/0"
-    return name == "predictions.h5ad" and mapped  # the tissue maps
+    return False
 
 
 def repack(path: Path, target: Path) -> None:
-    """An AnnData file again, compressed and in HDF5's compact newer format."""
-    small = target.with_suffix(".gz.h5ad")
-    ad.read_h5ad(path).write_h5ad(small, compression="gzip")
-    with h5py.File(small) as source, h5py.File(target, "w", libver="latest") as compact:
-        for name in source:
-            source.copy(name, compact)
+    """An AnnData file again: compressed, in HDF5's compact newer format, with strings of fixed length."""
+    with h5py.File(path) as source, h5py.File(target, "w", libver="latest") as compact:
         compact.attrs.update(source.attrs)
-    small.unlink()
+
+        def copy(name: str, item) -> None:
+            if isinstance(item, h5py.Group):
+                compact.require_group(name).attrs.update(item.attrs)
+                return
+            value = item.asstr()[()].astype("S") if item.dtype.kind == "O" and item.shape else item[()]
+            packed = {"compression": "gzip", "compression_opts": 9, "chunks": item.shape} if item.shape and item.size else {}
+            compact.create_dataset(name, data=value, **packed).attrs.update(item.attrs)
+
+        source.visititems(copy)
 
 
 def shorten(path: Path, target: Path) -> None:
