@@ -26,9 +26,8 @@ def kept(unit: dict, name: str, main_digest: str) -> bool:
     """Whether a file of a unit is small or needed enough to be committed."""
     if name in KEEP_ALWAYS:
         return True
-    if name.endswith(".safetensors"):  # one adapter to look at
-        return unit["method"] == "bat" and unit["split"] == "patients/0" and unit["cohort"] == main_digest
-    return False
+    shown = unit["method"] == "bat" and unit["split"] == "patients/0" and unit["cohort"] == main_digest
+    return name.endswith(".safetensors") and shown  # one adapter to look at
 
 
 def repack(path: Path, target: Path) -> None:
