@@ -20,9 +20,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from .files import PekaError, sha256
-from .provenance import best_device
-
-MINI_WEIGHTS = Path(__file__).parent / "weights" / "mini.safetensors"
+from .provenance import MINI_WEIGHTS, best_device, weights_digest
 
 
 @dataclass
@@ -155,11 +153,8 @@ def _bundled(name: str, seed: int, weights: str | Path | None) -> Encoder:
 
     model = build_mini(seed)
     if name == "mini":
-        path = Path(weights or MINI_WEIGHTS)
-        _load_weights(model, path, name)
-        facts = {"digest": sha256(path)}
-    else:
-        facts = {"digest": _state_digest(model), "revision": f"seed {seed}"}
+        _load_weights(model, Path(weights or MINI_WEIGHTS), name)
+    facts = {"digest": weights_digest(name, weights, seed), "revision": "" if name == "mini" else f"seed {seed}"}
     return Encoder(name, model, tuple(MINI_MEAN), tuple(MINI_STD), model.num_features, **facts)
 
 

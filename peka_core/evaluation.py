@@ -150,13 +150,14 @@ def _unit(task, observed, predicted, min_spots, labels):
 def _score_table(units):
     rows = []
     for labels, genes in units:
-        sets = {"all": genes} | {name: part for name, part in genes.groupby("group") if name}
-        for name, part in sets.items():
-            used = part[~part["skipped"]]
+        group, pcc, n_spots, skipped = (genes[column].to_numpy() for column in ("group", "pcc", "n_spots", "skipped"))
+        for name in ("all", *sorted(set(group) - {""})):
+            part = (group == name) | (name == "all")
+            used = part & ~skipped
             rows.append(dict(
-                labels, genes=name, pcc=float(mean_defined(used["pcc"])),
-                n_spots=round(used["n_spots"].mean()) if len(used) else 0, n_genes=len(used),
-                n_undefined=int(used["pcc"].isna().sum()), n_skipped=int(part["skipped"].sum()),
+                labels, genes=name, pcc=float(mean_defined(pcc[used])),
+                n_spots=round(n_spots[used].mean()) if used.any() else 0, n_genes=int(used.sum()),
+                n_undefined=int(np.isnan(pcc[used]).sum()), n_skipped=int(skipped[part].sum()),
             ))
     first = ["protocol", "split", "scheme", "pooling", "patient", "section", "genes", "alpha", "alpha_value"]
     table = pd.DataFrame(rows)

@@ -4,17 +4,16 @@ It is timm's VisionTransformer with a convolutional stem, so everything that wor
 adapters, hooks) works on it. Its weights come from scripts/pretrain_mini.py; peka_core/weights/mini.md is its card.
 """
 
-from pathlib import Path
-
 import torch
 from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from .provenance import MINI_WEIGHTS
+
 MINI_MEAN = (0.75, 0.50, 0.80)
 MINI_STD = (0.18, 0.19, 0.10)
 MINI_DIM = 128
-WEIGHTS = Path(__file__).parent / "weights" / "mini.safetensors"
 
 
 class MiniStem(nn.Module):
@@ -86,7 +85,7 @@ def build_mini(seed=None):
     return explicit_attention(model)
 
 
-def load_mini(weights=WEIGHTS):
+def load_mini(weights=MINI_WEIGHTS):
     """The trained network in float32 and evaluation mode; weights are stored in float16."""
     model = build_mini(seed=0)
     state = {name: value.float() if value.is_floating_point() else value for name, value in load_file(weights).items()}

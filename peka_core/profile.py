@@ -24,6 +24,7 @@ class Profile:
             empty where there is none.
         methods: adapter methods aligned on each split's training spots (scope nested).
         all_methods: methods aligned once on all spots (scope all).
+        umap: whether chapter 5 draws UMAPs.
         overrides: what was changed from the file, by flat name.
     """
 
@@ -40,6 +41,7 @@ class Profile:
     all_methods: tuple[str, ...]
     recipe: Recipe
     seed: int
+    umap: bool = True
     overrides: dict = field(default_factory=dict)
 
 

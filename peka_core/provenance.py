@@ -1,12 +1,19 @@
 """Where a number comes from: versions, commit, device."""
 
 import functools
+import hashlib
 import importlib.metadata
+import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 
+from .files import sha256
+
 PACKAGES = ("torch", "timm", "scanpy", "anndata", "scikit-learn", "numpy", "pandas")
+MINI_WEIGHTS = Path(__file__).parent / "weights" / "mini.safetensors"
+MINI_NETWORK = "mini-1"  # its architecture, which `random` has too
 
 
 @functools.cache
@@ -33,19 +40,37 @@ def versions() -> dict[str, str]:
 
 def best_device() -> str:
     """`cuda` where torch sees a GPU, otherwise `cpu`."""
+    return "cuda" if _has_gpu() else "cpu"
+
+
+@functools.cache
+def _has_gpu() -> bool:
+    """Ask torch, which takes seconds to import, unless Linux has no device file of any GPU driver."""
+    if sys.platform == "linux" and not any(Path(f"/dev/{name}").exists() for name in ("nvidiactl", "dxg", "kfd")):
+        return False
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.cuda.is_available()
+
+
+def weights_digest(name: str, weights: str | Path | None = None, seed: int = 0) -> str:
+    """Digest of an encoder's weights where it is known without loading them, else empty.
+
+    A file's own sha256; for `random` the name of its network and seed.
+    """
+    if weights or name == "mini":
+        return sha256(weights or MINI_WEIGHTS)
+    return hashlib.sha256(f"{MINI_NETWORK}, untrained, seed {seed}".encode()).hexdigest() if name == "random" else ""
 
 
 @functools.cache
 def device_name() -> str:
-    """GPU name where torch sees one, otherwise CPU model and thread count."""
-    import torch
+    """GPU name where torch sees one, otherwise CPU model and number of cores."""
+    if _has_gpu():
+        import torch
 
-    if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{_cpu_model()}, {torch.get_num_threads()} threads"
+    return f"{_cpu_model()}, {os.cpu_count()} cores"
 
 
 def _cpu_model() -> str:

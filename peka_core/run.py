@@ -12,10 +12,10 @@ import sys
 import time
 from pathlib import Path
 
-import pandas as pd
 import yaml
 
-from .files import PekaError, write_whole
+from .files import PekaError
+from .ladder import METHODS
 from .profile import load_profile, profile_names
 
 CHAPTERS = ("01_data", "02_teacher_embeddings", "03_alignment", "04_evaluation", "05_figures")
@@ -28,13 +28,6 @@ ENCODERS = {  # name -> what it is; licence; gate
     "  hf-hub:bioptimus/H-optimus-0": "licence Apache-2.0; gated, accept its page and set HF_TOKEN; not run here",
     "  hf-hub:MahmoodLab/UNI": "licence CC BY-NC-ND 4.0; gated, accept its page and set HF_TOKEN; not run here",
     "  resnet50.tv_in1k": "licence BSD-3; no gate; not run here",
-}
-TEACHERS = {"pca": "principal components of log-normalised counts, fitted on training spots; licence MIT; no gate"}
-METHODS = {
-    "none": "frozen encoder",
-    "bat": "block-affine adapter, W + W_g B_g + B_g (Eq. 3)",
-    "bone": "the additive tiling alone, W + B_g",
-    "projector_only": "adapter off, projector trained",
 }
 
 
@@ -99,6 +92,7 @@ def execute(notebook: Path, folder: Path, parameters: dict) -> bool:
     A failing notebook is kept as `<name>.failed.ipynb`, and its cell's message is the last thing printed.
     """
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,8 +103,14 @@ def execute(notebook: Path, folder: Path, parameters: dict) -> bool:
     try:
         papermill.execute_notebook(
             notebook, unfinished, parameters=parameters, kernel_name="python3", cwd=notebook.parent,
-            progress_bar=sys.stderr.isatty(), log_output=False,
+            progress_bar=sys.stderr.isatty(), log_output=False, request_save_on_cell_execute=False,
+            extra_arguments=["--IPKernelApp.log_level=40"],  # errors only: it warns of talking to itself over TCP
         )
+    except DeadKernelError:
+        unfinished.unlink(missing_ok=True)
+        print(f"{notebook.name}: its process was killed, most often for want of memory. What is finished is kept: run the "
+              "same command again; if it dies at the same place, lower batch_size (-p batch_size=32 --run NAME).", file=sys.stderr)
+        return False
     except PapermillExecutionError as error:
         failed = folder / f"{notebook.stem}.failed.ipynb"
         os.replace(unfinished, failed)
@@ -141,6 +141,8 @@ def _clean(path: Path) -> None:
 
 def _report(folder: Path, seconds: float) -> None:
     """Print the results table and where the figures are."""
+    import pandas as pd
+
     table = folder / "results" / "summary.csv"
     print(f"\n{table.parent}:\n")
     print(pd.read_csv(table).fillna("").to_string(index=False))
@@ -149,8 +151,11 @@ def _report(folder: Path, seconds: float) -> None:
 
 def _list(arguments: argparse.Namespace) -> None:
     """Print what can be named in a profile."""
+    from .teachers import TEACHERS
+
+    teachers = {name: teacher.about for name, teacher in TEACHERS.items()}
     profiles = {name: load_profile(name).title for name in profile_names()}
-    for title, rows in (("profiles", profiles), ("encoders", ENCODERS), ("teachers", TEACHERS), ("methods", METHODS)):
+    for title, rows in (("profiles", profiles), ("encoders", ENCODERS), ("teachers", teachers), ("methods", METHODS)):
         print(f"{title}\n" + "".join(f"  {name:<28} {text}\n" for name, text in rows.items()))
 
 

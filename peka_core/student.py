@@ -10,13 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .recipe import Recipe
 from .bone import WEIGHTS, inject
 from .encoders import Encoder, in_batches
 from .files import PekaError, write_whole
+from .ladder import METHODS
 from .provenance import versions
-
-METHODS = ("none", *WEIGHTS, "projector_only")
+from .recipe import Recipe
 
 
 class Student(nn.Module):
@@ -150,6 +149,12 @@ def _read_card(folder: Path, encoder: Encoder) -> dict:
             f"the encoder at hand has {encoder.digest[:12]}; use the same weights or align again"
         )
     return card
+
+
+def project_features(student: Student, features: np.ndarray) -> np.ndarray:
+    """Projected space (n, d_t) of features (n, d) that are at hand already, for a student without an adapter."""
+    with torch.no_grad():
+        return student.project(torch.as_tensor(features, device=student.device)).cpu().numpy()
 
 
 def count_parameters(student: Student) -> dict[str, int]:

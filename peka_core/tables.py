@@ -6,8 +6,10 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from . import stages
 from .controls import CONTROLS, REFERENCES
 from .files import write_whole
+from .ladder import Rung
 from .protocols import Protocol
 from .provenance import provenance
 from .statistics import paired, summarise
@@ -17,31 +19,38 @@ STUDENT_SPACES = {"projector_only": ("projected", "concat")}  # its encoder spac
 LABELS = {
     "frozen": "frozen encoder", "random": "random encoder", "slide_one_hot": "slide one-hot", "colour": "tile colour",
     "permuted_targets": "permuted targets", "library_size": "library size", "nearest_spots": "nearest spots",
-    "slide_and_library_size": "slide + library size",
+    "slide_and_library_size": "slide + library size", "teacher": "teacher → genes",
 }
+Row = tuple[str, Rung | str]  # kind (oracle, encoder, student, control, reference) and what is scored
 
 
-def predictors(work: Run, protocol: Protocol, methods: tuple[str, ...] | None = None) -> list[tuple[str, str, str]]:
-    """(kind, predictor, space) of all that a profile scores under a protocol.
+def predictors(work: Run, protocol: Protocol, methods: tuple[str, ...] | None = None) -> list[Row]:
+    """All that a profile scores under a protocol.
 
     Args:
         methods: aligned students; by default the profile's `methods` where the scope is nested, else `all_methods`.
     """
     if methods is None:
         methods = work.profile.methods if protocol.scope == "nested" else work.profile.all_methods
-    rows = [("oracle", "oracle", "")] if work.profile.source == "demo" else []
-    rows += [("encoder", "frozen", "encoder")]
-    for method in methods:
-        spaces = STUDENT_SPACES.get(method, ("projected", "encoder", "concat"))
-        rows += [("student", method, space) for space in spaces]
-    rows += [("control", name, "") for name in ("random", "permuted_targets", *CONTROLS)]
-    return rows + [("reference", name, "") for name in REFERENCES]
+    rows = [("oracle", "oracle")] if work.profile.source == "demo" else []
+    rows += [("encoder", "frozen")]
+    rows += students(methods)
+    rows += [("control", name) for name in ("random", "permuted_targets", *CONTROLS)]
+    return rows + [("reference", name) for name in REFERENCES]
 
 
-def label(predictor: str, space: str) -> str:
-    """Readable name of a predictor in its space."""
-    name = LABELS.get(predictor, predictor.replace("_", " "))
-    return f"{name}, {space}" if space and predictor not in LABELS else name
+def students(methods: tuple[str, ...]) -> list[Row]:
+    """The aligned students of some methods, in each space that is theirs."""
+    return [("student", Rung(m, space)) for m in methods for space in STUDENT_SPACES.get(m, ("projected", "encoder", "concat"))]
+
+
+def name_of(predictor: Rung | str) -> tuple[str, str, str]:
+    """(predictor, space, label) as they stand in tables: machine-readable name, space, readable name."""
+    if isinstance(predictor, str):
+        space = "encoder" if predictor in ("frozen", "random") else ""
+        return predictor, space, LABELS.get(predictor, predictor.replace("_", " "))
+    label = predictor.name or f"{predictor.method.replace('_', ' ')}, {predictor.space}"
+    return predictor.method, predictor.space, label
 
 
 def score_table(work: Run, protocol: Protocol, world: str = "on", rows=None, scope: str = "", split: str = "") -> pd.DataFrame:
@@ -52,17 +61,18 @@ def score_table(work: Run, protocol: Protocol, world: str = "on", rows=None, sco
     zero rule, n, unit of the interval, seed, digests, versions, commit and device.
     """
     parts = []
-    for kind, name, space in tqdm(rows or predictors(work, protocol), desc=f"score {protocol.name}", unit="predictor"):
-        evaluation = work.score(name, protocol, space, scope, split, world)
+    for kind, predictor in tqdm(rows or predictors(work, protocol), desc=f"score {protocol.name}", unit="predictor"):
+        scores = stages.score(work, predictor, protocol, scope, split, world).scores
+        name, space, label = name_of(predictor)
         for pooling in ("section", "pooled"):
-            part = summarise(evaluation.scores, protocol, pooling)
-            parts.append(part.assign(kind=kind, predictor=name, space=space, label=label(name, space), spots=_spots(evaluation.scores)))
+            part = summarise(scores, protocol, pooling)
+            parts.append(part.assign(kind=kind, predictor=name, space=space, label=label, spots=_spots(scores)))
     table = pd.concat(parts, ignore_index=True)
     facts = provenance()
     return table.assign(
         headline=table["pooling"] == protocol.pooling, profile=work.profile.name, world=world, protocol=protocol.name,
         zeros=protocol.zeros, scope=np.where(table["kind"] == "student", scope or protocol.scope, "none"), split=split or "all of the protocol",
-        seed=work.profile.seed, encoder=work._encoder_name(work.profile.encoder), cohort=work.cohort(world).digest[:12],
+        seed=work.profile.seed, encoder=work.encoder_name(), cohort=work.cohort(world).digest[:12],
         peka_core=facts["peka_core"], commit=facts["commit"], device=facts["device"],
     )  # fmt: skip
 
@@ -78,18 +88,22 @@ def headline(table: pd.DataFrame, genes: str = "all") -> pd.DataFrame:
     return table[table["headline"] & (table["alpha"] == "chosen") & (table["genes"] == genes)]
 
 
-def difference_table(work: Run, protocol: Protocol, rows, against: str = "frozen", world: str = "on", scheme: str | None = None, split: str = "") -> pd.DataFrame:
-    """Paired differences over patients of each (kind, predictor, space) to `against`, per gene set.
+def difference_table(
+    work: Run, protocol: Protocol, rows: list[Row], against: Rung | str = "frozen", world: str = "on",
+    scheme: str | None = None, split: str = "",
+) -> pd.DataFrame:
+    """Paired differences over patients of each row's predictor to `against`, per gene set.
 
     Columns: label, predictor, space, genes, mean, low, high, p, n, values (Series over patients).
     """
-    base = work.score(against, protocol, "encoder", split=split, world=world).scores
+    base = stages.score(work, against, protocol, split=split, world=world).scores
     parts = []
-    for _, name, space in rows:
-        scores = work.score(name, protocol, space, split=split, world=world).scores
+    for _, predictor in rows:
+        scores = stages.score(work, predictor, protocol, split=split, world=world).scores
+        name, space, label = name_of(predictor)
         for genes in base["genes"].unique():
             found = paired(scores, base, genes, scheme)
-            parts.append({"label": f"{label(name, space)} · {genes}", "predictor": name, "space": space, "genes": genes, **found})
+            parts.append({"label": f"{label} · {genes}", "predictor": name, "space": space, "genes": genes, **found})
     return pd.DataFrame(parts)
 
 

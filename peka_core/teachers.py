@@ -25,6 +25,8 @@ class PcaTeacher:
         seed: starting vector of the decomposition.
     """
 
+    about = "principal components of log-normalised counts, fitted on training spots; licence MIT; no gate"
+
     def __init__(self, n_components: int = 12, scale: float = 2.0, seed: int = 0):
         self.name, self.n_components, self.scale, self.seed = "pca", n_components, scale, seed
 

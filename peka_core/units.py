@@ -29,6 +29,7 @@ class Unit:
         encoder: encoder name and digest, `name@digest`.
         method: adapter method (`none`, `bat`, `bone`, `projector_only`), or the name of a control.
         teacher: teacher name with its options.
+        taught_by: `teacher`, `permuted_teacher` or `genes` (`ladder.Rung`).
         recipe: hyper-parameters of the alignment.
         split: the split whose training spots were used (`patients/0`, `spots/0`, `all`); empty for
             what no split touches, and for an evaluation over all splits of its protocol.
@@ -44,6 +45,7 @@ class Unit:
     encoder: str = ""
     method: str = ""
     teacher: str = ""
+    taught_by: str = ""
     recipe: Recipe | None = None
     split: str = ""
     space: str = ""
@@ -54,8 +56,8 @@ class Unit:
 
     @property
     def id(self) -> str:
-        """Twelve hex digits of the sha256 over all fields."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        """Twelve hex digits of the sha256 over all fields that are not empty."""
+        text = json.dumps({name: value for name, value in dataclasses.asdict(self).items() if value}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property

@@ -1,11 +1,10 @@
-"""A run: one profile at work in one folder. Every stage finds what is finished and makes what is not.
+"""A run: one profile at work in one folder, and the things that all of its stages share (see stages.py).
 
     work = open_run("demo")
-    work.cohort()                       01  source -> cohort directory
-    work.teacher("patients/0")          02  counts -> X_teacher, pseudo-labels
-    work.align("bat", "patients/0")     03  encoder + teacher -> adapter, projector
-    work.features("bat", "patients/0")  03  tiles -> features
-    work.score("bat", protocol)         04  features -> predictions, scores
+    work.cohort()              the cohort directory, built where it is missing
+    work.tiles()               tiles of all spots
+    work.rows("patients/0")    training and test rows of a split
+    work.encoder()             the profile's encoder, on this run's device
 """
 
 import dataclasses
@@ -15,24 +14,19 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import anndata as ad
 import numpy as np
-import pandas as pd
 
-from .cohort import Cohort, open_cohort
-from .controls import CONTROLS, REFERENCES, oracle, permuted_targets
-from .evaluation import Evaluation, evaluate
 from .files import PekaError, write_whole
+from .ladder import Rung
 from .profile import Profile, load_profile
-from .protocols import PROTOCOLS, Protocol, make_tasks
-from .provenance import best_device, provenance
+from .provenance import best_device, provenance, weights_digest
 from .recipe import Recipe
-from .tiles import KEEP_IN_MEMORY
-from .units import Unit, make
+from .units import Unit
 
-if TYPE_CHECKING:  # torch and timm take seconds to import, and the first chapters do without
+if TYPE_CHECKING:  # these take seconds to import, and not every chapter or command needs them
+    from .cohort import Cohort
     from .encoders import Encoder
-    from .student import Student
+    from .protocols import Protocol
 
 
 def root() -> Path:
@@ -79,7 +73,11 @@ def _same_or_new(path: Path, started: dict) -> None:
 
 @dataclasses.dataclass(eq=False)
 class Run:
-    """One profile at work in `folder`; see the module's first lines for its stages."""
+    """One profile at work in `folder`.
+
+    A *world* is a cohort of this run: `on`, the profile's own; on the demo also `off` (the same tissue, its counts
+    without hidden cues), `hidden=0.25` (the same tissue, a quarter of the cues hidden) and `few` (other, fewer patients).
+    """
 
     folder: Path
     profile: Profile
@@ -96,224 +94,55 @@ class Run:
             f"peka_core {facts['peka_core']}, Python {facts['python']}, {packages}"
         )
 
-    # ---- 01 cohort -------------------------------------------------------------------------------
-
     @functools.cache
-    def cohort(self, world: str = "on", tiles: bool = False) -> Cohort:
-        """Open the cohort, building it where it is missing.
+    def cohort(self, world: str = "on", tiles: bool = False) -> "Cohort":
+        """Open a world's cohort, building it where it is missing.
 
         Args:
-            world: `on`; `off`, the demo's second world without hidden cues; `few`, its first patients alone.
             tiles: tiles are needed: draw or cut them again where the folder came without.
         """
-        path = self.folder / ("cohort" if world == "on" else f"cohort_{world}")
-        build = importlib.import_module(f"peka_core.sources.{self.profile.source}").build
+        from .cohort import open_cohort
+
+        path = self.folder / ("cohort" if world == "on" else f"cohort_{world.replace('=', '_')}")
+        tiles = tiles and not self.same_tissue(world)  # its tiles are read from the first world
+        if not (path / "source.json").exists() or (tiles and not open_cohort(path).has_tiles):
+            source = importlib.import_module(f"peka_core.sources.{self.profile.source}")
+            source.build(path, **self._source_options(world))
+        return open_cohort(path)
+
+    def _source_options(self, world: str) -> dict:
         options = dict(self.profile.source_options)
         if "cohort_seed" in options:
             options["seed"] = options.pop("cohort_seed")
         if world == "few":
             options |= {"patients": self.profile.few["patients"], "folds": 2}
-        if world == "off":
-            options |= {"hidden": 0.0, "tiles_from": self.cohort().path, "tiles": False}  # same images, read from there
-            tiles = False
-        if not (path / "source.json").exists() or (tiles and not open_cohort(path).has_tiles):
-            build(path, **options)
-        return open_cohort(path)
+        if self.same_tissue(world):
+            options |= {"hidden": _hidden(world), "counts_for": self.cohort().path}
+        return options
+
+    @staticmethod
+    def same_tissue(world: str) -> bool:
+        """Whether a world shows the very tiles of the run's own cohort, and differs in its counts alone."""
+        return world == "off" or world.startswith("hidden=")
 
     @functools.cache
     def tiles(self, world: str = "on"):
-        """Tiles of all spots, `(n, 224, 224, 3)`, read once; the worlds `on` and `off` show the same images."""
-        if world == "off":
+        """Tiles of all spots, `(n, 224, 224, 3)`, read once."""
+        from .tiles import KEEP_IN_MEMORY
+
+        if self.same_tissue(world):
             return self.tiles()
         reader = self.cohort(world, tiles=True).tiles()
         if np.prod(reader.shape) < KEEP_IN_MEMORY:
             reader[:]  # a full pass: from here on it is in memory
         return reader
 
-    def recipe(self, world: str = "on") -> Recipe:
-        """The profile's recipe; in world `few` with more epochs."""
-        return dataclasses.replace(self.profile.recipe, epochs=self.profile.few["epochs"]) if world == "few" else self.profile.recipe
-
-    # ---- 02 teacher ------------------------------------------------------------------------------
-
-    def teacher(self, split: str, world: str = "on") -> ad.AnnData:
-        """X_teacher and pseudo-labels of all spots, fitted on the training spots of `split`."""
-        unit = self._unit("teacher", world, split=split, teacher=self._teacher_name, seed=self.profile.seed)
-
-        def write(folder: Path) -> None:
-            from .teachers import embed_spots, load_teacher
-
-            cohort = self.cohort(world)
-            teacher = load_teacher(self.profile.teacher, **self.profile.teacher_options)
-            train, _ = self.rows(split, world)
-            embedded = embed_spots(cohort.adata(), train, teacher, self.profile.recipe.k, self.profile.seed)
-            embedded.write_h5ad(folder / "teacher.h5ad", compression="gzip")
-
-        return ad.read_h5ad(make(self.folder, unit, write, "teacher.h5ad") / "teacher.h5ad")
-
-    # ---- 03 alignment ----------------------------------------------------------------------------
-
-    def align(self, method: str, split: str, world: str = "on", needs: str = "adapter.safetensors") -> Path:
-        """Folder of the aligned student: adapter, projector, card, history.
-
-        Args:
-            needs: file that must be there; the committed demo run keeps every history but few weights, and
-                those left out are trained again where they are needed.
-        """
-        unit = self._alignment_unit("alignment", method, split, world)
-
-        def write(folder: Path) -> None:
-            student, history = self.train(method, split, world)
-            student.save(folder, extra={"split": split, "cohort": unit.cohort, "seed": unit.seed})
-            history.to_csv(folder / "history.csv", index=False)
-
-        return make(self.folder, unit, write, needs)
-
-    def train(self, method: str, split: str, world: str = "on", recipe=None) -> tuple["Student", pd.DataFrame]:
-        """One alignment in the open: the student and its history, nothing written."""
-        from .alignment import align
-        from .student import Student
-
-        recipe = recipe or self.recipe(world)
-        teacher = self.teacher(split, world)
-        train, _ = self.rows(split, world)
-        x_teacher, labels = teacher.obsm["X_teacher"], teacher.obs["pseudo_label"].to_numpy().astype(int)
-        student = Student(self.encoder(), method, x_teacher.shape[1], recipe, seed=self.profile.seed)
-        history = align(
-            student, self.tiles(world), x_teacher, labels, self._groups(train, world), recipe,
-            rows=np.flatnonzero(train), hold_out=split != "all" and world != "few", seed=self.profile.seed,
-        )
-        return student, history
-
-    def history(self, method: str, split: str, world: str = "on") -> pd.DataFrame:
-        """Loss history of a finished alignment, one row an epoch."""
-        return pd.read_csv(self.align(method, split, world, "history.csv") / "history.csv")
-
-    def features(self, method: str = "none", split: str = "", world: str = "on", encoder: str = "") -> ad.AnnData:
-        """Features of all spots: `obsm["X_encoder"]`, and `obsm["X_projected"]` for an aligned student.
-
-        Frozen features (`method="none"`) depend on neither split nor seed and exist once.
-        """
-        encoder = encoder or self.profile.encoder
-        unit = self._alignment_unit("features", method, split, world, encoder)
-        if method == "none":
-            world = "on" if world == "off" else world  # the same images
-            unit = self._unit("features", world, encoder=self._encoder_name(encoder), method="none")
-
-        def write(folder: Path) -> None:
-            from .student import Student, embed_tiles
-
-            model = self.encoder(encoder)
-            if method != "none":
-                model = Student.load(self.align(method, split, world), model)
-            if method == "projector_only":  # its encoder is the frozen one
-                made = self._project(model, self.features(world=world, encoder=encoder).obsm["X_encoder"])
-            else:
-                made = embed_tiles(model, self.tiles(world))
-            table = ad.AnnData(obs=self.cohort(world).obs, obsm={f"X_{space}": values for space, values in made.items()})
-            table.write_h5ad(folder / "features.h5ad", compression="gzip")
-
-        return ad.read_h5ad(make(self.folder, unit, write, "features.h5ad") / "features.h5ad")
-
-    @staticmethod
-    def _project(student: "Student", features: np.ndarray) -> dict[str, np.ndarray]:
-        """Both spaces of a student without adapter, from frozen features (n, d)."""
-        import torch
-
-        with torch.no_grad():
-            projected = student.project(torch.as_tensor(features, device=student.device)).cpu().numpy()
-        return {"encoder": features, "projected": projected}
-
-    def quality(self, method: str, split: str, space: str = "encoder", world: str = "on") -> dict:
-        """Did it align? Held-out R2 and neighbour overlap of one student with X_teacher (`alignment_quality`)."""
-        unit = dataclasses.replace(self._alignment_unit("quality", method, split, world), space=space)
-
-        def write(folder: Path) -> None:
-            from .alignment import alignment_quality
-
-            train, test = self.rows(split, world)
-            features = self.features(method, split, world).obsm[f"X_{space}"]
-            x_teacher = self.teacher(split, world).obsm["X_teacher"]
-            found = alignment_quality(features[train], x_teacher[train], features[test], x_teacher[test])
-            (folder / "quality.json").write_text(json.dumps(found) + "\n")
-
-        return json.loads((make(self.folder, unit, write, "quality.json") / "quality.json").read_text())
-
-    def umap(self, method: str, split: str, space: str, labels_of: str) -> pd.DataFrame:
-        """UMAP of all spots in one space: x, y, pseudo_label (teacher of split `labels_of`), patient. scanpy, seed 0."""
-        unit = dataclasses.replace(self._alignment_unit("umap", method, split, "on"), space=space, scope=labels_of)
-
-        def write(folder: Path) -> None:
-            import scanpy as sc
-
-            table = self.features(method, split)
-            sc.pp.neighbors(table, use_rep=f"X_{space}", random_state=0)
-            sc.tl.umap(table, random_state=0)
-            points = pd.DataFrame(table.obsm["X_umap"], index=table.obs_names, columns=["x", "y"]).round(3)
-            points = points.assign(pseudo_label=self.teacher(labels_of).obs["pseudo_label"], patient=table.obs["patient"])
-            points.to_csv(folder / "umap.csv", index_label="spot")
-
-        path = make(self.folder, unit, write, "umap.csv") / "umap.csv"
-        return pd.read_csv(path, index_col="spot", dtype={"patient": str, "pseudo_label": str})
-
-    # ---- 04 evaluation ---------------------------------------------------------------------------
-
-    def score(
-        self, predictor: str, protocol: Protocol, space: str = "encoder", scope: str = "", split: str = "",
-        world: str = "on", predictions: bool = False,
-    ) -> Evaluation:
-        """Score one predictor under one protocol; finished scores are read, not made again.
-
-        Args:
-            predictor: `frozen`, `random`, a method of the profile, `oracle`, `permuted_targets`, or a name in
-                `controls.CONTROLS` or `controls.REFERENCES`.
-            space: `encoder`, `projected` or `concat` (frozen beside projected), for aligned students.
-            scope: `nested` (aligned on each split's training spots), `all` (aligned once on all spots); by
-                default the protocol's own.
-            split: score these splits alone (names, with commas); empty means all splits of the protocol.
-            predictions: the predicted values are needed, not the scores alone.
-        """
-        scope = scope or protocol.scope
-        unit = self._unit(
-            "evaluation", world, encoder=self._encoder_name(self._encoder_of(predictor)), method=predictor,
-            teacher=self._teacher_name, recipe=self.recipe(world), split=split, space=space,
-            protocol=protocol.name, zeros=protocol.zeros, scope=scope, seed=self.profile.seed,
-        )
-
-        def write(folder: Path) -> None:
-            tasks = [task for task in self.tasks(protocol, world) if not split or task.split.name in split.split(",")]
-            features = self._predictor(predictor, tasks, space, scope, world)
-            evaluate(self.cohort(world), features, protocol, tasks).save(folder)
-
-        return Evaluation.load(make(self.folder, unit, write, "predictions.h5ad" if predictions else "scores.csv"))
-
     @functools.cache
-    def tasks(self, protocol: Protocol, world: str = "on") -> list:
-        """Splits with their target genes and values, made once a protocol."""
+    def tasks(self, protocol: "Protocol", world: str = "on") -> list:
+        """A protocol's splits with their target genes and values, made once."""
+        from .protocols import make_tasks
+
         return make_tasks(self.cohort(world), protocol)
-
-    def _predictor(self, name: str, tasks: list, space: str, scope: str, world: str):
-        """Features, or a callable, that `evaluate` takes for the named predictor."""
-        cohort = self.cohort(world)
-        if name == "oracle":
-            return oracle(cohort)
-        if name == "permuted_targets":
-            return permuted_targets(self.features(world=world).obsm["X_encoder"], seed=self.profile.seed)
-        if name in CONTROLS or name in REFERENCES:
-            return (CONTROLS | REFERENCES)[name](self.cohort(world, tiles=name == "colour"))
-        if name in ("frozen", "random"):
-            return self.features(world=world, encoder=self._encoder_of(name)).obsm["X_encoder"]
-        splits = {task.split.name: "all" if scope == "all" else task.split.name for task in tasks}
-        return {split: self._student_features(name, seen, space, world) for split, seen in splits.items()}
-
-    def _student_features(self, method: str, split: str, space: str, world: str) -> np.ndarray:
-        """(n, d) features of an aligned student in one of its three spaces."""
-        made = self.features(method, split, world).obsm
-        if space == "concat":
-            return np.concatenate([self.features(world=world).obsm["X_encoder"], made["X_projected"]], axis=1)  # (n, d + d_t)
-        return made[f"X_{space}"]
-
-    # ---- what units are made of ------------------------------------------------------------------
 
     @functools.cache
     def encoder(self, name: str = "") -> "Encoder":
@@ -323,8 +152,22 @@ class Run:
         name = name or self.profile.encoder
         return load_encoder(name, weights=self.weights.get(name), device=self.device)
 
+    @functools.cache
+    def encoder_name(self, name: str = "") -> str:
+        """`name@digest`; the encoder is loaded only where its digest cannot be known otherwise."""
+        name = name or self.profile.encoder
+        digest = weights_digest(name, self.weights.get(name)) or self.encoder(name).digest
+        return f"{name}@{digest[:12]}"
+
+    def recipe(self, rung: Rung, world: str = "on") -> Recipe:
+        """The profile's recipe with the changes of a rung; in world `few` with more epochs."""
+        recipe = rung.change(self.profile.recipe)
+        return dataclasses.replace(recipe, epochs=self.profile.few["epochs"]) if world == "few" else recipe
+
     def rows(self, split: str, world: str = "on") -> tuple[np.ndarray, np.ndarray]:
         """Boolean training and test rows of a split by name; `all` trains on every spot and tests none."""
+        from .protocols import PROTOCOLS
+
         cohort = self.cohort(world)
         if split == "all":
             return np.ones(len(cohort.obs), bool), np.zeros(len(cohort.obs), bool)
@@ -334,28 +177,22 @@ class Run:
                     return known.train, known.test
         raise PekaError(f"{cohort.path}: no split {split!r}; this cohort has {[s.name for s in cohort.splits]}")
 
-    def _groups(self, train: np.ndarray, world: str) -> np.ndarray:
-        """Patients of all spots; sections where the training spots come from one patient."""
+    def groups(self, train: np.ndarray, world: str) -> np.ndarray:
+        """What an alignment sets aside whole: patients of all spots, or sections where the training spots come from one patient."""
         obs = self.cohort(world).obs
         column = "group" if obs.loc[train, "group"].nunique() > 1 else "sample"
         return obs[column].astype(str).to_numpy()
 
-    def _alignment_unit(self, stage: str, method: str, split: str, world: str, encoder: str = "") -> Unit:
-        return self._unit(
-            stage, world, encoder=self._encoder_name(encoder or self.profile.encoder), method=method, split=split,
-            teacher=self._teacher_name, recipe=self.recipe(world), seed=self.profile.seed,
-        )
-
-    def _unit(self, stage: str, world: str, **fields) -> Unit:
+    def unit(self, stage: str, world: str, **fields) -> Unit:
+        """A unit of this run: what `stage` makes in `world` from `fields`."""
         return Unit(stage=stage, cohort=self.cohort(world).digest, **fields)
 
-    def _encoder_of(self, predictor: str) -> str:
-        return "random" if predictor == "random" else self.profile.encoder
-
-    @functools.cache
-    def _encoder_name(self, name: str) -> str:
-        return f"{name}@{self.encoder(name).digest[:12]}"
-
     @property
-    def _teacher_name(self) -> str:
+    def teacher_name(self) -> str:
+        """Name and options of the profile's teacher."""
         return f"{self.profile.teacher}{json.dumps(self.profile.teacher_options, sort_keys=True)}"
+
+
+def _hidden(world: str) -> float:
+    """Share of the cue genes' law that stays hidden from the frozen encoder: `off` is 0, `hidden=0.25` a quarter."""
+    return 0.0 if world == "off" else float(world.partition("=")[2])

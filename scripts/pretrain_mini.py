@@ -31,7 +31,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from peka_core.files import sha256, write_whole
-from peka_core.mini import MINI_DIM, MINI_MEAN, MINI_STD, WEIGHTS, build_mini
+from peka_core.mini import MINI_DIM, MINI_MEAN, MINI_STD, build_mini
+from peka_core.provenance import MINI_WEIGHTS
 from peka_core.sources import drawing, painting
 
 RECIPE = {
@@ -191,7 +192,7 @@ def main():
     parser.add_argument("--steps", type=int, default=RECIPE["steps"])
     parser.add_argument("--patients", type=int, default=RECIPE["patients"])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=WEIGHTS)
+    parser.add_argument("--out", type=Path, default=MINI_WEIGHTS)
     options = parser.parse_args()
     recipe = RECIPE | {"steps": options.steps, "patients": options.patients}
     torch.set_num_threads(options.threads)

@@ -8,7 +8,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from peka_core.files import sha256
-from peka_core.mini import MINI_MEAN, MINI_STD, WEIGHTS, build_mini, load_mini
+from peka_core.mini import MINI_MEAN, MINI_STD, build_mini, load_mini
+from peka_core.provenance import MINI_WEIGHTS
 from peka_core.sources import drawing, painting
 
 
@@ -33,9 +34,9 @@ def test_network_sees_the_mean_of_four_pixels_only(mini):
 
 
 def test_weights_are_those_of_the_card_and_small():
-    card = json.loads(WEIGHTS.with_suffix(".json").read_text())
-    assert sha256(WEIGHTS) == card["sha256"]
-    assert WEIGHTS.stat().st_size < 4e6
+    card = json.loads(MINI_WEIGHTS.with_suffix(".json").read_text())
+    assert sha256(MINI_WEIGHTS) == card["sha256"]
+    assert MINI_WEIGHTS.stat().st_size < 4e6
     assert (tuple(card["mean"]), tuple(card["std"])) == (MINI_MEAN, MINI_STD)
 
 

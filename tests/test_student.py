@@ -120,7 +120,7 @@ def test_unfinished_or_mixed_folders_are_refused(tmp_path):
 
 
 def test_unknown_method_lists_the_known_ones():
-    with pytest.raises(PekaError, match="'lora' is unknown; there are none, bone, bat, projector_only"):
+    with pytest.raises(PekaError, match="'lora' is unknown; there are none, bat, bone, projector_only"):
         Student(tiny_encoder(), "lora", 6)
 
 

@@ -5,8 +5,9 @@ import json
 import pandas as pd
 import pytest
 
-from peka_core import tables, workspace
+from peka_core import stages, tables, workspace
 from peka_core.files import PekaError
+from peka_core.ladder import Rung
 from peka_core.protocols import PROTOCOLS
 
 SMALL = {"patients": 4, "spots": 12, "folds": 2, "epochs": 1, "batch_size": 16}
@@ -32,24 +33,24 @@ def test_a_folder_started_with_other_values_is_refused(work):
 
 def test_a_finished_unit_is_found_again(work):
     split = work.cohort().splits[0].name
-    folder = work.align("bat", split)
+    folder = stages.align(work, "bat", split)
     before = (folder / "adapter.safetensors").stat().st_mtime_ns
-    assert (work.align("bat", split) / "adapter.safetensors").stat().st_mtime_ns == before
+    assert (stages.align(work, "bat", split) / "adapter.safetensors").stat().st_mtime_ns == before
 
 
 def test_a_unit_without_its_weights_is_trained_again_only_where_they_are_needed(work):
     split = work.cohort().splits[1].name
-    folder = work.align("bat", split)
+    folder = stages.align(work, "bat", split)
     (folder / "adapter.safetensors").unlink()
-    work.history("bat", split)
+    stages.history(work, "bat", split)
     assert not (folder / "adapter.safetensors").exists()
-    work.align("bat", split)
+    stages.align(work, "bat", split)
     assert (folder / "adapter.safetensors").exists()
 
 
 def test_frozen_features_exist_once(work):
-    work.features()
-    work.features("none", work.cohort().splits[0].name)
+    stages.features(work)
+    stages.features(work, "none", work.cohort().splits[0].name)
     made = [json.loads(path.read_text())["unit"] for path in work.folder.glob("units/features-*/unit.json")]
     assert sum(unit["method"] == "none" and unit["encoder"].startswith("mini") for unit in made) == 1
 
@@ -60,7 +61,7 @@ def test_rows_of_an_unknown_split_are_refused(work):
 
 
 def test_a_score_carries_its_whole_name(work):
-    rows = [("encoder", "frozen", "encoder"), ("student", "projector_only", "projected")]
+    rows = [("encoder", "frozen"), ("student", Rung("projector_only", "projected"))]
     table = tables.score_table(work, PROTOCOLS["strict"], rows=rows)
     shown = tables.headline(table).iloc[1]
     assert (shown["protocol"], shown["scope"], shown["space"], shown["pooling"]) == ("strict", "nested", "projected", "section")
@@ -70,8 +71,8 @@ def test_a_score_carries_its_whole_name(work):
 
 def test_differences_are_paired_within_patients(work):
     strict = PROTOCOLS["strict"]
-    table = tables.difference_table(work, strict, [("student", "projector_only", "concat")], scheme="patients")
-    by_hand = work.score("projector_only", strict, "concat").scores, work.score("frozen", strict).scores
+    table = tables.difference_table(work, strict, [("student", Rung("projector_only", "concat"))], scheme="patients")
+    by_hand = stages.score(work, Rung("projector_only", "concat"), strict).scores, stages.score(work, "frozen", strict).scores
     pick = lambda s: s.query("pooling == 'section' and genes == 'all' and alpha == 'chosen'").groupby("patient")["pcc"].mean()
     pd.testing.assert_series_equal(
         table.loc[table["genes"] == "all", "values"].iloc[0], pick(by_hand[0]) - pick(by_hand[1]), check_names=False

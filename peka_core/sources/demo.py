@@ -26,11 +26,13 @@ from . import drawing, law, painting
 
 UM_PER_PX = 0.5  # of the slide that spatial coordinates refer to; drawn pixels are 1 µm
 COPY = "X01"  # sample and patient name of the copied section
+ONE_PROCESS = 300  # spots below which a second process costs more than it saves
+N_GENES = 50  # target genes in var_50genes.json
 TYPE_WEIGHTS = (1, 1, 1, 0.8, 1, 6)  # one fat cell fills the room of six others
 
 
 def build(
-    path, seed=11, patients=20, sections=2, spots=60, hidden=1.0, folds=4, tiles=True, tiles_from=None, workers=2
+    path, seed=11, patients=20, sections=2, spots=60, hidden=1.0, folds=4, tiles=True, counts_for=None, workers=2
 ):
     """Draws a cohort into a directory: patients x sections x spots, and one copied section.
 
@@ -42,17 +44,17 @@ def build(
         hidden: share of the cue genes' loading that stays on what `mini` half ignores; 0.0 switches it off.
         folds: held-out splits; patient i is tested in fold i mod folds.
         tiles: False writes counts and tables only.
-        tiles_from: a finished demo cohort with the same seed and sizes; its tiles are linked and what they show is read,
-            so only counts are drawn.
+        counts_for: a finished demo cohort with the same seed and sizes: what its tiles show is read, and only counts
+            are drawn; the tiles stay there.
         workers: processes; 1 draws in this one.
 
     Returns:
         the path.
 
     Raises:
-        PekaError: the directory holds something else, or `tiles_from` shows other tissue.
+        PekaError: the directory holds something else, or `counts_for` shows other tissue.
     """
-    path = Path(path)
+    path, tiles = Path(path), tiles and counts_for is None
     world = {
         "source": "demo",
         "drawing": drawing.VERSION,
@@ -72,16 +74,14 @@ def build(
     _claim(path, world)
     genes = law.draw_law(seed, hidden)
     missing = [name for name in jobs if not _is_written(path, name, tiles)]
-    if tiles_from is not None:
-        source = Path(tiles_from)
+    if counts_for is not None:
+        source = Path(counts_for)
         _check_same_tissue(source, world)
-        if tiles:
-            _link_tiles(source, path, [*jobs, COPY])
         mean, sd = (np.load(source / "law.npz")[key] for key in ("z_mean", "z_sd"))
         for name in missing:
             recount_section(source, path, name, genes, jobs[name])
     else:
-        with _pool(workers, len(jobs)) as run:
+        with _pool(workers, len(jobs) * spots) as run:
             raw = dict(zip(jobs, run(measure_section, jobs.values(), "measuring")))
             stacked = np.concatenate(list(raw.values()))  # (spots, 8)
             mean, sd = stacked.mean(0), stacked.std(0) + 1e-9
@@ -142,13 +142,13 @@ def tissue_type(section):
 
 
 @contextmanager
-def _pool(workers, jobs):
+def _pool(workers, spots):
     """Yields run(function, tasks, title): ordered results, from `workers` processes or from this one."""
 
     def progress(results, tasks, title):
         return tqdm(results, total=len(tasks), desc=title, unit="section", disable=not tasks)
 
-    if workers <= 1 or jobs < 3:
+    if workers <= 1 or spots < ONE_PROCESS:
         yield lambda function, tasks, title: progress(map(function, tasks), tasks, title)
         return
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
@@ -207,12 +207,6 @@ def _check_same_tissue(source, world):
             raise PekaError(f"{file}: shows other tissue ({key}, drawing version); expected {world}. Draw tiles anew.")
 
 
-def _link_tiles(source, path, names):
-    """Takes the tiles of another world with the same tissue."""
-    for name in names:
-        _link(source / "patches" / f"{name}.h5", path / "patches" / f"{name}.h5")
-
-
 def _copy_section(path, original, tiles):
     for folder, suffix in (("patches", "h5"), ("adata", "h5ad")) if tiles else (("adata", "h5ad"),):
         _link(path / folder / f"{original}.{suffix}", path / folder / f"{COPY}.{suffix}")
@@ -259,18 +253,17 @@ def _write_tables(path, world, jobs, original):
     for fold in range(folds):
         test = [name for name in samples.index if owner[name] % folds == fold]
         splits.append(([name for name in samples.index if name not in test], test))
-    write_cohort_tables(path, samples, splits, variable_genes(path, samples.index))
+    write_cohort_tables(path, samples, splits, [])
+    write_cohort_tables(path, samples, splits, _top_genes(path))
 
 
-def variable_genes(path, names, n_top=50):
-    """The most variable genes of log1p CP10K over all spots, each section ranked by itself (scanpy, flavor seurat)."""
-    import scanpy as sc  # slow to import, and worker processes do without
+def _top_genes(path):
+    """50 highly variable genes over all spots."""
+    from ..cohort import log_cp10k, open_cohort  # slow to import, and worker processes do without
+    from ..protocols import variable_genes
 
-    adata = ad.concat({name: ad.read_h5ad(path / "adata" / f"{name}.h5ad") for name in names}, label="sample", index_unique="-")
-    sc.pp.normalize_total(adata, target_sum=1e4)
-    sc.pp.log1p(adata)
-    table = sc.pp.highly_variable_genes(adata, n_top_genes=n_top, flavor="seurat", batch_key="sample", inplace=False)
-    return sorted(table.index[table["highly_variable"]]) if "highly_variable" in table else []
+    adata = open_cohort(path).adata()
+    return sorted(variable_genes(log_cp10k(adata), adata, np.ones(adata.n_obs, bool), N_GENES))
 
 
 # ---------------------------------------------------------------- the best prediction there is
