@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyper-parameters of one alignment; the defaults are those of the demo.
+    """Hyper-parameters of one alignment.
+
+    Defaults never change: what equals its default is no part of a unit's name (`units.Unit.id`).
 
     Attributes:
         epochs, lr, batch_size: Adam over all training spots, `epochs` times.

@@ -56,14 +56,23 @@ class Unit:
 
     @property
     def id(self) -> str:
-        """Twelve hex digits of the sha256 over all fields that are not empty."""
-        text = json.dumps({name: value for name, value in dataclasses.asdict(self).items() if value}, sort_keys=True)
+        """Twelve hex digits of the sha256 over all fields that differ from their default.
+
+        So a field that a later version adds, with what was done before as its default, leaves older units their names.
+        """
+        fields = _changed(self) | ({"recipe": _changed(self.recipe)} if self.recipe else {})
+        text = json.dumps(fields, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
     def name(self) -> str:
         """Folder name, `<stage>-<id>`."""
         return f"{self.stage}-{self.id}"
+
+
+def _changed(record) -> dict:
+    """Fields of a dataclass that differ from their default."""
+    return {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if getattr(record, f.name) != f.default}
 
 
 def find(run: Path, unit: Unit) -> Path | None:
