@@ -2,6 +2,7 @@
 
 import math
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,13 +19,16 @@ from .batches import batches
 from .encoders import autocast, has_bfloat16
 from .files import PekaError
 from .losses import kd_loss, structure_loss, total_loss
+from .progress import Progress
 from .recipe import Recipe
+
+LOSSES = ("kd", "struct", "mse", "total")
 
 
 def align(
     student,
     tiles,
-    x_teacher: np.ndarray,
+    targets: np.ndarray,
     labels: np.ndarray,
     groups: np.ndarray,
     recipe: Recipe,
@@ -32,88 +36,118 @@ def align(
     seed: int = 0,
     progress: bool = True,
     rows: np.ndarray | None = None,
+    checkpoint: str | Path | None = None,
 ) -> pd.DataFrame:
     """Train a student in place; it ends with the weights of the kept epoch.
 
     Args:
-        student: a `Student`; its adapter and projector are trained, the encoder stays frozen.
+        student: a `Student`; what its method trains is trained, and its projector; all else stays frozen.
         tiles: uint8 (n, h, w, 3), an array or a reader that takes an array of row numbers.
-        x_teacher: teacher embeddings (n, d_t).
+        targets: teacher embeddings X_teacher (n, d_t), or whatever else the projector is to say.
         labels: pseudo-labels (n,), 0 to k - 1.
         groups: patient of each spot (n,), or section where there is one patient.
         hold_out: set groups aside to choose the epoch; with False, or a single group, the last epoch is kept.
         seed: shuffling, orientations, the groups set aside, the structure head and (globally, in torch) dropout.
         rows: numbers of the training spots; the others are never looked at. None: all n.
+        checkpoint: file that holds everything after each epoch. Where it is there already, training goes on from it and
+            ends as it would have without the interruption (on the same kind of device).
 
     Returns:
-        One row an epoch: epoch, lr, seconds; kd, struct, total, r2 on training batches while they are
-        trained on; the same with `aside_` on the groups set aside (NaN without any); kept (True for the
-        epoch whose weights the student has), choice (how that was chosen). r2 compares S and T row by row up to a
-        constant, which Eq. 5 cannot see.
+        One row an epoch: epoch, lr, seconds; kd, struct, mse (NaN where its weight in the recipe is 0), total and r2 on
+        training batches while they are trained on; the same with `aside_` on the groups set aside (NaN without any);
+        for adalora the ranks in use (`rank_<layer>`); kept (True for the epoch whose weights the student has), choice
+        (how that was chosen). r2 compares S and T row by row up to a constant, which Eq. 5 cannot see.
 
     Raises:
-        PekaError: a student without anything to train, lengths that differ, or a loss that is not finite.
+        PekaError: a student without anything to train, lengths that differ, a loss that is not finite, or too little
+            memory for a batch (the message says which batch size fits).
     """
     rows = np.arange(len(groups)) if rows is None else np.asarray(rows)
-    _check(student, tiles, x_teacher, labels, groups, rows, recipe)
+    _check(student, tiles, targets, labels, groups, rows, recipe)
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     device = student.device
     on_gpu = torch.device(device).type == "cuda"
     x_type = torch.bfloat16 if has_bfloat16(device) else torch.float32  # what autocast would make of x
     train, aside = _set_aside(rows, np.asarray(groups)[rows], recipe.set_aside if hold_out else 0.0, generator)
-    x_teacher = torch.as_tensor(np.asarray(x_teacher), dtype=torch.float32, device=device)  # (n, d_t)
+    targets = torch.as_tensor(np.asarray(targets), dtype=torch.float32, device=device)  # (n, d_t)
     labels = torch.as_tensor(np.asarray(labels), dtype=torch.long, device=device)  # (n,)
 
-    head = nn.Linear(x_teacher.shape[1], recipe.k).to(device)  # serves L_struct only and is dropped afterwards
+    head = nn.Linear(targets.shape[1], recipe.k).to(device)  # serves L_struct only and is dropped afterwards
     parameters = [p for p in [*student.parameters(), *head.parameters()] if p.requires_grad]
     optimiser = torch.optim.Adam(parameters, lr=recipe.lr)
     steps = recipe.epochs * math.ceil(len(train) / recipe.batch_size)
-    bar = tqdm(total=steps, desc=f"align {student.method}", unit="step", disable=not progress)
-    history, step = [], 0
-    lowest, kept, state = math.inf, recipe.epochs, None
+    student.start(steps)
+    past = Progress(student, head, optimiser, generator, checkpoint)
+    past.resume()
+    bar = tqdm(total=steps, initial=past.step, desc=f"align {student.method}", unit="step", disable=not progress)
 
-    for epoch in range(1, recipe.epochs + 1):
+    for epoch in range(len(past.history) + 1, recipe.epochs + 1):
         started, losses = time.perf_counter(), []
         student.train()
         for some, batch in batches(tiles, train, recipe.batch_size, recipe.flips, generator, ahead=on_gpu):
             for group in optimiser.param_groups:
-                group["lr"] = learning_rate(step, steps, recipe)
-            x = student.encoder.transform(batch, x_type)  # (b, 3, size, size)
-            with autocast(device):
-                _, projected = student(x)  # (b, d_t)
-                logits = head(projected)  # (b, k)
-            kd = kd_loss(projected, x_teacher[some], recipe.tau)
-            struct = structure_loss(logits, labels[some])
-            total = total_loss(kd, struct, recipe.lambda_kd, recipe.lambda_struct)
-            if not torch.isfinite(total):
-                where = f"epoch {epoch}, step {step}"
-                raise PekaError(f"loss is {total.item()} in {where}: lower the learning rate {recipe.lr}")
-
+                group["lr"] = learning_rate(past.step, steps, recipe)
             optimiser.zero_grad(set_to_none=True)
-            total.backward()
+            x = student.encoder.transform(batch, x_type)  # (b, 3, size, size)
+            try:
+                parts = _losses(student, head, x, targets[some], labels[some], recipe)
+                (parts["total"] + student.penalty()).backward()
+            except torch.OutOfMemoryError:
+                raise PekaError(_what_fits(student, head, x, targets[some], labels[some], recipe)) from None
+            if not torch.isfinite(parts["total"]):
+                where = f"epoch {epoch}, step {past.step}"
+                raise PekaError(f"loss is {parts['total'].item()} in {where}: lower the learning rate {recipe.lr}")
+
             nn.utils.clip_grad_norm_(parameters, recipe.clip)
             optimiser.step()
+            student.after_step(past.step)
 
-            losses.append(_sums(kd, struct, total, projected, x_teacher[some]))
-            step += 1
+            losses.append(_sums(parts, targets[some]))
+            past.step += 1
             bar.update()
-            bar.set_postfix(epoch=epoch, loss=f"{total.item():.3f}", refresh=False)
+            bar.set_postfix(epoch=epoch, loss=f"{parts['total'].item():.3f}", refresh=False)
 
         lr = optimiser.param_groups[0]["lr"]
-        row = {"epoch": epoch, "lr": lr, **_means(losses, x_teacher[train])}
-        row |= _score_aside(student, head, tiles, x_teacher, labels, aside, recipe)
-        history.append(row | {"seconds": time.perf_counter() - started})
-        if row["aside_total"] < lowest:  # never true where nothing is set aside
-            lowest, kept = row["aside_total"], epoch
-            state = {name: p.detach().clone() for name, p in student.named_parameters() if p.requires_grad}
+        row = {"epoch": epoch, "lr": lr, **_means(losses, targets[train])}
+        row |= _score_aside(student, head, tiles, targets, labels, aside, recipe) | student.ranks()
+        past.finish_epoch(row | {"seconds": time.perf_counter() - started})
     bar.close()
 
-    if state is not None:
-        student.load_state_dict(state, strict=False)
+    kept = past.restore_best()
     student.eval()
     choice = "lowest aside_total" if len(aside) else "last epoch, nothing set aside"
-    return pd.DataFrame(history).assign(kept=lambda h: h["epoch"] == kept, choice=choice)
+    return pd.DataFrame(past.history).assign(kept=lambda h: h["epoch"] == kept, choice=choice)
+
+
+def _losses(student, head, x: Tensor, targets: Tensor, labels: Tensor, recipe: Recipe) -> dict[str, Tensor]:
+    """Forward pass of one batch: the losses that the recipe weighs, their total (Eq. 4), and S, here `projected`."""
+    with autocast(student.device):
+        _, projected = student(x)  # (b, d_t)
+        logits = head(projected)  # (b, k)
+    made = {"projected": projected}
+    if recipe.lambda_kd:
+        made["kd"] = kd_loss(projected, targets, recipe.tau)
+    if recipe.lambda_struct:
+        made["struct"] = structure_loss(logits, labels)
+    if recipe.lambda_mse:
+        made["mse"] = nn.functional.mse_loss(projected.float(), targets)
+    total = total_loss(made.get("kd"), made.get("struct"), recipe.lambda_kd, recipe.lambda_struct)
+    return made | {"total": total + recipe.lambda_mse * made["mse"] if recipe.lambda_mse else total}
+
+
+def _what_fits(student, head, x: Tensor, targets: Tensor, labels: Tensor, recipe: Recipe) -> str:
+    """After running out of memory: the largest half, quarter ... of the batch that can be trained on, in words."""
+    size = len(x)
+    while size > 1:
+        size //= 2
+        torch.cuda.empty_cache()
+        try:
+            _losses(student, head, x[:size], targets[:size], labels[:size], recipe)["total"].backward()
+        except torch.OutOfMemoryError:
+            continue
+        return f"no memory for a batch of {len(x)} tiles on {student.device}; {size} fit: add -p batch_size={size} --run NAME"
+    return f"no memory for a single tile on {student.device}: take a smaller encoder, or a device with more memory"
 
 
 def learning_rate(step: int, steps: int, recipe: Recipe) -> float:
@@ -164,22 +198,24 @@ def _neighbours(x: np.ndarray, k: int) -> np.ndarray:
     return NearestNeighbors(n_neighbors=k).fit(x).kneighbors(return_distance=False)
 
 
-def _check(student, tiles, x_teacher, labels, groups, rows, recipe) -> None:
-    lengths = {"tiles": len(tiles), "x_teacher": len(x_teacher), "labels": len(labels), "groups": len(groups)}
+def _check(student, tiles, targets, labels, groups, rows, recipe) -> None:
+    lengths = {"tiles": len(tiles), "targets": len(targets), "labels": len(labels), "groups": len(groups)}
     if len(set(lengths.values())) > 1 or not len(rows):
         raise PekaError(f"align needs one row a spot everywhere, and training spots: got {lengths}, {len(rows)} rows")
     if student.projector is None:
         raise PekaError(f"method {student.method!r} trains nothing; use the encoder's features, or projector_only")
-    d = np.shape(x_teacher)[1]
+    d = np.shape(targets)[1]
     if d != student.d_teacher:
-        raise PekaError(f"the student projects to {student.d_teacher} dimensions, x_teacher has {d}")
-    if not np.isfinite(np.asarray(x_teacher)[rows]).all():
-        raise PekaError("x_teacher has NaN or infinite values: look at the teacher's spots without counts")
+        raise PekaError(f"the student projects to {student.d_teacher} dimensions, the targets have {d}")
+    if not np.isfinite(np.asarray(targets)[rows]).all():
+        raise PekaError("the targets have NaN or infinite values: look at the teacher's spots without counts")
     used = np.asarray(labels)[rows]
     if used.min() < 0 or used.max() >= recipe.k:
         raise PekaError(f"labels run from {used.min()} to {used.max()}, the recipe has k = {recipe.k}")
     if recipe.schedule not in ("cosine", "constant"):
         raise PekaError(f"schedule {recipe.schedule!r} is unknown: cosine or constant")
+    if not (recipe.lambda_kd or recipe.lambda_struct or recipe.lambda_mse):
+        raise PekaError("the recipe weighs no loss: one of lambda_kd, lambda_struct and lambda_mse must not be 0")
 
 
 def _set_aside(
@@ -198,37 +234,34 @@ def _set_aside(
 
 
 @torch.no_grad()
-def _score_aside(student, head, tiles, x_teacher, labels, rows: np.ndarray, recipe: Recipe) -> dict[str, float]:
+def _score_aside(student, head, tiles, targets, labels, rows: np.ndarray, recipe: Recipe) -> dict[str, float]:
     """Losses and r2 on the rows set aside, named `aside_...`; NaN where there are none."""
     student.eval()
     losses = []
     for start in range(0, len(rows), 256):
         some = rows[start : start + 256]
-        with autocast(student.device):
-            _, projected = student(student.encoder.transform(tiles[some]))  # (b, d_t)
-            logits = head(projected)  # (b, k)
-        kd = kd_loss(projected, x_teacher[some], recipe.tau)
-        struct = structure_loss(logits, labels[some])
-        total = total_loss(kd, struct, recipe.lambda_kd, recipe.lambda_struct)
-        losses.append(_sums(kd, struct, total, projected, x_teacher[some]))
-    return {f"aside_{name}": value for name, value in _means(losses, x_teacher[rows]).items()}
+        x = student.encoder.transform(tiles[some])
+        losses.append(_sums(_losses(student, head, x, targets[some], labels[some], recipe), targets[some]))
+    return {f"aside_{name}": value for name, value in _means(losses, targets[rows]).items()}
 
 
-def _sums(kd: Tensor, struct: Tensor, total: Tensor, projected: Tensor, x_teacher: Tensor) -> Tensor:
+def _sums(parts: dict[str, Tensor], targets: Tensor) -> Tensor:
     """Of one batch, still on the device: n, then sums over its spots of the losses and of (S - T)^2."""
-    error = _centred(projected.detach().float() - x_teacher).square().sum()
-    n = len(projected)
-    return torch.stack([torch.full_like(error, n), n * kd.detach(), n * struct.detach(), n * total.detach(), error])
+    error = _centred(parts["projected"].detach().float() - targets).square().sum()
+    n = len(targets)
+    losses = [n * parts[name].detach() if name in parts else error * math.nan for name in LOSSES]
+    return torch.stack([torch.full_like(error, n), *losses, error])
 
 
-def _means(sums: list[Tensor], x_teacher: Tensor) -> dict[str, float]:
-    """kd, struct, total and r2 over all batches; NaN where there was none."""
+def _means(sums: list[Tensor], targets: Tensor) -> dict[str, float]:
+    """Losses and r2 over all batches; NaN where there was none."""
     if not sums:
-        return dict.fromkeys(("kd", "struct", "total", "r2"), math.nan)
-    n, kd, struct, total, error = torch.stack(sums).sum(0).tolist()
-    teacher = _centred(x_teacher)
-    spread = (teacher - teacher.mean(0)).square().sum().item()
-    return {"kd": kd / n, "struct": struct / n, "total": total / n, "r2": 1 - error / spread if spread else math.nan}
+        return dict.fromkeys((*LOSSES, "r2"), math.nan)
+    n, *losses, error = torch.stack(sums).sum(0).tolist()
+    centred = _centred(targets)
+    spread = (centred - centred.mean(0)).square().sum().item()
+    means = {name: loss / n for name, loss in zip(LOSSES, losses, strict=True)}
+    return means | {"r2": 1 - error / spread if spread else math.nan}
 
 
 def _centred(x: Tensor) -> Tensor:

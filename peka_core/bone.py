@@ -137,6 +137,24 @@ def inject(model: nn.Module, targets: tuple[str, ...], method: str, block: int) 
     """
     if any(isinstance(module, BlockLinear) for module in model.modules()):
         raise PekaError("this model already carries a block adapter; load the encoder again")
+    hits = linear_targets(model, targets)
+    replacements = {}
+    for name in hits:
+        try:
+            replacements[name] = BlockLinear(model.get_submodule(name), block, method)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    for name, layer in replacements.items():
+        model.set_submodule(name, layer)
+    return hits
+
+
+def linear_targets(model: nn.Module, targets: tuple[str, ...]) -> list[str]:
+    """Full names of the Linear layers whose names end with one of `targets`, in whole words.
+
+    Raises:
+        PekaError: a target that names no Linear layer.
+    """
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     hits = [name for name in linears if any(_ends_with(name, target) for target in targets)]
     for target in targets:
@@ -146,14 +164,6 @@ def inject(model: nn.Module, targets: tuple[str, ...], method: str, block: int) 
                 f"target {target!r} names no Linear layer of this model; it has: {', '.join(known) or 'none'} "
                 "(a model without Linear layers takes the method projector_only)"
             )
-    replacements = {}
-    for name in hits:
-        try:
-            replacements[name] = BlockLinear(linears[name], block, method)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
-    for name, layer in replacements.items():
-        model.set_submodule(name, layer)
     return hits
 
 

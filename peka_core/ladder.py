@@ -10,6 +10,9 @@ METHODS = {
     "none": "frozen encoder",
     "bat": "block-affine adapter, W + W_g B_g + B_g (Eq. 3)",
     "bone": "the additive tiling alone, W + B_g",
+    "lora": "low-rank adapter, W + (alpha / r) B A, by peft",
+    "adalora": "low-rank adapter whose ranks move between layers while training, by peft",
+    "full": "every weight of the encoder, no adapter",
     "projector_only": "adapter off, projector trained",
 }
 TAUGHT_BY = ("teacher", "permuted_teacher", "genes")
@@ -28,6 +31,7 @@ class Rung:
             section stays and everything about a spot is lost; `genes`, the target genes themselves.
         recipe: changes to the profile's recipe, as sorted (name, value) pairs.
         encoder: another encoder than the profile's.
+        share: share of the split's training patients that teacher and alignment see; the head still sees all.
         name: what tables and figures call it.
     """
 
@@ -36,6 +40,7 @@ class Rung:
     taught_by: str = "teacher"
     recipe: tuple[tuple[str, object], ...] = ()
     encoder: str = ""
+    share: float = 1.0
     name: str = ""
 
     def change(self, recipe: Recipe) -> Recipe:
@@ -52,15 +57,16 @@ def as_rung(rung: "Rung | str") -> Rung:
 
 
 def read_rung(values: dict) -> Rung:
-    """A rung from a profile: `{name: L_KD only, method: bat, recipe: {lambda_struct: 0.0}}`.
+    """A rung from a profile: `{name: L_KD only, method: bat, recipe: {lambda_struct: 0.0}}`; method is bat by default.
 
     Raises:
         PekaError: unknown keys, recipe values or teachers.
     """
-    values = dict(values)
+    values = {"method": "bat"} | values
     changes = values.pop("recipe", {})
     _refuse(set(values) - {f.name for f in dataclasses.fields(Rung)}, f"key of rung {values}")
     _refuse(set(changes) - {f.name for f in dataclasses.fields(Recipe)}, f"recipe value of rung {values}")
+    _refuse({values["method"]} - set(METHODS), f"method of rung {values}")
     _refuse({values.get("taught_by", "teacher")} - set(TAUGHT_BY), f"taught_by of rung {values}")
     pairs = ((key, tuple(value) if isinstance(value, list) else value) for key, value in sorted(changes.items()))
     return Rung(**values, recipe=tuple(pairs))

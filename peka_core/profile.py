@@ -6,8 +6,9 @@ from pathlib import Path
 
 import yaml
 
-from .recipe import Recipe
 from .files import PekaError
+from .ladder import read_rung
+from .recipe import Recipe
 
 FOLDER = Path(__file__).parent / "profiles"
 GROUPS = ("source_options", "teacher_options", "recipe")
@@ -24,6 +25,7 @@ class Profile:
             empty where there is none.
         methods: adapter methods aligned on each split's training spots (scope nested).
         all_methods: methods aligned once on all spots (scope all).
+        ladder: what `peka ladder` compares with the frozen encoder: rungs, and names of predictors.
         umap: whether chapter 5 draws UMAPs.
         overrides: what was changed from the file, by flat name.
     """
@@ -42,6 +44,7 @@ class Profile:
     recipe: Recipe
     seed: int
     umap: bool = True
+    ladder: tuple = ()
     overrides: dict = field(default_factory=dict)
 
 
@@ -68,6 +71,7 @@ def load_profile(name: str, overrides: dict | None = None) -> Profile:
     for key, value in overrides.items():
         _home(values, key)[key] = value
     values["recipe"] = _recipe(values["recipe"])
+    values["ladder"] = tuple(rung if isinstance(rung, str) else read_rung(rung) for rung in values.get("ladder", ()))
     values["methods"], values["all_methods"] = tuple(values["methods"]), tuple(values["all_methods"])
     return Profile(name=path.stem, overrides=overrides, **values)
 

@@ -1,5 +1,6 @@
 """Where a number comes from: versions, commit, device."""
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -80,6 +81,31 @@ def _cpu_model() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+class Memory:
+    """The largest memory in use from here on: of this process, and of torch on its GPU where it has one."""
+
+    def __init__(self):
+        with contextlib.suppress(OSError):  # Linux can start its count again; elsewhere it is the process's whole life
+            Path("/proc/self/clear_refs").write_text("5")
+        if _has_gpu():
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
+
+    def peak_mb(self) -> dict[str, float]:
+        """`{"process": MB, "gpu": MB}`; an entry is missing where it cannot be known."""
+        peak = {}
+        status = Path("/proc/self/status")
+        if status.exists():
+            line = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM")), "")
+            peak["process"] = round(int(line.split()[1]) / 1024, 1) if line else None
+        if _has_gpu():
+            import torch
+
+            peak["gpu"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+        return peak
 
 
 def provenance() -> dict:

@@ -2,6 +2,7 @@
 
     peka list
     peka run PROFILE [--device auto|cpu|cuda] [--weights ENCODER=PATH] [-p name=value] [--run NAME]
+    peka ladder PROFILE [--device auto|cpu|cuda] [-p name=value] [--run NAME]
     peka fetch PROFILE [--dry-run]
 """
 
@@ -53,6 +54,12 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("-p", action="append", default=[], metavar="NAME=VALUE", help="change a value of the profile")
     run.add_argument("--run", default="", metavar="NAME", help="folder under runs/ (default: the profile's name)")
     run.set_defaults(command=_run)
+    ladder = commands.add_parser("ladder", help="what did the work? every rung of a profile's ladder, scope effects, curves")
+    ladder.add_argument("profile")
+    ladder.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    ladder.add_argument("--run", default="", metavar="NAME", help="folder under runs/ (default: the profile's name)")
+    ladder.add_argument("-p", action="append", default=[], metavar="NAME=VALUE", help="change a value of the profile")
+    ladder.set_defaults(command=_ladder)
     fetch = commands.add_parser("fetch", help="download and verify a profile's files")
     fetch.add_argument("profile")
     fetch.add_argument("--dry-run", action="store_true", help="show files and sizes, download nothing")
@@ -84,6 +91,23 @@ def _run(arguments: argparse.Namespace) -> int:
             return 1
     _report(work.folder, time.perf_counter() - started)
     return 0
+
+
+def _ladder(arguments: argparse.Namespace) -> None:
+    """Every study of a profile, one table each; finished ones are read, finished units reused."""
+    from . import studies
+    from .tables import save_table
+    from .workspace import open_run
+
+    overrides = {name: yaml.safe_load(value) for name, value in _pairs(arguments.p, "-p").items()}
+    work = open_run(arguments.profile, arguments.run, arguments.device, overrides=overrides)
+    some = ",".join(split.name for split in work.cohort().splits[:2])
+    for name, study in studies.STUDIES.items():
+        if name in studies.DRAWN_ONLY and work.profile.source != "demo":
+            continue
+        started = time.perf_counter()
+        path = save_table(study(work, some), work.folder / "results", name)
+        print(f"{path}: {time.perf_counter() - started:.0f} s", flush=True)
 
 
 def execute(notebook: Path, folder: Path, parameters: dict) -> bool:

@@ -21,7 +21,8 @@ import pandas as pd
 
 from .ladder import Rung, as_rung
 from .protocols import PROTOCOLS, Protocol
-from .units import Unit, make
+from .recipe import Recipe
+from .units import Unit, make, partial
 from .workspace import Run
 
 NOT_A_STUDENT = ("oracle", "permuted_targets", "slide_one_hot", "colour", "teacher", "library_size", "slide_and_library_size", "nearest_spots")
@@ -34,16 +35,27 @@ if TYPE_CHECKING:  # torch and timm take seconds to import, and only alignment a
 # ---- 02 teacher ----------------------------------------------------------------------------------
 
 
-def teacher(work: Run, split: str, world: str = "on") -> ad.AnnData:
-    """X_teacher and pseudo-labels of all spots, fitted on the training spots of `split`."""
-    unit = work.unit("teacher", world, split=split, teacher=work.teacher_name, seed=work.profile.seed)
+def teacher(work: Run, split: str, world: str = "on", rung: Rung | str = "bat") -> ad.AnnData:
+    """X_teacher and pseudo-labels of all spots, fitted on the training spots of `split`.
+
+    Args:
+        rung: its share of training patients, and its recipe's k and labels.
+    """
+    rung = as_rung(rung)
+    recipe = work.recipe(rung)
+    labels = Recipe(k=recipe.k, labels=recipe.labels)  # all that the teacher's unit takes from a recipe
+    plain = labels == Recipe(k=work.profile.recipe.k)
+    unit = work.unit(
+        "teacher", world, split=split, teacher=work.teacher_name, seed=work.profile.seed, share=rung.share,
+        recipe=None if plain else labels,
+    )
 
     def write(folder: Path) -> None:
         from .teachers import embed_spots, load_teacher
 
-        train, _ = work.rows(split, world)
+        seen, _ = work.rows(split, world, rung.share)
         model = load_teacher(work.profile.teacher, **work.profile.teacher_options)
-        embedded = embed_spots(work.cohort(world).adata(), train, model, work.profile.recipe.k, work.profile.seed)
+        embedded = embed_spots(work.cohort(world).adata(), seen, model, recipe.k, work.profile.seed, recipe.labels)
         embedded.write_h5ad(folder / "teacher.h5ad", compression="gzip")
 
     return _read(make(work.folder, unit, write, "teacher.h5ad") / "teacher.h5ad")
@@ -56,17 +68,17 @@ def lesson(work: Run, rung: Rung | str, split: str, world: str = "on") -> tuple[
     its training spots (no test spot has a say in them).
     """
     rung = as_rung(rung)
-    embedded = teacher(work, split, world)
+    embedded = teacher(work, split, world, rung)
     x_teacher, labels = embedded.obsm["X_teacher"], embedded.obs["pseudo_label"].to_numpy().astype(int)
     if rung.taught_by == "permuted_teacher":
         order = shuffled_within(work.cohort(world).obs["sample"].to_numpy(), work.profile.seed)
         return x_teacher[order], labels[order]
     if rung.taught_by == "genes":
-        train, _ = work.rows(split, world)
+        seen, _ = work.rows(split, world, rung.share)
         protocol = PROTOCOLS["peka_paper" if split == "all" or split.startswith("spots/") else "strict"]
         tasks = work.tasks(protocol, world)
         targets = next((task for task in tasks if task.split.name == split), tasks[0]).targets  # (n, g)
-        return (targets - targets[train].mean(0)) / (targets[train].std(0) + 1e-6), labels
+        return (targets - targets[seen].mean(0)) / (targets[seen].std(0) + 1e-6), labels
     return x_teacher, labels
 
 
@@ -93,17 +105,20 @@ def align(work: Run, rung: Rung | str, split: str, world: str = "on", needs: str
     unit = _made_of(work, "alignment", as_rung(rung), split, world)
 
     def write(folder: Path) -> None:
-        student, losses = train(work, rung, split, world)
+        student, losses = train(work, rung, split, world, checkpoint=partial(work.folder, unit) / "progress.pt")
         student.save(folder, extra={"split": split, "cohort": unit.cohort, "seed": unit.seed})
         losses.to_csv(folder / "history.csv", index=False)
 
     return make(work.folder, unit, write, needs)
 
 
-def train(work: Run, rung: Rung | str, split: str, world: str = "on", **changes) -> tuple["Student", pd.DataFrame]:
-    """One alignment in the open: the student and its history, nothing written.
+def train(
+    work: Run, rung: Rung | str, split: str, world: str = "on", checkpoint: Path | None = None, **changes
+) -> tuple["Student", pd.DataFrame]:
+    """One alignment in the open: the student and its history.
 
     Args:
+        checkpoint: where the state after each epoch is kept, to go on from after a kill; None keeps nothing.
         changes: of the recipe, by name (`epochs=2`).
     """
     from .alignment import align as run_alignment
@@ -112,11 +127,11 @@ def train(work: Run, rung: Rung | str, split: str, world: str = "on", **changes)
     rung = as_rung(rung)
     recipe = dataclasses.replace(work.recipe(rung, world), **changes)
     targets, labels = lesson(work, rung, split, world)
-    seen, _ = work.rows(split, world)
+    seen, _ = work.rows(split, world, rung.share)
     student = Student(work.encoder(rung.encoder), rung.method, targets.shape[1], recipe, seed=work.profile.seed)
     losses = run_alignment(
         student, work.tiles(world), targets, labels, work.groups(seen, world), recipe, rows=np.flatnonzero(seen),
-        hold_out=split != "all" and world != "few", seed=work.profile.seed,
+        hold_out=split != "all" and world != "few", seed=work.profile.seed, checkpoint=checkpoint,
     )
     return student, losses
 
@@ -267,5 +282,5 @@ def _made_of(work: Run, stage: str, rung: Rung, split: str, world: str, **fields
     """The unit of what a student makes, or of what is made from it; the frozen encoder depends on no teacher or recipe."""
     fields |= {"encoder": work.encoder_name(rung.encoder), "method": rung.method, "split": split}
     if rung.method != "none":
-        fields |= {"teacher": work.teacher_name, "taught_by": rung.taught_by, "recipe": work.recipe(rung, world), "seed": work.profile.seed}
+        fields |= {"teacher": work.teacher_name, "taught_by": rung.taught_by, "recipe": work.recipe(rung, world), "share": rung.share, "seed": work.profile.seed}
     return work.unit(stage, world, **fields)

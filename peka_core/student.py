@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .bone import WEIGHTS, inject
+from . import adapters
 from .encoders import Encoder, in_batches
 from .files import PekaError, write_whole
 from .ladder import METHODS
@@ -26,11 +26,12 @@ class Student(nn.Module):
 
     Args:
         encoder: frozen, from `load_encoder`; its transform, pooling, precision and device are the student's.
-        method: `bat` or `bone` (adapter and projector train), `projector_only` (no adapter), or `none`
-            (nothing trains: the frozen encoder under the same interface, without a projector).
+        method: `bat`, `bone`, `lora`, `adalora` (adapter and projector train), `full` (a copy of the encoder, and the
+            projector), `projector_only` (no adapter), or `none` (nothing trains: the frozen encoder under the same
+            interface, without a projector).
         d_teacher: dimension of the teacher's space.
-        recipe: block, targets, hidden and dropout are read from it.
-        seed: draws the projector's weights; an adapter starts at zero.
+        recipe: block, rank, alpha, targets, hidden and dropout are read from it.
+        seed: draws the projector's weights and LoRA's first factor; every adapter starts as the identity.
 
     Raises:
         PekaError: unknown method, or targets that name no Linear layer.
@@ -43,9 +44,9 @@ class Student(nn.Module):
             raise PekaError(f"method {method!r} is unknown; there are {', '.join(METHODS)}")
         recipe = recipe or Recipe()
         self.method, self.d_teacher, self.recipe = method, d_teacher, recipe
-        self.network = _share(encoder.model)
+        self.network = copy.deepcopy(encoder.model) if method == "full" else _share(encoder.model)
         self.encoder = dataclasses.replace(encoder, model=self.network)
-        self.adapted = inject(self.network, recipe.targets, method, recipe.block) if method in WEIGHTS else []
+        self.allocation = adapters.add(self.network, method, recipe, seed)
         self.projector = None
         if method != "none":
             with torch.random.fork_rng(devices=[]):
@@ -63,6 +64,24 @@ class Student(nn.Module):
         super().train(mode)
         self.network.eval()
         return self
+
+    def start(self, steps: int) -> None:
+        """Tell adalora how many optimiser steps there will be; nothing for the other methods."""
+        if self.allocation is not None:
+            self.allocation.start(steps)
+
+    def after_step(self, step: int) -> None:
+        """Let adalora move ranks after optimiser step `step` (from 0), while the gradients are still there."""
+        if self.allocation is not None:
+            self.allocation.after_step(step)
+
+    def penalty(self) -> Tensor | float:
+        """What the method adds to the loss while training: adalora's regulariser, else 0."""
+        return 0.0 if self.allocation is None else self.allocation.penalty()
+
+    def ranks(self) -> dict[str, int]:
+        """adalora's ranks in use as `rank_<layer>`, empty for the other methods."""
+        return {} if self.allocation is None else {f"rank_{name}": r for name, r in self.allocation.ranks().items()}
 
     def project(self, features: Tensor) -> Tensor:
         """Features (n, d) -> teacher space (n, d_t)."""
@@ -92,8 +111,8 @@ class Student(nn.Module):
         return {
             "encoder": encoder.name, "revision": encoder.revision, "digest": encoder.digest,
             "precision": encoder.precision, "dim": encoder.dim, "method": self.method, "d_teacher": self.d_teacher,
-            "block": recipe.block, "targets": list(recipe.targets), "hidden": recipe.hidden,
-            "dropout": recipe.dropout, "parameters": count_parameters(self), "versions": versions(),
+            "block": recipe.block, "rank": recipe.rank, "alpha": recipe.alpha, "targets": list(recipe.targets),
+            "hidden": recipe.hidden, "dropout": recipe.dropout, "parameters": count_parameters(self), "versions": versions(),
         }  # fmt: skip
 
     @classmethod
@@ -105,7 +124,7 @@ class Student(nn.Module):
         """
         folder = Path(folder)
         card = _read_card(folder, encoder)
-        options = {name: card[name] for name in ("block", "hidden", "dropout")}
+        options = {name: card[name] for name in ("block", "rank", "alpha", "hidden", "dropout")}
         recipe = Recipe(**options, targets=tuple(card["targets"]))
         student = cls(encoder, card["method"], card["d_teacher"], recipe)
         state = {}
@@ -158,12 +177,12 @@ def project_features(student: Student, features: np.ndarray) -> np.ndarray:
 
 
 def count_parameters(student: Student) -> dict[str, int]:
-    """Trainable values of adapter and projector, and frozen ones of the encoder."""
+    """Trainable values of adapter and projector, and those of the encoder (for `full` the same that are trained)."""
     counts = {"adapter": 0, "projector": 0, "encoder": 0}
     for name, p in student.named_parameters():
         part = "encoder" if not p.requires_grad else "adapter" if name.startswith("network.") else "projector"
-        counts[part] += p.numel()
-    return counts
+        counts[part] += p.numel() if "lora_ranknum" not in name else 0  # peft keeps a rank's number as a parameter
+    return counts if student.method != "full" else counts | {"encoder": counts["adapter"]}
 
 
 def embed_tiles(

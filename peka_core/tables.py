@@ -94,7 +94,7 @@ def difference_table(
 ) -> pd.DataFrame:
     """Paired differences over patients of each row's predictor to `against`, per gene set.
 
-    Columns: label, predictor, space, genes, mean, low, high, p, n, values (Series over patients).
+    Columns: label (with the gene set), rung (without), predictor, space, genes, mean, low, high, p, n, values (Series over patients).
     """
     base = stages.score(work, against, protocol, split=split, world=world).scores
     parts = []
@@ -103,7 +103,7 @@ def difference_table(
         name, space, label = name_of(predictor)
         for genes in base["genes"].unique():
             found = paired(scores, base, genes, scheme)
-            parts.append({"label": f"{label} · {genes}", "predictor": name, "space": space, "genes": genes, **found})
+            parts.append({"label": f"{label} · {genes}", "rung": label, "predictor": name, "space": space, "genes": genes, **found})
     return pd.DataFrame(parts)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
+from sklearn.neighbors import KNeighborsClassifier
 
 from .cohort import log_cp10k
 from .files import PekaError
@@ -88,8 +89,40 @@ def fit_pseudo_labels(x_teacher: np.ndarray, k: int, seed: int = 0) -> KMeans:
     return KMeans(min(k, len(x_teacher)), n_init=4, random_state=seed).fit(np.asarray(x_teacher, np.float32))
 
 
+class Leiden:
+    """Pseudo-labels as communities of the graph of nearest neighbours in teacher space, a literal reading of "KNN" (Eq. 6).
+
+    scanpy's neighbours and leiden (igraph); a spot that was not fitted takes the label of most of its nearest fitted ones.
+    """
+
+    def __init__(self, k: int, seed: int = 0, neighbours: int = 15):
+        self.k, self.seed, self.neighbours = k, seed, neighbours
+
+    def fit(self, x_teacher: np.ndarray) -> "Leiden":
+        """Fit on training spots (n, d_t).
+
+        Raises:
+            PekaError: more communities than `k`.
+        """
+        import scanpy as sc
+
+        spots = anndata.AnnData(obsm={"X_teacher": x_teacher}, shape=(len(x_teacher), 0))
+        sc.pp.neighbors(spots, self.neighbours, use_rep="X_teacher", random_state=self.seed)
+        sc.tl.leiden(spots, flavor="igraph", n_iterations=2, random_state=self.seed)
+        labels = spots.obs["leiden"].astype(int).to_numpy()
+        self.n_clusters = int(labels.max()) + 1
+        if self.n_clusters > self.k:
+            raise PekaError(f"leiden found {self.n_clusters} communities, the recipe allows k = {self.k}: raise k")
+        self.vote = KNeighborsClassifier(min(self.neighbours, len(labels))).fit(x_teacher, labels)
+        return self
+
+    def predict(self, x_teacher: np.ndarray) -> np.ndarray:
+        """Labels (m,) of spots (m, d_t)."""
+        return self.vote.predict(x_teacher)
+
+
 def embed_spots(
-    adata: anndata.AnnData, train_mask: np.ndarray, teacher: PcaTeacher, k: int = 16, seed: int = 0
+    adata: anndata.AnnData, train_mask: np.ndarray, teacher: PcaTeacher, k: int = 16, seed: int = 0, labels: str = "kmeans"
 ) -> anndata.AnnData:
     """Teacher embeddings and pseudo-labels of all spots, everything fitted on the training spots.
 
@@ -98,7 +131,8 @@ def embed_spots(
         train_mask: bool (n,), the spots that may be looked at.
         teacher: from `load_teacher`; fitted here.
         k: number of pseudo-labels.
-        seed: of k-means.
+        seed: of k-means, or Leiden.
+        labels: `kmeans`, or `leiden` (then k is the largest number that is allowed).
 
     Returns:
         obs of `adata` with pseudo_label (int) and teacher_train (bool), obsm["X_teacher"] float32 (n, d_t), and
@@ -112,7 +146,7 @@ def embed_spots(
         has = f"{train.dtype} {train.shape}, {train.sum()} True"
         raise PekaError(f"train_mask must be bool ({adata.n_obs},) with a True, not {has}")
     x_teacher = teacher.fit(adata[train]).embed(adata)  # (n, d_t)
-    clusters = fit_pseudo_labels(x_teacher[train], k, seed)
+    clusters = Leiden(k, seed).fit(x_teacher[train]) if labels == "leiden" else fit_pseudo_labels(x_teacher[train], k, seed)
     obs = adata.obs.assign(pseudo_label=clusters.predict(x_teacher).astype(np.int64), teacher_train=train)
     facts = {
         "name": teacher.name, "n_components": x_teacher.shape[1], "scale": teacher.scale, "seed": teacher.seed,

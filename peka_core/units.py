@@ -4,19 +4,27 @@
 made it. The id is a hash of the fields, so nobody parses names; a unit without `unit.json` does not exist.
 """
 
+import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
 import shutil
+import sys
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from .files import PekaError
+from .provenance import Memory, provenance
 from .recipe import Recipe
-from .provenance import provenance
+
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,7 @@ class Unit:
         protocol: name of the evaluation protocol.
         zeros: `keep` or `drop`, the protocol's zero rule.
         scope: `nested`, `all` or `given`: which spots the alignment saw.
+        share: share of the split's training patients that were used.
         seed: seed of the alignment, or of a drawn control.
     """
 
@@ -52,6 +61,7 @@ class Unit:
     protocol: str = ""
     zeros: str = ""
     scope: str = ""
+    share: float = 1.0
     seed: int = 0
 
     @property
@@ -84,27 +94,68 @@ def find(run: Path, unit: Unit) -> Path | None:
 def make(run: Path, unit: Unit, write: Callable[[Path], None], needs: str = "unit.json") -> Path:
     """Return the unit's folder, filling it with `write(folder)` first where it is not finished.
 
-    The files are written into a temporary folder that is renamed when it is whole, with fields,
-    seconds, versions and device in its `unit.json`; a killed run leaves nothing that looks finished.
+    The files are written into a temporary folder that is renamed when it is whole, with fields, seconds, memory,
+    versions and device in its `unit.json`; a killed run leaves nothing that looks finished. A lock sees to it that two
+    processes never make the same unit: the second waits, and then finds it.
 
     Args:
         needs: a file that must be there; a unit without it (left out of the repository for its size) is made again.
+
+    Raises:
+        PekaError: the folder cannot be written, or the disk is full.
     """
-    found = find(run, unit)
-    if found and (found / needs).exists():
-        return found
-    home = Path(run) / "units"
-    home.mkdir(parents=True, exist_ok=True)
-    for leftover in home.glob(f".{unit.name}-*"):
+    finished = lambda: (found := find(run, unit)) and (found / needs).exists()
+    target = Path(run) / "units" / unit.name
+    if finished():
+        return target
+    try:
+        with _alone(target):
+            return target if finished() else _make(target, unit, write)
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        raise PekaError(f"{target.parent} cannot be written ({error.strerror}): nothing half-written is left there and what is "
+                        "finished stays. Make room or choose another disk, then run the same command again.") from error
+
+
+def partial(run: Path, unit: Unit) -> Path:
+    """Folder for what a unit needs to go on after it was killed; it goes away with the finished unit."""
+    folder = Path(run) / "units" / f".{unit.name}.partial"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextlib.contextmanager
+def _alone(target: Path):
+    """Hold the lock of a unit; say so where another process has it."""
+    locks = target.parent / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(locks / target.name)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{target.name} is being made by another process: waiting for it", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _make(target: Path, unit: Unit, write: Callable[[Path], None]) -> Path:
+    for leftover in target.parent.glob(f".{target.name}-*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    folder = home / f".{unit.name}-{uuid.uuid4().hex[:8]}"
+    folder = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
     folder.mkdir()
-    started = time.perf_counter()
+    memory, started = Memory(), time.perf_counter()
     try:
         write(folder)
-        facts = {"unit": dataclasses.asdict(unit), "seconds": round(time.perf_counter() - started, 2), **provenance()}
+        seconds = round(time.perf_counter() - started, 2)
+        facts = {"unit": dataclasses.asdict(unit), "seconds": seconds, "memory_mb": memory.peak_mb(), **provenance()}
         (folder / "unit.json").write_text(json.dumps(facts, indent=1) + "\n")
-        return _move_into_place(folder, home / unit.name)
+        _move_into_place(folder, target)
+        shutil.rmtree(target.with_name(f".{target.name}.partial"), ignore_errors=True)
+        return target
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

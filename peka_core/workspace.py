@@ -111,9 +111,8 @@ class Run:
         return open_cohort(path)
 
     def _source_options(self, world: str) -> dict:
-        options = dict(self.profile.source_options)
-        if "cohort_seed" in options:
-            options["seed"] = options.pop("cohort_seed")
+        own = {"cohort_seed": "seed", "hidden_cues": "hidden"}  # a profile has other things of these names
+        options = {own.get(name, name): value for name, value in self.profile.source_options.items()}
         if world == "few":
             options |= {"patients": self.profile.few["patients"], "folds": 2}
         if self.same_tissue(world):
@@ -164,8 +163,21 @@ class Run:
         recipe = rung.change(self.profile.recipe)
         return dataclasses.replace(recipe, epochs=self.profile.few["epochs"]) if world == "few" else recipe
 
-    def rows(self, split: str, world: str = "on") -> tuple[np.ndarray, np.ndarray]:
-        """Boolean training and test rows of a split by name; `all` trains on every spot and tests none."""
+    def rows(self, split: str, world: str = "on", share: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+        """Boolean training and test rows of a split by name; `all` trains on every spot and tests none.
+
+        Args:
+            share: keep this share of the training patients (sections where there is one patient), drawn with the
+                profile's seed; a smaller share is part of every larger one.
+        """
+        train, test = self._rows(split, world)
+        if share == 1.0:
+            return train, test
+        groups = self.groups(train, world)
+        names = np.random.default_rng(self.profile.seed).permutation(np.unique(groups[train]))
+        return train & np.isin(groups, names[: max(1, round(share * len(names)))]), test
+
+    def _rows(self, split: str, world: str) -> tuple[np.ndarray, np.ndarray]:
         from .protocols import PROTOCOLS
 
         cohort = self.cohort(world)

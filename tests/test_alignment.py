@@ -35,7 +35,7 @@ def world():
     tiles = (colour[:, None, None, :] + rng.integers(-9, 10, (N, 64, 64, 1))).astype(np.uint8)
     x_teacher = (colour / 64 - 2) @ rng.normal(size=(3, 4))
     labels = colour.argmax(1)
-    return {"tiles": tiles, "x_teacher": x_teacher.astype(np.float32), "labels": labels, "groups": np.arange(N) // 8}
+    return {"tiles": tiles, "targets": x_teacher.astype(np.float32), "labels": labels, "groups": np.arange(N) // 8}
 
 
 def train(world, method="bat", recipe=RECIPE, device="cpu", **options):
@@ -73,10 +73,10 @@ def test_history_has_a_row_an_epoch_and_the_losses_of_the_kept_weights(world):
     group = torch.randperm(5, generator=generator)[0].item()  # the group that seed 0 sets aside
     aside = world["groups"] == group
     projected = embed_tiles(student, world["tiles"][aside], progress=False)["projected"].astype(float)
-    log_s, log_t = (x - np.log(np.exp(x).sum(1, keepdims=True)) for x in (projected, world["x_teacher"][aside]))
+    log_s, log_t = (x - np.log(np.exp(x).sum(1, keepdims=True)) for x in (projected, world["targets"][aside]))
     kept = history[history["kept"]].iloc[0]
     assert kept.aside_kd == pytest.approx((np.exp(log_t) * (log_t - log_s)).sum(1).mean(), rel=0.05)
-    s, t = (x - x.mean(1, keepdims=True) for x in (projected, world["x_teacher"][aside]))
+    s, t = (x - x.mean(1, keepdims=True) for x in (projected, world["targets"][aside]))
     assert kept.aside_r2 == pytest.approx(1 - ((s - t) ** 2).sum() / ((t - t.mean(0)) ** 2).sum(), abs=0.03)
 
 
@@ -126,7 +126,7 @@ def test_whole_groups_are_set_aside_and_never_read_for_training(world):
 def test_rows_outside_the_training_spots_change_nothing(world):
     rows = np.flatnonzero(world["groups"] != 4)
     other = {k: v.copy() for k, v in world.items()}
-    other["tiles"][32:], other["x_teacher"][32:], other["labels"][32:] = 0, np.nan, 99
+    other["tiles"][32:], other["targets"][32:], other["labels"][32:] = 0, np.nan, 99
     runs = [trained(train(w, rows=rows)[0]) for w in (world, other)]
     assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
 
@@ -172,7 +172,7 @@ def test_three_steps_equal_adam_written_out(world, monkeypatch):
 
     torch.manual_seed(7)
     head = torch.nn.Linear(4, 3)
-    x_teacher, labels = torch.tensor(world["x_teacher"]), torch.tensor(world["labels"])
+    x_teacher, labels = torch.tensor(world["targets"]), torch.tensor(world["labels"])
     features = reference.encoder.encode(reference.encoder.transform(world["tiles"]))
     values = [*reference.projector.parameters(), *head.parameters()]
     first, second = ([torch.zeros_like(v) for v in values] for _ in range(2))
@@ -234,8 +234,8 @@ def test_diverging_loss_names_epoch_step_and_rate(world):
     [
         ({"labels": np.zeros(3, int)}, "one row a spot everywhere.*'labels': 3"),
         ({"labels": np.full(N, 3)}, "labels run from 3 to 3, the recipe has k = 3"),
-        ({"x_teacher": np.zeros((N, 7))}, "projects to 4 dimensions, x_teacher has 7"),
-        ({"x_teacher": np.full((N, 4), np.nan)}, "x_teacher has NaN"),
+        ({"targets": np.zeros((N, 7))}, "projects to 4 dimensions, the targets have 7"),
+        ({"targets": np.full((N, 4), np.nan)}, "the targets have NaN"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(world, change, message):

@@ -120,8 +120,8 @@ def test_unfinished_or_mixed_folders_are_refused(tmp_path):
 
 
 def test_unknown_method_lists_the_known_ones():
-    with pytest.raises(PekaError, match="'lora' is unknown; there are none, bat, bone, projector_only"):
-        Student(tiny_encoder(), "lora", 6)
+    with pytest.raises(PekaError, match="'dora' is unknown; there are none, bat, bone, lora"):
+        Student(tiny_encoder(), "dora", 6)
 
 
 def test_parameters_are_counted_by_part():

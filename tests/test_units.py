@@ -1,14 +1,27 @@
 """Units: found by content, written whole or not at all, made again where asked."""
 
 import dataclasses
+import errno
 import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
 from peka_core.alignment import Recipe
-from peka_core.units import Unit, find, make
+from peka_core.files import PekaError
+from peka_core.units import Unit, find, make, partial
 
 UNIT = Unit(stage="features", cohort="c0ffee", encoder="mini@1", method="bat", recipe=Recipe(), split="patients/0")
+
+
+def things(run):
+    """What lies in the folder of units, the locks aside."""
+    return sorted(path.name for path in (run / "units").iterdir() if path.name != ".locks")
 
 
 def write_one(folder):
@@ -42,7 +55,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
 
     with pytest.raises(ValueError, match="no more disk"):
         make(tmp_path, UNIT, write)
-    assert find(tmp_path, UNIT) is None and list((tmp_path / "units").iterdir()) == []
+    assert find(tmp_path, UNIT) is None and things(tmp_path) == []
 
 
 def test_leftovers_of_a_killed_run_are_not_taken_and_go_away(tmp_path):
@@ -54,7 +67,7 @@ def test_leftovers_of_a_killed_run_are_not_taken_and_go_away(tmp_path):
     assert find(tmp_path, UNIT) is None
     made = make(tmp_path, UNIT, write_one)
     assert (made / "numbers.txt").read_text() == "1"
-    assert [path.name for path in (tmp_path / "units").iterdir()] == [UNIT.name]
+    assert things(tmp_path) == [UNIT.name]
 
 
 def test_a_unit_without_the_file_that_is_needed_is_made_again(tmp_path):
@@ -63,3 +76,91 @@ def test_a_unit_without_the_file_that_is_needed_is_made_again(tmp_path):
     assert make(tmp_path, UNIT, lambda folder: pytest.fail("made again without need")) == made
     make(tmp_path, UNIT, write_one, needs="numbers.txt")
     assert sorted(path.name for path in made.iterdir()) == ["numbers.txt", "unit.json"]
+
+
+def test_unit_json_tells_time_and_memory(tmp_path):
+    def write(folder):
+        block = bytearray(200_000_000)
+        write_one(folder)
+        del block
+
+    make(tmp_path, UNIT, write)
+    big = json.loads((tmp_path / "units" / UNIT.name / "unit.json").read_text())["memory_mb"]["process"]
+    small_unit = dataclasses.replace(UNIT, seed=1)
+    small = json.loads((make(tmp_path, small_unit, write_one) / "unit.json").read_text())["memory_mb"]["process"]
+    assert big > small + 150, "the peak of one unit must not be carried over to the next"
+
+
+def test_what_a_unit_kept_to_go_on_from_goes_away_with_it(tmp_path):
+    (partial(tmp_path, UNIT) / "progress.pt").write_text("half")
+    make(tmp_path, UNIT, write_one)
+    assert things(tmp_path) == [UNIT.name]
+
+
+SLOW_WRITER = """
+import sys, time
+from pathlib import Path
+from peka_core.units import Unit, make
+def write(folder):
+    Path(sys.argv[1], "started").touch()
+    time.sleep(float(sys.argv[2]))
+    with open(Path(sys.argv[1], "made"), "a") as log:
+        log.write("x")
+    (folder / "numbers.txt").write_text("1")
+make(Path(sys.argv[1]), Unit("features", "c0ffee"), write)
+"""
+
+
+def writer(run, seconds):
+    process = subprocess.Popen([sys.executable, "-c", SLOW_WRITER, str(run), str(seconds)], stderr=subprocess.PIPE, text=True)
+    deadline = time.time() + 60
+    while not (run / "started").exists():
+        assert time.time() < deadline and process.poll() is None
+        time.sleep(0.02)
+    return process
+
+
+def test_two_processes_never_make_the_same_unit(tmp_path):
+    first = writer(tmp_path, 2.0)
+    second = writer(tmp_path, 2.0)
+    said = second.communicate(timeout=60)[1]
+    assert first.wait(60) == second.returncode == 0
+    assert (tmp_path / "made").read_text() == "x", "both made it"
+    assert "being made by another process" in said
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path):
+    killed = writer(tmp_path, 60)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.communicate(timeout=20)
+    assert make(tmp_path, Unit("features", "c0ffee"), write_one).exists()
+    assert things(tmp_path) == [Unit("features", "c0ffee").name]
+
+
+def test_a_full_disk_ends_in_one_message_and_leaves_nothing_half_written(tmp_path):
+    """The process may write no file above 1 MB: the kernel refuses in the middle of writing, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+    try:
+        with pytest.raises(PekaError, match="cannot be written.*nothing half-written"):
+            make(tmp_path, UNIT, lambda folder: (folder / "numbers.txt").write_bytes(bytes(3_000_000)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert things(tmp_path) == []
+    assert make(tmp_path, UNIT, lambda folder: (folder / "numbers.txt").write_bytes(bytes(3_000_000))).exists()
+
+
+def test_a_folder_that_cannot_be_written_ends_in_one_message(tmp_path, monkeypatch):
+    def refuse(self, *arguments, **options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)
+    with pytest.raises(PekaError, match="Read-only file system"):
+        make(tmp_path, UNIT, write_one)
+
+
+def test_other_errors_of_the_system_keep_their_own_message(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        make(tmp_path, UNIT, lambda folder: (folder / "no" / "such" / "folder").read_text())

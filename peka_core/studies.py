@@ -1,0 +1,175 @@
+"""What did the work? The ladder, the scope effect, and one curve for each choice that could have made the result.
+
+Every study is a function of a run; its numbers are differences to the frozen encoder, paired over held-out patients.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import recall_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from tqdm.auto import tqdm
+
+from . import stages, tables
+from .evaluation import evaluate
+from .ladder import Rung
+from .protocols import PROTOCOLS
+from .statistics import MIN_PATIENTS, paired, paired_t, t_interval
+from .workspace import Run
+
+CURVES = {
+    "temperature of Eq. 5": ("tau", (0.5, 1.0, 2.0, 4.0)),
+    "side b of a block": ("block", (4, 8, 16, 32)),
+    "pseudo-labels k": ("k", (4, 8, 16, 32)),
+    "epochs": ("epochs", (1, 2, 4, 8)),
+}
+SHARES = (0.25, 0.5, 0.75, 1.0)
+LAMBDAS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of L_KD; L_struct has the rest
+ALPHAS = tuple(10.0**power for power in range(-1, 6))
+
+
+def ladder(work: Run, split: str = "") -> pd.DataFrame:
+    """Every rung minus the frozen encoder under `strict`: one row a rung and gene set.
+
+    Args:
+        split: these splits alone (names, with commas); empty: all of the cohort's own.
+    """
+    rows = [("rung", rung) for rung in work.profile.ladder]
+    scheme = work.cohort().splits[0].scheme
+    table = tables.difference_table(work, PROTOCOLS["strict"], tqdm(rows, desc="ladder", unit="rung"), scheme=scheme, split=split)
+    by_patient = [" ".join(f"{name}:{v:.4f}" for name, v in values.items()) for values in table["values"]]
+    table = table.drop(columns="label").rename(columns={"rung": "label"}).assign(values=by_patient)
+    return _named(work, table).assign(protocol="strict", scope="nested", splits=split or "all")
+
+
+def scope_effects(work: Run, split: str = "spots/0") -> pd.DataFrame:
+    """Under `peka_paper`, fold `split`: each trained rung nested and `all`, and their paired difference per patient.
+
+    Same fold, same test spots: the only difference is whether the alignment saw them (and, with them, a few more spots).
+    """
+    paper, rows = PROTOCOLS["peka_paper"], []
+    base = stages.score(work, "frozen", paper, split=split).scores
+    for rung in tqdm([r for r in work.profile.ladder if isinstance(r, Rung)], desc="scope effects", unit="rung"):
+        made = {scope: stages.score(work, rung, paper, scope, split).scores for scope in ("nested", "all")}
+        for name, (a, b) in {"nested - frozen": ("nested", base), "all - frozen": ("all", base), "all - nested": ("all", made["nested"])}.items():
+            found = paired(made[a], b)
+            rows.append({"label": rung.name, "difference": name, **_without_values(found)})
+    return _named(work, pd.DataFrame(rows)).assign(protocol="peka_paper", pooling="section", split=split)
+
+
+def curves(work: Run, split: str) -> pd.DataFrame:
+    """bat minus frozen under `strict` on `split`, for one value of the recipe changed at a time."""
+    plain, points = work.profile.recipe, []
+    for title, (name, values) in CURVES.items():
+        points += [(title, value, Rung("bat", recipe=() if getattr(plain, name) == value else ((name, value),))) for value in values]
+    points += [("pseudo-labels k", "leiden", Rung("bat", recipe=(("k", 64), ("labels", "leiden"))))]
+    for kd in LAMBDAS:
+        changes = (("lambda_kd", kd), ("lambda_struct", 1.0 - kd))
+        points.append(("weight of L_KD (L_struct has the rest)", kd, Rung("bat", recipe=() if kd == 0.5 else changes)))
+    points += [("share of training patients", share, Rung("bat", share=share)) for share in SHARES]
+    return _against_frozen(work, points, split)
+
+
+def cue_shares(work: Run, split: str) -> pd.DataFrame:
+    """bat minus frozen on the same tissue, with 0, a quarter, ... of the cue genes' law hidden from the frozen encoder."""
+    worlds = {0.0: "off", 0.25: "hidden=0.25", 0.5: "hidden=0.5", 0.75: "hidden=0.75", 1.0: "on"}
+    points = [("share of the cues that is hidden", share, Rung("bat"), world) for share, world in worlds.items()]
+    return _against_frozen(work, points, split)
+
+
+def alphas(work: Run, split: str) -> pd.DataFrame:
+    """bat minus frozen under `strict` at one fixed penalty of the head after the other: a bad one fakes a win."""
+    strict, rows = PROTOCOLS["strict"], []
+    for alpha in ALPHAS:
+        fixed = replace(strict, name="strict_fixed_alpha", alphas=(alpha,))
+        tasks = [replace(task, protocol=fixed) for task in work.tasks(strict) if task.split.name in split.split(",")]
+        score = lambda rung: evaluate(
+            work.cohort(), {t.split.name: stages.space_of(work, rung, t.split.name) for t in tasks}, fixed, tasks
+        ).scores
+        frozen, bat = score("frozen"), score("bat")
+        level = frozen.query("pooling == 'section' and genes == 'all'").groupby("patient")["pcc"].mean().mean()
+        rows.append({"alpha": alpha, "frozen": level, **_without_values(paired(bat, frozen))})
+    return _named(work, pd.DataFrame(rows)).assign(protocol="strict, alpha fixed", split=split)
+
+
+def forgetting(work: Run, split: str = "") -> pd.DataFrame:
+    """The drawn tissue type read from features of held-out patients: balanced accuracy of each rung, and minus frozen.
+
+    A logistic regression on standardised features, fitted on the split's training spots. No alignment was told the
+    type, so this is what adapting the encoder to counts did to something else that it knew.
+    """
+    splits = [s for s in PROTOCOLS["strict"].splits(work.cohort()) if not split or s.name in split.split(",")]
+    rungs = {"frozen encoder": "frozen"} | {r.name: r for r in work.profile.ladder if isinstance(r, Rung) and r.space == "encoder"}
+    rungs |= {"random encoder": "random"}
+    found = {label: _type_accuracy(work, rung, splits) for label, rung in tqdm(rungs.items(), desc="forgetting")}
+    rows = []
+    for label, accuracy in found.items():
+        change = _interval(accuracy - found["frozen encoder"]) if label != "frozen encoder" else {}
+        rows.append({"label": label, "balanced_accuracy": accuracy.mean(), "n": len(accuracy)} | change)
+    return _named(work, pd.DataFrame(rows)).assign(task="tissue_type", splits=split or "all")
+
+
+def _type_accuracy(work: Run, rung: Rung | str, splits: list) -> pd.Series:
+    """Balanced accuracy of the tissue type, by held-out patient."""
+    obs, values = work.cohort().obs, {}
+    kind, group = obs["tissue_type"].to_numpy(), obs["group"].to_numpy()
+    for split in splits:
+        x = stages.space_of(work, rung, split.name)
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
+        model.fit(x[split.train], kind[split.train])
+        said = model.predict(x[split.test])
+        for patient in np.unique(group[split.test]):
+            here = group[split.test] == patient
+            true = kind[split.test][here]
+            values[patient] = recall_score(true, said[here], labels=np.unique(true), average="macro")
+    return pd.Series(values)
+
+
+def _against_frozen(work: Run, points: list, split: str) -> pd.DataFrame:
+    """bat minus frozen for (curve, value, rung[, world]), all, cue and composition genes."""
+    rows = []
+    for curve, value, rung, *world in tqdm(points, desc="curves", unit="point"):
+        table = tables.difference_table(work, PROTOCOLS["strict"], [("student", rung)], world=world[0] if world else "on", split=split)
+        rows.append(table.drop(columns=["label", "rung", "predictor", "values"]).assign(curve=curve, value=str(value)))
+    return _named(work, pd.concat(rows, ignore_index=True)).assign(protocol="strict", scope="nested", split=split)
+
+
+def _interval(differences: pd.Series) -> dict:
+    if len(differences) < MIN_PATIENTS:
+        return {"mean": differences.mean(), "low": np.nan, "high": np.nan, "p": np.nan}
+    return {key: value for key, value in paired_t(differences.to_numpy())._asdict().items() if key != "n"}
+
+
+def _without_values(found: dict) -> dict:
+    return {key: value for key, value in found.items() if key != "values"}
+
+
+def _named(work: Run, table: pd.DataFrame) -> pd.DataFrame:
+    """The table with what its numbers depend on."""
+    return table.assign(profile=work.profile.name, cohort=work.cohort().digest[:12], encoder=work.encoder_name(), seed=work.profile.seed)
+
+
+STUDIES: dict[str, Callable[[Run, str], pd.DataFrame]] = {
+    "ladder": lambda work, some: ladder(work),
+    "ladder_scope": lambda work, some: scope_effects(work),
+    "ladder_curves": curves,
+    "ladder_cues": cue_shares,
+    "ladder_alpha": alphas,
+    "ladder_forgetting": lambda work, some: forgetting(work),
+}
+DRAWN_ONLY = ("ladder_cues", "ladder_forgetting")
+
+
+def replicate(tables_by_cohort: dict[int, pd.DataFrame]) -> pd.DataFrame:
+    """Ladders of freshly drawn cohorts, one value a cohort -> each rung's mean difference with a t interval over cohorts."""
+    long = pd.concat([table.assign(cohort_seed=seed) for seed, table in tables_by_cohort.items()])
+    rows = []
+    for (label, genes), part in long.groupby(["label", "genes"], sort=False):
+        interval = t_interval(part["mean"].to_numpy())
+        rows.append({"label": label, "genes": genes, **interval._asdict(), "n": len(part), "above_zero": int((part["mean"] > 0).sum()),
+                     "sd": part["mean"].std(), "values": " ".join(f"{s}:{v:.4f}" for s, v in zip(part["cohort_seed"], part["mean"]))})  # fmt: skip
+    return pd.DataFrame(rows)
