@@ -106,7 +106,7 @@ def loss_curves(histories: dict[str, pd.DataFrame], column: str = "total", ax: p
         ax.plot(kept["epoch"], kept[held_out if held_out in kept and kept[held_out].notna().all() else column], "o", color=color)
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set(xlabel="epoch", ylabel=f"loss, {column} (nats)", title="solid: training, dashed: set aside, dot: kept")
-    ax.legend(fontsize="x-small", loc="upper right")
+    ax.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 
 
@@ -142,6 +142,52 @@ def paired_dots(differences: pd.DataFrame, ax: plt.Axes | None = None) -> plt.Ax
     ax.set_yticks(range(len(differences)), differences["label"].iloc[::-1])
     ax.set(xlabel="PCC, aligned minus frozen")
     return ax
+
+
+GENE_SETS = {"all": ("#000000", 0.0), "cue": ("#E69F00", 0.24), "composition": ("#56B4E9", -0.24)}  # colour, offset
+
+
+def rungs(table: pd.DataFrame, ax: plt.Axes | None = None, xlabel: str = "PCC minus frozen encoder") -> plt.Axes:
+    """A ladder: one row a rung, in the table's order; mean difference with its interval, for each gene set.
+
+    `table`: columns `label`, `mean`, `low`, `high`, and `genes` where there are several sets.
+    """
+    table = table if "genes" in table else table.assign(genes="all")
+    order = list(table["label"].unique())[::-1]
+    ax = ax or plt.subplots(figsize=(7.5, 0.42 * len(order) + 1.2))[1]
+    for name, part in table.groupby("genes", sort=False):
+        color, offset = GENE_SETS[name]
+        y = np.array([order.index(label) for label in part["label"]]) + offset
+        whiskers = [part["mean"] - part["low"], part["high"] - part["mean"]]
+        ax.errorbar(part["mean"], y, xerr=whiskers, fmt="o", color=color, ms=6 if name == "all" else 4, capsize=2, lw=1.2, label=f"{name} genes")
+    ax.axvline(0, color="grey", lw=0.8)
+    ax.set_yticks(range(len(order)), order)
+    ax.set(xlabel=xlabel)
+    if table["genes"].nunique() > 1:
+        ax.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
+    return ax
+
+
+def curves(table: pd.DataFrame, columns: int = 3) -> list[plt.Axes]:
+    """One small panel a curve: mean difference with its interval against the value that was changed, for each gene set.
+
+    `table`: columns `curve`, `value`, `genes`, `mean`, `low`, `high`.
+    """
+    titles = list(table["curve"].unique())
+    axes = grid(len(titles), columns, (3.3, 2.6))
+    for ax, title in zip(axes, titles):
+        here = table[table["curve"] == title]
+        values = list(here["value"].unique())
+        for name, part in here.groupby("genes", sort=False):
+            color, offset = GENE_SETS[name]
+            x = np.array([values.index(v) for v in part["value"]]) + offset / 2
+            ax.errorbar(x, part["mean"], yerr=[part["mean"] - part["low"], part["high"] - part["mean"]], fmt="o-", color=color, ms=4, lw=1, capsize=2, label=f"{name} genes")
+        ax.axhline(0, color="grey", lw=0.8)
+        ax.set_xticks(range(len(values)), values)
+        ax.set_title(title, fontsize="small")
+    axes[0].set_ylabel("PCC minus frozen")
+    axes[0].legend(fontsize="xx-small")
+    return axes
 
 
 def gene_pairs(genes: pd.DataFrame, ax: plt.Axes | None = None) -> plt.Axes:

@@ -4,6 +4,7 @@
     peka run PROFILE [--device auto|cpu|cuda] [--weights ENCODER=PATH] [-p name=value] [--run NAME]
     peka ladder PROFILE [--device auto|cpu|cuda] [-p name=value] [--run NAME]
     peka fetch PROFILE [--dry-run]
+    peka doctor
 """
 
 import argparse
@@ -64,6 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("profile")
     fetch.add_argument("--dry-run", action="store_true", help="show files and sizes, download nothing")
     fetch.set_defaults(command=_fetch)
+    doctor = commands.add_parser("doctor", help="Python, packages, device, memory, disk, mirror and tokens of this machine")
+    doctor.set_defaults(command=_doctor)
     return parser
 
 
@@ -108,6 +111,16 @@ def _ladder(arguments: argparse.Namespace) -> None:
         started = time.perf_counter()
         path = save_table(study(work, some), work.folder / "results", name)
         print(f"{path}: {time.perf_counter() - started:.0f} s", flush=True)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    """Print every check; 1 where one is a problem."""
+    from .doctor import examine
+
+    lines = list(examine())
+    for state, name, found in lines:
+        print(f"{state:<8} {name:<18} {found}")
+    return int(any(state == "problem" for state, _, _ in lines))
 
 
 def execute(notebook: Path, folder: Path, parameters: dict) -> bool:

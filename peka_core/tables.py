@@ -66,7 +66,8 @@ def score_table(work: Run, protocol: Protocol, world: str = "on", rows=None, sco
         name, space, label = name_of(predictor)
         for pooling in ("section", "pooled"):
             part = summarise(scores, protocol, pooling)
-            parts.append(part.assign(kind=kind, predictor=name, space=space, label=label, spots=_spots(scores)))
+            spots = part["scheme"].map(_spots(scores))
+            parts.append(part.assign(kind=kind, predictor=name, space=space, label=label, spots=spots))
     table = pd.concat(parts, ignore_index=True)
     facts = provenance()
     return table.assign(
@@ -77,10 +78,10 @@ def score_table(work: Run, protocol: Protocol, world: str = "on", rows=None, sco
     )  # fmt: skip
 
 
-def _spots(scores: pd.DataFrame) -> int:
-    """Test spots scored over all splits, for the gene with the average number of them."""
+def _spots(scores: pd.DataFrame) -> pd.Series:
+    """Test spots scored over all splits of each scheme, for the gene with the average number of them."""
     pooled = scores[(scores["pooling"] == "pooled") & (scores["genes"] == "all") & (scores["alpha"] == "chosen")]
-    return int(pooled["n_spots"].sum())
+    return pooled.groupby("scheme")["n_spots"].sum()
 
 
 def headline(table: pd.DataFrame, genes: str = "all") -> pd.DataFrame:

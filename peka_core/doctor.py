@@ -1,0 +1,100 @@
+"""`peka doctor`: is this machine as the README expects it? Nothing is changed, and no secret is shown."""
+
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from .manifest import cache_folder
+from .provenance import best_device, device_name
+from .workspace import root
+
+PYTHONS = ((3, 11), (3, 13))
+DISK_GB, MEMORY_GB = 2, 4  # what `demo` needs, with room to spare
+Line = tuple[str, str, str]  # "ok", "note" or "problem"; what was looked at; what was found
+
+
+def examine() -> Iterator[Line]:
+    """All checks, one line each."""
+    yield _python()
+    yield from packages()
+    yield ("ok", "device", f"{best_device()}: {device_name()}")
+    yield _enough("memory", _memory_gb(), MEMORY_GB)
+    for name, folder in (("disk of runs", root() / "runs"), ("disk of downloads", cache_folder())):
+        yield _enough(name, _free_gb(folder), DISK_GB, f" at {folder}")
+    yield _mirror()
+    for name in ("HF_TOKEN",):
+        there = "set (not shown)" if os.environ.get(name) else "not set: needed for gated encoders only"
+        yield ("ok" if os.environ.get(name) else "note", name, there)
+
+
+def _python() -> Line:
+    version, (low, high) = sys.version_info[:2], PYTHONS
+    fits = low <= version <= high
+    return ("ok" if fits else "problem", "Python", platform.python_version() + ("" if fits else "; 3.11 to 3.13 are tried"))
+
+
+def packages(constraints: Path | None = None) -> Iterator[Line]:
+    """What this package requires: installed or not, and in the version that constraints.txt pins or another.
+
+    Another version is a note, not a problem: results were made with the pinned ones.
+    """
+    path = constraints or root() / "constraints.txt"
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", path.read_text(), re.M)) if path.exists() else {}
+    pins = {canonicalize_name(name): version for name, version in pins.items()}
+    if not pins:
+        yield ("note", "constraints.txt", f"not found at {path}: versions are not compared")
+    differ, same = [], 0
+    for line in importlib.metadata.requires("peka-core"):
+        requirement = Requirement(line)
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            here = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            yield ("problem", requirement.name, "not installed: run make, or pip install -c constraints.txt -e .")
+            continue
+        if not requirement.specifier.contains(here, prereleases=True):
+            yield ("problem", requirement.name, f"{here} is too old or too new: {requirement.specifier} is needed")
+        pinned = pins.get(canonicalize_name(requirement.name), here)
+        if here.partition("+")[0] != pinned:
+            differ.append(f"{requirement.name} {here} (pinned {pinned})")
+        else:
+            same += 1
+    yield ("note" if differ else "ok", "packages", f"{same} as pinned" + (f"; others: {', '.join(differ)}" if differ else ""))
+
+
+def _enough(name: str, gb: float | None, needed: float, where: str = "") -> Line:
+    if gb is None:
+        return ("note", name, "cannot be told on this system")
+    text = f"{gb:.0f} GB free{where}" if "disk" in name else f"{gb:.0f} GB"
+    return ("ok", name, text) if gb >= needed else ("problem", name, f"{text}; `peka run demo` needs {needed} GB")
+
+
+def _memory_gb() -> float | None:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    except (AttributeError, ValueError):
+        return None
+
+
+def _free_gb(folder: Path) -> float:
+    """Free space of the disk that holds a folder, whether it is there yet or not."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free / 2**30
+
+
+def _mirror() -> Line:
+    mirror = os.environ.get("PEKA_MIRROR")
+    if not mirror:
+        return ("ok", "PEKA_MIRROR", f"not set: downloads go to {cache_folder()}")
+    there = Path(mirror).is_dir()
+    return ("ok" if there else "problem", "PEKA_MIRROR", mirror if there else f"{mirror} is no folder: correct or unset it")

@@ -1,0 +1,115 @@
+"""Rungs and studies: what a rung changes, what it is taught, and tables that say what they compare."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from peka_core import stages, studies, workspace
+from peka_core.files import PekaError
+from peka_core.ladder import Rung, as_rung, read_rung
+from peka_core.profile import load_profile
+from peka_core.recipe import Recipe
+
+SMALL = {"patients": 4, "spots": 12, "folds": 2, "epochs": 1, "batch_size": 16}
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    root = tmp_path_factory.mktemp("root")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workspace, "root", lambda: root)
+        yield workspace.open_run("smoke", "small", "cpu", {}, SMALL)
+
+
+def test_a_rung_changes_the_recipe_and_nothing_else():
+    rung = read_rung({"name": "L_KD only", "recipe": {"lambda_struct": 0.0, "targets": ["attn.qkv"]}})
+    assert (rung.method, rung.space, rung.taught_by) == ("bat", "encoder", "teacher")
+    assert rung.change(Recipe(epochs=7)) == Recipe(epochs=7, lambda_struct=0.0, targets=("attn.qkv",))
+    assert as_rung("frozen") == Rung("none") and as_rung("random").encoder == "random" and as_rung(rung) is rung
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [({"methd": "bat"}, "methd"), ({"recipe": {"learning": 1}}, "learning"), ({"taught_by": "me"}, "me"), ({"method": "dora"}, "dora")],
+)
+def test_unknown_words_in_a_rung_are_refused(values, word):
+    with pytest.raises(PekaError, match=word):
+        read_rung(values)
+
+
+@pytest.mark.parametrize("name", ["demo", "her2st", "smoke"])
+def test_every_trained_rung_sees_the_same_tiles_in_the_same_steps(name):
+    profile = load_profile(name)
+    recipes = [rung.change(profile.recipe) for rung in profile.ladder if isinstance(rung, Rung)]
+    assert len({(r.epochs, r.batch_size, r.flips, r.set_aside) for r in recipes}) == 1 and len(recipes) >= 9
+
+
+def test_the_permuted_teacher_keeps_each_section_and_loses_every_spot(work):
+    x, labels = stages.lesson(work, "bat", "patients/0")
+    y, moved = stages.lesson(work, Rung("bat", taught_by="permuted_teacher"), "patients/0")
+    sections = work.cohort().obs["sample"].to_numpy()
+    for section in np.unique(sections):
+        here = sections == section
+        assert np.array_equal(np.sort(x[here], 0), np.sort(y[here], 0)) and sorted(labels[here]) == sorted(moved[here])
+    assert (x != y).any(1).mean() > 0.7
+
+
+def test_genes_as_teacher_are_standardised_on_training_spots_and_chosen_there(work):
+    genes, _ = stages.lesson(work, Rung("bat", taught_by="genes"), "patients/0")
+    train, _ = work.rows("patients/0")
+    assert genes.shape == (len(train), 50)
+    np.testing.assert_allclose(genes[train].mean(0), 0, atol=1e-4)
+    spread = genes[train].std(0)
+    assert (np.isclose(spread, 1, atol=1e-3) | (spread < 1e-3)).all()
+
+
+def test_a_smaller_share_of_patients_is_part_of_a_larger_one_and_test_spots_stay(work):
+    all_train, test = work.rows("patients/0")
+    half, same = work.rows("patients/0", share=0.5)
+    groups = work.cohort().obs["group"].to_numpy()
+    assert (half <= all_train).all() and np.array_equal(test, same)
+    assert len(set(groups[half])) == max(1, round(0.5 * len(set(groups[all_train]))))
+    assert not set(groups[half]) & set(groups[test])
+    assert stages.align(work, Rung("bat", share=0.5), "patients/0") != stages.align(work, "bat", "patients/0")
+
+
+def test_rungs_that_differ_in_space_and_name_are_one_student(work):
+    folders = {stages.align(work, Rung("bat", space, name=space), "patients/0") for space in ("encoder", "projected", "concat")}
+    assert len(folders) == 1
+    spaces = [stages.space_of(work, Rung("bat", space), "patients/0").shape[1] for space in ("encoder", "projected", "concat")]
+    assert spaces[2] == 128 + spaces[1] and spaces[0] == 128
+
+
+def test_ladder_names_every_rung_and_pairs_with_frozen(work):
+    rungs = (Rung("bat", name="adapter"), Rung("projector_only", "projected", name="projector only"), "random", "teacher")
+    small = dataclasses.replace(work, profile=dataclasses.replace(work.profile, ladder=rungs))
+    table = studies.ladder(small, "patients/0")
+    assert list(table["label"].unique()) == ["adapter", "projector only", "random encoder", "teacher → genes"]
+    assert set(table["genes"]) == {"all", "cue", "composition"}
+    row = table[(table["label"] == "random encoder") & (table["genes"] == "all")].iloc[0]
+    pcc = lambda name: stages.score(work, name, studies.PROTOCOLS["strict"], split="patients/0").scores.query(
+        "pooling == 'section' and genes == 'all' and alpha == 'chosen'").groupby("patient")["pcc"].mean()
+    assert row["mean"] == pytest.approx((pcc("random") - pcc("frozen")).mean())
+
+
+def test_leiden_labels_differ_from_k_means_and_have_a_unit_of_their_own(work):
+    leiden = Rung("bat", recipe=(("k", 64), ("labels", "leiden")))
+    plain, graph = stages.teacher(work, "patients/0"), stages.teacher(work, "patients/0", rung=leiden)
+    assert np.array_equal(plain.obsm["X_teacher"], graph.obsm["X_teacher"])
+    assert plain.obs["pseudo_label"].nunique() != graph.obs["pseudo_label"].nunique()
+
+
+def test_replication_averages_over_cohorts():
+    tables = {seed: pd.DataFrame({"label": ["a"], "genes": ["all"], "mean": [value]}) for seed, value in ((1, 0.1), (2, 0.2), (3, 0.3))}
+    row = studies.replicate(tables).iloc[0]
+    assert row["mean"] == pytest.approx(0.2) and row["n"] == 3 and row["above_zero"] == 3
+    assert row["high"] - row["mean"] == pytest.approx(4.302653 * 0.1 / np.sqrt(3), rel=1e-5)  # t(.975, 2)
+
+
+def test_forgetting_of_a_frozen_copy_is_nothing(work):
+    same = dataclasses.replace(work, profile=dataclasses.replace(work.profile, ladder=(Rung("none", name="frozen again"),)))
+    table = studies.forgetting(same, "patients/0").set_index("label")
+    assert table.loc["frozen again", "mean"] == 0
+    assert 0.2 < table.loc["frozen encoder", "balanced_accuracy"] <= 1
