@@ -2,6 +2,7 @@
 # make test     all tests, with the notebooks end to end on smoke and her2st
 # make her2st   the same experiment on real public tissue, in runs/her2st
 # make smoke    the whole line in under a minute, in runs/smoke
+# make ladder   what did the work? every rung, scope effects and curves on the demo; about 40 minutes
 # make lab      JupyterLab on the notebooks
 # make publish  run demo and her2st afresh; their notebooks, tables and runs/demo become the committed ones
 # make clean    remove .venv and caches; runs/ stays
@@ -11,7 +12,7 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: help demo test her2st smoke lab publish clean
+.PHONY: help demo test her2st smoke ladder lab publish clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +23,10 @@ demo: .venv/.core
 
 her2st smoke: .venv/.core
 	$(BIN)/peka run $@ $(ARGS)
+
+ladder: .venv/.core
+	$(BIN)/peka ladder demo --run ladder $(ARGS)
+	cp runs/ladder/results/ladder*.csv results/
 
 lab: .venv/.core
 	$(BIN)/jupyter lab notebooks $(ARGS)

@@ -4,7 +4,6 @@ import importlib.metadata
 import os
 import platform
 import re
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from .files import free_bytes
 from .manifest import cache_folder
 from .provenance import best_device, device_name
 from .workspace import root
@@ -86,10 +86,7 @@ def _memory_gb() -> float | None:
 
 
 def _free_gb(folder: Path) -> float:
-    """Free space of the disk that holds a folder, whether it is there yet or not."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free / 2**30
+    return free_bytes(folder) / 2**30
 
 
 def _mirror() -> Line:

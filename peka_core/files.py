@@ -1,10 +1,17 @@
 """Files that are whole or absent, digests, and the one error type that users see."""
 
+import contextlib
+import errno
 import hashlib
 import os
+import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+
+
+# errors of the system that mean: this place takes no (more) files
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ENOTDIR)
 
 
 class PekaError(Exception):
@@ -21,13 +28,37 @@ def write_whole(path: str | Path, write: Callable[[Path], None]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")
     try:
-        write(temporary)
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
+        with told_when_full(path):
+            write(temporary)
+            with open(temporary, "rb") as handle:
+                os.fsync(handle.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+@contextlib.contextmanager
+def told_when_full(path: Path):
+    """Turn whatever a library says when a disk is full or takes no files into one message; other errors pass."""
+    try:
+        yield
+    except Exception as error:
+        full = free_bytes(path) < 2**20  # HDF5 and torch have words of their own for it
+        if isinstance(error, PekaError) or not (full or getattr(error, "errno", None) in CANNOT_WRITE):
+            raise
+        why = "the disk is full" if full else error.strerror
+        raise PekaError(
+            f"{path} cannot be written ({why}): nothing half-written is left and what is finished stays. Make room or choose "
+            "another disk, then run the same command again."
+        ) from error
+
+
+def free_bytes(path: Path) -> int:
+    """Free space of the disk that holds a path, whether that is there yet or not."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
 
 
 def sha256(path: str | Path) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from .files import PekaError
+from .files import CANNOT_WRITE, PekaError
 from .ladder import METHODS
 from .profile import load_profile, profile_names
 
@@ -40,6 +40,12 @@ def main(words: list[str] | None = None) -> int:
         return arguments.command(arguments) or 0
     except PekaError as error:
         print(f"peka: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        print(f"peka: {error.filename or 'the disk'} cannot be written ({error.strerror}). Make room or choose another disk, then "
+              "run the same command again: what is finished stays.", file=sys.stderr)
         return 1
 
 
@@ -104,12 +110,12 @@ def _ladder(arguments: argparse.Namespace) -> None:
 
     overrides = {name: yaml.safe_load(value) for name, value in _pairs(arguments.p, "-p").items()}
     work = open_run(arguments.profile, arguments.run, arguments.device, overrides=overrides)
-    some = ",".join(split.name for split in work.cohort().splits[:2])
-    for name, study in studies.STUDIES.items():
+    splits = [split.name for split in work.cohort().splits]
+    for name, (study, how_many) in studies.STUDIES.items():
         if name in studies.DRAWN_ONLY and work.profile.source != "demo":
             continue
         started = time.perf_counter()
-        path = save_table(study(work, some), work.folder / "results", name)
+        path = save_table(study(work, ",".join(splits[:how_many])), work.folder / "results", name)
         print(f"{path}: {time.perf_counter() - started:.0f} s", flush=True)
 
 
@@ -134,29 +140,29 @@ def execute(notebook: Path, folder: Path, parameters: dict) -> bool:
 
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
-    unfinished = folder / f".{notebook.name}"
+    unfinished, failed = folder / f".{notebook.name}", folder / f"{notebook.stem}.failed.ipynb"
     started = time.perf_counter()
     print(f"{notebook.stem} …", flush=True)
     try:
         papermill.execute_notebook(
             notebook, unfinished, parameters=parameters, kernel_name="python3", cwd=notebook.parent,
             progress_bar=sys.stderr.isatty(), log_output=False, request_save_on_cell_execute=False,
-            extra_arguments=["--IPKernelApp.log_level=40"],  # errors only: it warns of talking to itself over TCP
+            extra_arguments=["--IPKernelApp.log_level=50"],  # it warns of talking to itself over TCP
         )
+        _clean(unfinished)
+        os.replace(unfinished, folder / notebook.name)
     except DeadKernelError:
-        unfinished.unlink(missing_ok=True)
         print(f"{notebook.name}: its process was killed, most often for want of memory. What is finished is kept: run the "
               "same command again; if it dies at the same place, lower batch_size (-p batch_size=32 --run NAME).", file=sys.stderr)
         return False
     except PapermillExecutionError as error:
-        failed = folder / f"{notebook.stem}.failed.ipynb"
         os.replace(unfinished, failed)
         print(f"{notebook.name} failed; its cells are in {failed}", file=sys.stderr)
         print(f"cell {error.exec_count}: {error.ename}: {error.evalue}", file=sys.stderr)
         return False
-    _clean(unfinished)
-    os.replace(unfinished, folder / notebook.name)
-    (folder / f"{notebook.stem}.failed.ipynb").unlink(missing_ok=True)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    failed.unlink(missing_ok=True)
     print(f"{notebook.stem}: {time.perf_counter() - started:.0f} s", flush=True)
     return True
 

@@ -153,13 +153,13 @@ def _named(work: Run, table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(profile=work.profile.name, cohort=work.cohort().digest[:12], encoder=work.encoder_name(), seed=work.profile.seed)
 
 
-STUDIES: dict[str, Callable[[Run, str], pd.DataFrame]] = {
-    "ladder": lambda work, some: ladder(work),
-    "ladder_scope": lambda work, some: scope_effects(work),
-    "ladder_curves": curves,
-    "ladder_cues": cue_shares,
-    "ladder_alpha": alphas,
-    "ladder_forgetting": lambda work, some: forgetting(work),
+STUDIES: dict[str, tuple[Callable[[Run, str], pd.DataFrame], int | None]] = {  # name: study, on how many splits
+    "ladder": (ladder, None),
+    "ladder_scope": (lambda work, splits: scope_effects(work), None),
+    "ladder_curves": (curves, 1),
+    "ladder_cues": (cue_shares, 2),
+    "ladder_alpha": (alphas, 2),
+    "ladder_forgetting": (forgetting, None),
 }
 DRAWN_ONLY = ("ladder_cues", "ladder_forgetting")
 

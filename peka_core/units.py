@@ -6,7 +6,6 @@ made it. The id is a hash of the fields, so nobody parses names; a unit without 
 
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import json
 import os
@@ -20,11 +19,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from .files import PekaError
+from .files import told_when_full
 from .provenance import Memory, provenance
 from .recipe import Recipe
 
-CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -108,14 +106,8 @@ def make(run: Path, unit: Unit, write: Callable[[Path], None], needs: str = "uni
     target = Path(run) / "units" / unit.name
     if finished():
         return target
-    try:
-        with _alone(target):
-            return target if finished() else _make(target, unit, write)
-    except OSError as error:
-        if error.errno not in CANNOT_WRITE:
-            raise
-        raise PekaError(f"{target.parent} cannot be written ({error.strerror}): nothing half-written is left there and what is "
-                        "finished stays. Make room or choose another disk, then run the same command again.") from error
+    with told_when_full(target), _alone(target):
+        return target if finished() else _make(target, unit, write)
 
 
 def partial(run: Path, unit: Unit) -> Path:

@@ -99,3 +99,19 @@ def test_an_executed_notebook_got_its_parameters_and_replaces_the_failed_one(tmp
     assert run.execute(notebook, out, {"seed": 7})
     assert [path.name for path in out.iterdir()] == ["tiny.ipynb"]
     assert "seed 7" in nbformat.read(out / "tiny.ipynb", 4).cells[-1].outputs[0].text
+
+
+@pytest.mark.slow
+def test_a_notebook_whose_process_is_killed_ends_in_one_message_and_leaves_nothing(tmp_path, capsys):
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")])
+    nbformat.write(book, tmp_path / "07_killed.ipynb")
+    assert run.execute(tmp_path / "07_killed.ipynb", tmp_path / "out", {}) is False
+    assert "want of memory" in capsys.readouterr().err and list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_disk_that_takes_no_files_ends_in_one_message(tmp_path, monkeypatch, capsys):
+    (tmp_path / "runs").write_text("a file where the folder should be")
+    monkeypatch.setattr(workspace, "root", lambda: tmp_path)
+    assert run.main(["run", "smoke"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("peka: ") and "run the same command again" in said
