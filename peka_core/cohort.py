@@ -8,7 +8,7 @@ sections as in samples.csv (else by name), within a section the order of its h5a
 
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -140,6 +140,13 @@ class Cohort:
         _, arrays, var = zip(*(read_spots(section) for section in chosen))
         obs = self.obs[self.obs["sample"].isin([section.sample for section in chosen])].copy()
         return ad.AnnData(counts, obs=obs, var=_agreed(var, genes), obsm=_stacked(arrays))
+
+    def restricted(self, spots: dict[str, np.ndarray]) -> "Cohort":
+        """The same cohort with some of each section's spots alone: sample -> positions in `section.barcodes`."""
+        pick = lambda section, rows: replace(
+            section, barcodes=section.barcodes[rows], h5ad_rows=section.h5ad_rows[rows], tile_rows=section.tile_rows[rows]
+        )
+        return replace(self, sections=tuple(pick(section, spots[section.sample]) for section in self.sections))
 
     def _chosen(self, samples: Iterable[str] | None) -> list[Section]:
         if samples is None:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from .files import PekaError, write_whole
-from .head import choose_alpha, fit_predict
+from .head import N_COMPONENTS, choose_alpha, fit_predict
 from .protocols import PROTOCOLS, Protocol, Task, make_tasks
 from .statistics import mean_defined, pearson
 
@@ -90,13 +90,19 @@ def head_answers(features: np.ndarray, task: Task, alpha: float | None = None) -
     on training spots; in that last case `x0.1` and `x10` show the scores beside it.
     """
     train, test = np.flatnonzero(task.split.train), np.flatnonzero(task.split.test)
+    features = np.asarray(features)
     choices = task.protocol.alphas if alpha is None else (float(alpha),)
+    if not choices:
+        components = min(N_COMPONENTS, len(train), features.shape[1])
+        choices = (100 / (components * len(task.genes)),)
     if len(choices) == 1:
         named = {"chosen": choices[0]}
     else:
         best = choose_alpha(features, task.targets, train, task.obs, choices, task.protocol.min_section_spots)
         named = {"chosen": best, "x0.1": best / 10, "x10": best * 10}
-    predicted = fit_predict(features, task.targets, train, test, list(named.values()))  # (a, m, g)
+    predicted = fit_predict(
+        features, task.targets, train, test, list(named.values()), task.protocol.standardise, task.fit
+    )  # (a, m, g)
     return {name: (value, predicted[i]) for i, (name, value) in enumerate(named.items())}
 
 
@@ -124,7 +130,7 @@ def _answers(features, task, alpha):
 def _score(task, predicted, labels):
     """Per-gene PCC of one split, pooled over its test spots and in each of its sections."""
     test = np.flatnonzero(task.split.test)
-    observed = task.targets[test]  # (m, g)
+    observed = task.observed[test]  # (m, g)
     labels = dict(protocol=task.protocol.name, split=task.split.name, scheme=task.split.scheme, **labels)
     units = [_unit(task, observed, predicted, 2, dict(labels, pooling="pooled", patient="", section=""))]
     samples, groups = (task.obs[column].to_numpy()[test] for column in ("sample", "group"))
@@ -183,7 +189,7 @@ def _prediction(task, predicted):
     """Observed and predicted targets of one split's test spots, NaN where not scored."""
     test = np.flatnonzero(task.split.test)
     spots = task.obs.iloc[test]
-    observed = task.targets[test]
+    observed = task.observed[test]
     predicted = np.where(np.isfinite(observed), predicted, np.nan).astype(np.float32)
     return anndata.AnnData(
         obs=spots.assign(split=task.split.name, spot=spots.index).set_axis(task.split.name + "|" + spots.index),

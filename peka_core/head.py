@@ -40,13 +40,16 @@ class Head:
         return scores @ (shrink[..., None] * self.moments) + self.intercept  # (m, k)(a, k, g) = (a, m, g)
 
 
-def fit_head(x_train: np.ndarray, y_train: np.ndarray, n_components: int = N_COMPONENTS) -> Head:
+def fit_head(
+    x_train: np.ndarray, y_train: np.ndarray, n_components: int = N_COMPONENTS, standardise: bool = True
+) -> Head:
     """Fit StandardScaler, PCA(min(n_components, n, d)) and ridge on `x_train (n, d)`, `y_train (n, g)`.
 
-    Equals scikit-learn's StandardScaler, PCA(svd_solver="full") and Ridge in sequence. Components without
-    variance (constant or repeated features, the n-th of n centred rows) are left out: ridge gives them no weight.
+    Equals scikit-learn's StandardScaler, PCA(svd_solver="full") and Ridge in sequence; without the scaler where
+    `standardise` is False. Components without variance (constant or repeated features, the n-th of n centred rows) are
+    left out: ridge gives them no weight.
     """
-    x, mean, scale = _standardise(np.asarray(x_train, np.float64))
+    x, mean, scale = _standardise(np.asarray(x_train, np.float64), standardise)
     y = np.asarray(y_train, np.float64)
     components, power = _principal_axes(x, min(n_components, *x.shape))
     intercept = y.mean(0)
@@ -54,19 +57,22 @@ def fit_head(x_train: np.ndarray, y_train: np.ndarray, n_components: int = N_COM
     return Head(mean, scale, components, power, moments, intercept)
 
 
-def fit_predict(features, targets, train, test, alphas) -> np.ndarray:
+def fit_predict(features, targets, train, test, alphas, standardise: bool = True, fit=None) -> np.ndarray:
     """Fit on rows `train`, predict rows `test` for every alpha: `(a, m, g)`.
 
-    `features (n, d)`; `targets (n, g)`, NaN where the protocol drops a spot. Without NaN one head serves all
-    genes; with it each gene has its own rows and its own PCA, and one without any row is predicted as NaN.
+    `features (n, d)`; `targets (n, g)`, NaN where the protocol drops a spot; `fit (n, g)` bool, where a protocol fits
+    each gene on spots of its own. Genes with the same rows share one head; a gene without any row is predicted as NaN.
     """
     usable = np.isfinite(targets[train])  # (t, g)
+    usable = usable if fit is None else usable & fit[train]
     if usable.all():
-        return fit_head(features[train], targets[train]).path(features[test], alphas)
+        return fit_head(features[train], targets[train], standardise=standardise).path(features[test], alphas)
     predicted = np.full((len(alphas), len(test), targets.shape[1]), np.nan)
-    for gene in np.flatnonzero(usable.any(0)):
-        rows = train[usable[:, gene]]
-        predicted[..., [gene]] = fit_head(features[rows], targets[rows][:, [gene]]).path(features[test], alphas)
+    patterns, of_gene = np.unique(usable, axis=1, return_inverse=True)  # (t, patterns), (g,)
+    for i in np.flatnonzero(patterns.any(0)):
+        rows, genes = train[patterns[:, i]], np.flatnonzero(of_gene.ravel() == i)
+        head = fit_head(features[rows], targets[np.ix_(rows, genes)], standardise=standardise)
+        predicted[..., genes] = head.path(features[test], alphas)
     return predicted
 
 
@@ -92,8 +98,14 @@ def choose_alpha(features, targets, train, obs, alphas, min_spots: int) -> float
     return float(alphas[np.argmax(quality >= quality.max() - TIE)])
 
 
-def _standardise(x):
-    """Standardised copy, mean and scale; features constant up to rounding keep scale 1, as in scikit-learn."""
+def _standardise(x, divide=True):
+    """Standardised copy, mean and scale; features constant up to rounding keep scale 1, as in scikit-learn.
+
+    With `divide` False centred alone.
+    """
+    if not divide:
+        mean = x.mean(0)
+        return x - mean, mean, np.ones(x.shape[1])
     mean, variance = x.mean(0), x.var(0)
     eps = np.finfo(np.float64).eps
     constant = variance <= len(x) * eps * variance + (len(x) * mean * eps) ** 2

@@ -10,7 +10,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import scanpy as sc
-from sklearn.model_selection import KFold
+from sklearn.model_selection import KFold, train_test_split
 
 from .cohort import Split, log_cp10k
 from .files import PekaError
@@ -27,12 +27,17 @@ class Protocol:
 
     name: str
     scheme: str  # "spots": shuffled folds over all spots; "cohort": the cohort's own held-out splits
-    genes_from: str  # "all" spots or the split's "train" spots choose the target genes
-    alphas: tuple[float, ...]  # ridge penalties: one is fixed, several are chosen from by inner cross-validation
+    genes_from: str  # "all" spots or the split's "train" spots choose the target genes; "file": the cohort's own list
+    alphas: tuple[float, ...]  # ridge penalties: one is fixed, several are chosen from by inner cross-validation;
+    # none: HEST-Benchmark's rule, 100 / (components x genes)
     pooling: str  # PCC over all test spots of a fold ("pooled") or in each section ("section"), then patients
     merge_duplicates: bool  # leave copies of a section out, of training and of test
     scope: str  # default for the alignment: "all" spots, or "nested" in the split's training spots
     zeros: str = "keep"  # "drop": a gene is fitted and scored only where it was counted
+    target: str = "ln_cp10k"  # TARGETS: what is predicted
+    standardise: bool = True  # features before the PCA
+    gene_folds: bool = False  # scheme "spots": each gene shuffles its own usable spots, as the authors do
+    inner_holdout: bool = False  # with gene_folds: a fifth of each training fold is left unused, as the authors do
     n_genes: int = 50
     folds: int = 5  # of scheme "spots"
     seed: int = 2025
@@ -62,6 +67,13 @@ PROTOCOLS = {
     # The paper as written (Methods; KFold seed and scaler from the authors' code and our reading, see 04).
     "peka_paper": Protocol("peka_paper", "spots", "all", alphas=(1.0,), pooling="pooled",
                            merge_duplicates=False, scope="all"),
+    # The authors' code (RunningStone/PEKA bf9c6f5): rules that their text does not give.
+    "peka_official": Protocol("peka_official", "spots", "all", alphas=(1.0,), pooling="pooled", merge_duplicates=False,
+                              scope="all", zeros="drop", target="log2_cp10k", standardise=False, gene_folds=True,
+                              inner_holdout=True, min_spots=321),
+    # HEST-Benchmark (mahmoodlab/HEST afd42c3), on its own splits and genes.
+    "hest_bench": Protocol("hest_bench", "cohort", "file", alphas=(), pooling="pooled", merge_duplicates=False,
+                           scope="given", target="ln_counts"),
     # What a new patient's slide would get.
     "strict": Protocol("strict", "cohort", "train", alphas=tuple(np.logspace(-1, 5, 13)), pooling="section",
                        merge_duplicates=True, scope="nested"),
@@ -74,11 +86,18 @@ class Task:
 
     split: Split  # train and test (n,), without the copies where the protocol merges duplicates
     genes: list[str]
-    targets: np.ndarray  # (n, g) float32 log1p CP10K; NaN where the zero rule drops a spot
+    targets: np.ndarray  # (n, g) float32, the protocol's target; NaN where the zero rule drops a spot
     gene_groups: list[str]  # var["group"] of each gene, "" where the cohort has none
     obs: pd.DataFrame  # the cohort's obs
     spatial: np.ndarray  # (n, 2) spot centres, px
     protocol: Protocol
+    fit: np.ndarray | None = None  # (n, g) bool, where each gene has training spots of its own
+    scored: np.ndarray | None = None  # (n, g) bool, likewise the spots that it is tested on
+
+    @property
+    def observed(self) -> np.ndarray:
+        """Targets `(n, g)` of the spots that are scored, NaN elsewhere."""
+        return self.targets if self.scored is None else np.where(self.scored, self.targets, np.nan)
 
 
 def zeros_dropped(protocol: Protocol) -> Protocol:
@@ -96,12 +115,16 @@ def make_tasks(cohort, protocol: Protocol) -> list[Task]:
     adata = cohort.adata()
     log = log_cp10k(adata)  # (n, G) float32, made once for all splits
     everywhere, seen = np.ones(len(log), bool), {}
+    chosen = lambda rows: variable_genes(log, adata, rows, protocol.n_genes, seen)
+    if protocol.genes_from == "file":
+        fixed = _listed_genes(cohort, adata)
+    elif protocol.genes_from == "all":
+        fixed = chosen(everywhere)
     tasks = []
     for split in splits:
-        rows = everywhere if protocol.genes_from == "all" else split.train
-        genes = variable_genes(log, adata, rows, protocol.n_genes, seen)
+        genes = chosen(split.train) if protocol.genes_from == "train" else fixed
         tasks.append(_task(adata, log, split, genes, protocol))
-    return tasks
+    return _gene_folds(tasks) if protocol.gene_folds else tasks
 
 
 def variable_genes(log, adata: anndata.AnnData, rows: np.ndarray, n_genes: int, seen: dict | None = None) -> list[str]:
@@ -135,13 +158,55 @@ def _section_table(log, names, n_genes):
 
 def _task(adata, log, split, genes, protocol):
     columns = adata.var_names.get_indexer(genes)
-    targets = log[:, columns].copy()  # (n, g)
+    targets = TARGETS[protocol.target](adata, log, columns)  # (n, g)
     if protocol.zeros == "drop":
         targets[targets == 0] = np.nan
         usable = np.isfinite(targets[split.train | split.test]).sum(0)
         targets[:, usable < protocol.min_spots] = np.nan  # a gene without any target is skipped everywhere
     groups = adata.var["group"].astype(str).iloc[columns].tolist() if "group" in adata.var else [""] * len(genes)
     return Task(split, genes, targets, groups, adata.obs, np.asarray(adata.obsm["spatial"]), protocol)
+
+
+def _listed_genes(cohort, adata) -> list[str]:
+    """The cohort's own target genes, in the order of their file."""
+    missing = [gene for gene in cohort.genes if gene not in adata.var_names]
+    if missing or not cohort.genes:
+        what = f"{len(missing)} of its genes are not in every section (first: {missing[0]})" if missing else "no gene in it"
+        raise PekaError(f"{cohort.path}/var_*genes.json: {what}; expected the target genes of this cohort.")
+    return list(cohort.genes)
+
+
+def _gene_folds(tasks: list[Task]) -> list[Task]:
+    """The tasks with folds of each gene's own: its usable spots are shuffled by themselves (genes of equal spots alike)."""
+    protocol, usable = tasks[0].protocol, np.isfinite(tasks[0].targets)  # (n, g)
+    fit, scored = (np.zeros((len(tasks), *usable.shape), bool) for _ in range(2))
+    for gene in np.flatnonzero(usable.any(0)):
+        rows = np.flatnonzero(usable[:, gene])
+        folds = KFold(protocol.folds, shuffle=True, random_state=protocol.seed).split(rows)
+        for i, (train, test) in enumerate(folds):
+            if protocol.inner_holdout:
+                train, _ = train_test_split(train, test_size=0.2, random_state=protocol.seed)
+            fit[i, rows[train], gene] = scored[i, rows[test], gene] = True
+    everywhere = tasks[0].split.train | tasks[0].split.test
+    return [
+        replace(task, split=Split(task.split.name, everywhere, everywhere), fit=fit[i], scored=scored[i])
+        for i, task in enumerate(tasks)
+    ]
+
+
+def _ln_cp10k(adata, log, columns) -> np.ndarray:
+    return log[:, columns].copy()
+
+
+def _log2_cp10k(adata, log, columns) -> np.ndarray:
+    return log[:, columns] / np.float32(np.log(2))
+
+
+def _ln_counts(adata, log, columns) -> np.ndarray:
+    return np.log1p(adata[:, columns].X.toarray())
+
+
+TARGETS = {"ln_cp10k": _ln_cp10k, "log2_cp10k": _log2_cp10k, "ln_counts": _ln_counts}  # name -> (n, g) float32
 
 
 def _copies(obs):

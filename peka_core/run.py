@@ -4,6 +4,7 @@
     peka run PROFILE [--device auto|cpu|cuda] [--weights ENCODER=PATH] [-p name=value] [--run NAME]
     peka ladder PROFILE [--device auto|cpu|cuda] [-p name=value] [--run NAME]
     peka fetch PROFILE [--dry-run]
+    peka score TASK_DIR --embeddings DIR [--protocol NAME] [--set NAME=VALUE] [--json OUT]
     peka doctor
 """
 
@@ -71,6 +72,13 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("profile")
     fetch.add_argument("--dry-run", action="store_true", help="show files and sizes, download nothing")
     fetch.set_defaults(command=_fetch)
+    score = commands.add_parser("score", help="score embeddings of a HEST-Benchmark task directory under a protocol")
+    score.add_argument("task_dir", help="adata/, splits/, var_*genes.json; patches/ may be missing")
+    score.add_argument("--embeddings", required=True, metavar="DIR", help="<sample>.h5 with embeddings and barcodes")
+    score.add_argument("--protocol", default="strict", help="strict, hest_bench, peka_paper or peka_official")
+    score.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a rule, e.g. mask_zeros=false")
+    score.add_argument("--json", metavar="OUT", help="write every gene's score of every split")
+    score.set_defaults(command=_score)
     doctor = commands.add_parser("doctor", help="Python, packages, device, memory, disk, mirror and tokens of this machine")
     doctor.set_defaults(command=_doctor)
     return parser
@@ -117,6 +125,20 @@ def _ladder(arguments: argparse.Namespace) -> None:
         started = time.perf_counter()
         path = save_table(study(work, ",".join(splits[:how_many])), work.folder / "results", name)
         print(f"{path}: {time.perf_counter() - started:.0f} s", flush=True)
+
+
+def _score(arguments: argparse.Namespace) -> None:
+    """Score given embeddings, print the means, write the genes."""
+    from .scoring import save_scores, score_embeddings
+
+    switches = {name: yaml.safe_load(value) for name, value in _pairs(arguments.set, "--set").items()}
+    scores = score_embeddings(arguments.task_dir, arguments.embeddings, arguments.protocol, switches)
+    for split, found in scores["splits"].items():
+        print(f"split {split}: PCC {found['mean']:.4f}, {len(found['genes'])} genes")
+    changed = f" {switches}" if switches else ""
+    print(f"{arguments.protocol}{changed}, scope given, {scores['n_spots']} spots: PCC {scores['mean']:.4f}")
+    if arguments.json:
+        save_scores(scores, arguments.json)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

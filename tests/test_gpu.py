@@ -26,7 +26,7 @@ def world():
     return tiles, x_teacher, x_teacher[:, :3].argmax(1), np.arange(48) // 12
 
 
-@pytest.mark.parametrize("method", ["bat", "bone", "projector_only"])
+@pytest.mark.parametrize("method", ["bat", "bone", "lora", "adalora", "full", "projector_only"])
 def test_the_loss_falls_under_bf16_autocast(world, method):
     with autocast("cuda"):
         product = torch.ones(2, 2, device="cuda") @ torch.ones(2, 2, device="cuda")
