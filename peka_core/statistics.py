@@ -52,6 +52,19 @@ def pearson(observed: np.ndarray, predicted: np.ndarray, min_spots: int = 2) -> 
     return np.where(undefined, np.nan, np.clip((a * b).sum(-2) / np.where(undefined, 1, norm), -1, 1))
 
 
+def partial_pearson(observed: np.ndarray, predicted: np.ndarray, given: np.ndarray, min_spots: int = 3) -> np.ndarray:
+    """Correlation of each column of `observed (m, g)` and `predicted (m, g)` with `given (m,)` taken out of both: `(g,)`.
+
+    With `given` the log depth of a spot this is what a prediction knows beyond how much was counted. NaN as in `pearson`,
+    and where depth alone explains a side.
+    """
+    given = np.broadcast_to(np.asarray(given, np.float64)[:, None], observed.shape)
+    scored = np.where(np.isfinite(observed), given, np.nan)  # the same spots for all three correlations
+    r_op, r_od, r_pd = (pearson(a, b, min_spots) for a, b in ((observed, predicted), (scored, observed), (scored, predicted)))
+    rest = (1 - r_od**2) * (1 - r_pd**2)
+    return np.where(rest > CONSTANT, (r_op - r_od * r_pd) / np.sqrt(np.maximum(rest, CONSTANT)), np.nan)
+
+
 def mean_defined(values: np.ndarray) -> np.ndarray:
     """Mean over the last axis of the values that are defined; NaN where none is."""
     values = np.asarray(values, np.float64)

@@ -1,0 +1,56 @@
+"""What is possible on real counts: an upper bound from the counts alone, by splitting them in two.
+
+Binomial thinning gives two independent halves of a Poisson count. How well one half predicts the other says how much of
+a target is noise of counting, which no image can predict. It is an upper bound: whatever varies between spots without
+showing in the tile (expression that is not in the morphology, overdispersion) counts as predictable here.
+"""
+
+import anndata as ad
+import numpy as np
+from scipy import sparse
+
+from .cohort import log_cp10k
+from .statistics import mean_defined, pearson
+
+
+def thin(counts: sparse.csr_matrix, rng: np.random.Generator) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+    """Counts (n, G) as two halves that add up to them: every molecule goes to one of them by a fair coin."""
+    counts = sparse.csr_matrix(counts)
+    first = counts.copy()
+    first.data = rng.binomial(counts.data.astype(np.int64), 0.5).astype(np.float32)
+    return first, (counts - first).tocsr()
+
+
+def split_half_ceiling(adata: ad.AnnData, genes: list[str], repeats: int = 5, seed: int = 0, min_spots: int = 10) -> dict:
+    """Highest PCC that counting noise allows, as `strict` pools it: per section, averaged over genes and sections.
+
+    Args:
+        adata: raw counts (n, G), obs column sample.
+        genes: target genes.
+        repeats: independent thinnings that are averaged.
+
+    Returns:
+        ceiling: mean over genes of the square root of the reliability, the PCC of a perfect prediction with the counts;
+        reliability: mean reliability of the target at full depth (Spearman-Brown, 2r / (1 + r)); half: mean PCC of two
+        halves, r; by_gene: `(g,)` ceilings, NaN where no section defines one.
+    """
+    rng, columns = np.random.default_rng(seed), adata.var_names.get_indexer(genes)
+    samples = adata.obs["sample"].to_numpy()
+    halves = np.stack([_halves(adata, columns, samples, rng, min_spots) for _ in range(repeats)])  # (repeats, sections, g)
+    half = mean_defined(np.moveaxis(halves, 0, -1))  # (sections, g)
+    reliability = 2 * half / (1 + half)
+    ceiling = mean_defined(np.sqrt(np.clip(reliability, 0, None)).T)  # (g,)
+    return {
+        "ceiling": float(mean_defined(ceiling)), "reliability": float(mean_defined(reliability.ravel())),
+        "half": float(mean_defined(half.ravel())), "by_gene": ceiling,
+    }  # fmt: skip
+
+
+def _halves(adata, columns, samples, rng, min_spots) -> np.ndarray:
+    """PCC of the two halves' targets, (sections, g)."""
+    targets = []
+    for counts in thin(adata.X, rng):
+        total = np.asarray(counts.sum(1)).ravel()
+        half = ad.AnnData(counts, obs=adata.obs.assign(total_counts=total), var=adata.var)
+        targets.append(log_cp10k(half)[:, columns])
+    return np.stack([pearson(*(t[samples == s] for t in targets), min_spots) for s in np.unique(samples)])

@@ -1,0 +1,80 @@
+"""What crosses a split: patients, copies of tiles, and neighbours in the tissue."""
+
+import cv2
+import numpy as np
+import pandas as pd
+from scipy.spatial import cKDTree
+
+CHUNK = 256  # tiles read at a time
+SIDE = 8  # of the picture that is hashed
+NEAR = 1.5  # neighbours are spots closer than this many times the pitch
+
+
+def difference_hash(tiles) -> np.ndarray:
+    """Perceptual hash of each tile, `(n,)` uint64: is a pixel of the 9 x 8 grey thumbnail brighter than its right neighbour?
+
+    Copies have equal hashes; recompressed or slightly recoloured copies differ in a few of the 64 bits. Blank tiles look alike.
+    """
+    parts = [_hash(tiles[start : start + CHUNK]) for start in range(0, len(tiles), CHUNK)]
+    return np.concatenate(parts) if parts else np.zeros(0, np.uint64)
+
+
+def _hash(images: np.ndarray) -> np.ndarray:
+    small = [cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (SIDE + 1, SIDE), interpolation=cv2.INTER_AREA) for image in images]
+    small = np.stack(small)  # (b, 8, 9)
+    bits = (small[:, :, :-1] > small[:, :, 1:]).reshape(len(small), -1)  # (b, 64)
+    return np.packbits(bits, axis=1).view(np.uint64).ravel()
+
+
+def across_splits(cohort, splits, hashes: np.ndarray | None = None) -> pd.DataFrame:
+    """One row a split: what training and test share.
+
+    Columns: split, train, test (spots); patients_shared; copies (test spots whose tile's hash occurs in training);
+    neighbours (test spots with a training spot of the same section within 1.5 times the section's pitch).
+
+    Args:
+        splits: `Split`s, e.g. of a protocol.
+        hashes: of all tiles; None leaves the column copies undefined.
+    """
+    obs, near = cohort.obs, _neighbours(cohort)
+    group = obs["group"].to_numpy()
+    rows = []
+    for split in splits:
+        copies = np.nan if hashes is None else int(np.isin(hashes[split.test], hashes[split.train]).sum())
+        beside = sum(bool(split.train[near[spot]].any()) for spot in np.flatnonzero(split.test))
+        rows.append({
+            "split": split.name, "train": int(split.train.sum()), "test": int(split.test.sum()),
+            "patients_shared": len(set(group[split.train]) & set(group[split.test])), "copies": copies, "neighbours": beside,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def without_leaks(cohort, split, hashes: np.ndarray) -> dict[str, np.ndarray]:
+    """Training masks with one leak after the other taken out: `as it is`, `no copies`, `no neighbours`, `no shared patients`."""
+    obs, near = cohort.obs, _neighbours(cohort)
+    train, test = split.train, split.test
+    beside = np.zeros(len(train), bool)
+    for spot in np.flatnonzero(test):
+        beside[near[spot]] = True
+    group = obs["group"].to_numpy()
+    copies = np.isin(hashes, hashes[test])
+    return {
+        "as it is": train, "no copies": train & ~copies, "no neighbours": train & ~copies & ~beside,
+        "no shared patients": train & ~copies & ~np.isin(group, group[test]),
+    }  # fmt: skip
+
+
+def _neighbours(cohort) -> list[np.ndarray]:
+    """Rows of the spots around each spot, in its own section, within 1.5 times the section's median distance to the nearest."""
+    samples = cohort.obs["sample"].to_numpy()
+    spatial = cohort.adata().obsm["spatial"]
+    found: list[np.ndarray] = [np.zeros(0, int)] * len(samples)
+    for sample in pd.unique(samples):
+        rows = np.flatnonzero(samples == sample)
+        if len(rows) < 2:
+            continue
+        tree = cKDTree(spatial[rows])
+        pitch = np.median(tree.query(spatial[rows], k=2)[0][:, 1])
+        for row, beside in zip(rows, tree.query_ball_point(spatial[rows], NEAR * pitch)):
+            found[row] = rows[[i for i in beside if rows[i] != row]]
+    return found
