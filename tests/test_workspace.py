@@ -84,3 +84,12 @@ def test_published_values_name_their_source():
     assert values["source"].notna().all()
     picked = values.query("table == 'Table 2' and cohort == 'liver' and encoder == 'h-optimus-0' and method == 'PEKA'")
     assert picked["pcc"].item() == 0.640
+
+
+def test_an_alignment_never_sees_the_copy_of_a_held_out_section(work):
+    copied = work.cohort().samples["duplicate_of"].ne("")
+    assert copied.any()
+    for split in work.cohort().splits:
+        train, test = work.rows(split.name)
+        samples = work.cohort().obs["sample"].to_numpy()
+        assert not set(copied.index[copied]) & (set(samples[train]) | set(samples[test]))
