@@ -29,11 +29,9 @@ SPLIT = "patients/0"
 def one_cohort(name: str, seed: int, overrides: dict) -> pd.DataFrame:
     """The ladder of a freshly drawn cohort on its first split."""
     work = open_run("demo", f"{name}-{seed}", overrides={"cohort_seed": seed} | overrides)
-    path = work.folder / "results" / "ladder.csv"
-    if not path.exists():
-        save_table(studies.ladder(work, SPLIT), path.parent, path.stem)
-        shutil.rmtree(work.folder / "cohort" / "patches")
-    return pd.read_csv(path)
+    table = studies.ladder(work, SPLIT)
+    shutil.rmtree(work.folder / "cohort" / "patches", ignore_errors=True)
+    return table
 
 
 def main() -> int:

@@ -48,7 +48,7 @@ def _add_peft(network: nn.Module, method: str, recipe: Recipe) -> "RankAllocatio
         return None
     start = round(ADALORA_START * recipe.rank)
     config = AdaLoraConfig(
-        init_r=start, target_r=recipe.rank, lora_alpha=recipe.alpha * ADALORA_START, target_modules=names, total_step=100
+        init_r=start, target_r=recipe.rank, lora_alpha=recipe.alpha * start / recipe.rank, target_modules=names, total_step=100
     )
     return RankAllocation(AdaLoraModel(network, config, "default"))
 
@@ -61,9 +61,16 @@ class RankAllocation:
         self.config = model.peft_config["default"]
 
     def start(self, steps: int) -> None:
-        """Plan the budget over `steps` optimiser steps: full until a tenth, at its target for the last three tenths."""
-        self.config.total_step, self.config.deltaT = steps, max(1, steps // 50)
-        self.config.tinit, self.config.tfinal = steps // 10, 3 * steps // 10
+        """Plan the budget over `steps` optimiser steps: full until a tenth, at its target for the last three tenths.
+
+        Ranks are weighed at every step: between two weighings Adam's momentum would bring those back that were taken out.
+        """
+        self.config.total_step, self.config.deltaT = steps, 1
+        self.config.tinit, self.config.tfinal = steps // 10, max(1, 3 * steps // 10)
+
+    def within_budget(self, steps_done: int) -> bool:
+        """Whether the ranks are down to their target, so that this student has the size that it is said to have."""
+        return steps_done > self.config.total_step - self.config.tfinal
 
     def after_step(self, step: int) -> None:
         """Weigh every rank by its gradients and take the least important ones out (before gradients are cleared)."""

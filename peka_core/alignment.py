@@ -32,7 +32,6 @@ def align(
     labels: np.ndarray,
     groups: np.ndarray,
     recipe: Recipe,
-    hold_out: bool = True,
     seed: int = 0,
     progress: bool = True,
     rows: np.ndarray | None = None,
@@ -45,8 +44,8 @@ def align(
         tiles: uint8 (n, h, w, 3), an array or a reader that takes an array of row numbers.
         targets: teacher embeddings X_teacher (n, d_t), or whatever else the projector is to say.
         labels: pseudo-labels (n,), 0 to k - 1.
-        groups: patient of each spot (n,), or section where there is one patient.
-        hold_out: set groups aside to choose the epoch; with False, or a single group, the last epoch is kept.
+        groups: patient of each spot (n,), or section where there is one patient; whole groups are set aside to choose the
+            epoch (`recipe.set_aside`; at 0, or with a single group, the last epoch is kept).
         seed: shuffling, orientations, the groups set aside, the structure head and (globally, in torch) dropout.
         rows: numbers of the training spots; the others are never looked at. None: all n.
         checkpoint: file that holds everything after each epoch. Where it is there already, training goes on from it and
@@ -69,7 +68,7 @@ def align(
     device = student.device
     on_gpu = torch.device(device).type == "cuda"
     x_type = torch.bfloat16 if has_bfloat16(device) else torch.float32  # what autocast would make of x
-    train, aside = _set_aside(rows, np.asarray(groups)[rows], recipe.set_aside if hold_out else 0.0, generator)
+    train, aside = _set_aside(rows, np.asarray(groups)[rows], recipe.set_aside, generator)
     targets = torch.as_tensor(np.asarray(targets), dtype=torch.float32, device=device)  # (n, d_t)
     labels = torch.as_tensor(np.asarray(labels), dtype=torch.long, device=device)  # (n,)
 
@@ -88,19 +87,16 @@ def align(
         for some, batch in batches(tiles, train, recipe.batch_size, recipe.flips, generator, ahead=on_gpu):
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(past.step, steps, recipe)
-            optimiser.zero_grad(set_to_none=True)
             x = student.encoder.transform(batch, x_type)  # (b, 3, size, size)
             try:
-                parts = _losses(student, head, x, targets[some], labels[some], recipe)
-                (parts["total"] + student.penalty()).backward()
+                parts = _step(student, head, optimiser, x, targets[some], labels[some], recipe)
             except torch.OutOfMemoryError:
-                raise PekaError(_what_fits(student, head, x, targets[some], labels[some], recipe)) from None
+                parts = None  # what failed holds memory until this block is left
+            if parts is None:
+                raise PekaError(_what_fits(student, head, optimiser, x, targets[some], labels[some], recipe))
             if not torch.isfinite(parts["total"]):
                 where = f"epoch {epoch}, step {past.step}"
                 raise PekaError(f"loss is {parts['total'].item()} in {where}: lower the learning rate {recipe.lr}")
-
-            nn.utils.clip_grad_norm_(parameters, recipe.clip)
-            optimiser.step()
             student.after_step(past.step)
 
             losses.append(_sums(parts, targets[some]))
@@ -120,6 +116,17 @@ def align(
     return pd.DataFrame(past.history).assign(kept=lambda h: h["epoch"] == kept, choice=choice)
 
 
+def _step(student, head, optimiser, x: Tensor, targets: Tensor, labels: Tensor, recipe: Recipe) -> dict[str, Tensor]:
+    """One optimiser step on one batch; returns its losses. Nothing moves where the loss is not finite."""
+    optimiser.zero_grad(set_to_none=True)
+    parts = _losses(student, head, x, targets, labels, recipe)
+    (parts["total"] + student.penalty()).backward()
+    if torch.isfinite(parts["total"]):
+        nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], recipe.clip)
+        optimiser.step()
+    return parts
+
+
 def _losses(student, head, x: Tensor, targets: Tensor, labels: Tensor, recipe: Recipe) -> dict[str, Tensor]:
     """Forward pass of one batch: the losses that the recipe weighs, their total (Eq. 4), and S, here `projected`."""
     with autocast(student.device):
@@ -136,14 +143,15 @@ def _losses(student, head, x: Tensor, targets: Tensor, labels: Tensor, recipe: R
     return made | {"total": total + recipe.lambda_mse * made["mse"] if recipe.lambda_mse else total}
 
 
-def _what_fits(student, head, x: Tensor, targets: Tensor, labels: Tensor, recipe: Recipe) -> str:
-    """After running out of memory: the largest half, quarter ... of the batch that can be trained on, in words."""
+def _what_fits(student, head, optimiser, x: Tensor, targets: Tensor, labels: Tensor, recipe: Recipe) -> str:
+    """After running out of memory: the largest half, quarter ... of the batch that a whole step fits for, in words."""
     size = len(x)
     while size > 1:
         size //= 2
+        optimiser.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
         try:
-            _losses(student, head, x[:size], targets[:size], labels[:size], recipe)["total"].backward()
+            _step(student, head, optimiser, x[:size], targets[:size], labels[:size], recipe)
         except torch.OutOfMemoryError:
             continue
         return f"no memory for a batch of {len(x)} tiles on {student.device}; {size} fit: add -p batch_size={size} --run NAME"
@@ -238,8 +246,8 @@ def _score_aside(student, head, tiles, targets, labels, rows: np.ndarray, recipe
     """Losses and r2 on the rows set aside, named `aside_...`; NaN where there are none."""
     student.eval()
     losses = []
-    for start in range(0, len(rows), 256):
-        some = rows[start : start + 256]
+    for start in range(0, len(rows), recipe.batch_size):
+        some = rows[start : start + recipe.batch_size]
         x = student.encoder.transform(tiles[some])
         losses.append(_sums(_losses(student, head, x, targets[some], labels[some], recipe), targets[some]))
     return {f"aside_{name}": value for name, value in _means(losses, targets[rows]).items()}

@@ -117,6 +117,7 @@ def _colour_of(tile):
 def _mean_of_nearest(task, rows, near, k):
     """Mean targets `(len(rows), g)` of the `k` spots of `near` closest to each of `rows`, itself left out."""
     finite = np.isfinite(task.targets[near])  # (c, g)
+    finite = finite if task.fit is None else finite & task.fit[near]
     if finite.all():
         return _neighbour_mean(task, rows, near, k, slice(None))
     columns = [_neighbour_mean(task, rows, near[finite[:, j]], k, slice(j, j + 1)) for j in range(finite.shape[1])]

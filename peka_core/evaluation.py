@@ -11,7 +11,7 @@ import pandas as pd
 from .files import PekaError, write_whole
 from .head import N_COMPONENTS, choose_alpha, fit_predict
 from .protocols import PROTOCOLS, Protocol, Task, make_tasks
-from .statistics import mean_defined, pearson
+from .statistics import mean_defined, partial_pearson, pearson
 
 Predictor = Callable[[Task, np.ndarray, np.ndarray], np.ndarray]  # (task, train rows, test rows) -> (m, g)
 TEXT = ("protocol", "split", "scheme", "pooling", "patient", "section", "genes", "alpha", "gene", "group")
@@ -26,7 +26,8 @@ class Evaluation:
             split and spot), one column per target gene; layers observed and predicted (log1p CP10K, at the
             chosen alpha), NaN where not scored; obsm spatial. None where it was not kept on disk.
         scores: one row per split, pooling, section (patient and section are "" where pooled), gene set and
-            alpha: pcc is the mean over the gene set's genes with a defined PCC, NaN where none is; n_spots is the
+            alpha: pcc is the mean over the gene set's genes with a defined PCC, NaN where none is; beyond_depth the same
+            of the correlation with log depth taken out; n_spots is the
             mean number of scored spots per gene; n_genes counts the scored genes, n_undefined those of them
             without a defined PCC, n_skipped those left out by the zero rule's minimum.
         genes: one row per scheme and gene at the chosen alpha, pooled as the protocol does: pcc is a mean
@@ -98,7 +99,8 @@ def head_answers(features: np.ndarray, task: Task, alpha: float | None = None) -
     if len(choices) == 1:
         named = {"chosen": choices[0]}
     else:
-        best = choose_alpha(features, task.targets, train, task.obs, choices, task.protocol.min_section_spots)
+        rules = task.protocol
+        best = choose_alpha(features, task.targets, train, task.obs, choices, rules.min_section_spots, rules.standardise)
         named = {"chosen": best, "x0.1": best / 10, "x10": best * 10}
     predicted = fit_predict(
         features, task.targets, train, test, list(named.values()), task.protocol.standardise, task.fit
@@ -132,21 +134,23 @@ def _score(task, predicted, labels):
     test = np.flatnonzero(task.split.test)
     observed = task.observed[test]  # (m, g)
     labels = dict(protocol=task.protocol.name, split=task.split.name, scheme=task.split.scheme, **labels)
-    units = [_unit(task, observed, predicted, 2, dict(labels, pooling="pooled", patient="", section=""))]
+    depth = np.log1p(task.obs["total_counts"].to_numpy(np.float64)[test])  # (m,)
+    units = [_unit(task, observed, predicted, depth, 2, dict(labels, pooling="pooled", patient="", section=""))]
     samples, groups = (task.obs[column].to_numpy()[test] for column in ("sample", "group"))
     for section in pd.unique(samples):
         here = samples == section
         place = dict(labels, pooling="section", patient=groups[here][0], section=section)
-        units.append(_unit(task, observed[here], predicted[here], task.protocol.min_section_spots, place))
+        units.append(_unit(task, observed[here], predicted[here], depth[here], task.protocol.min_section_spots, place))
     return units
 
 
-def _unit(task, observed, predicted, min_spots, labels):
+def _unit(task, observed, predicted, depth, min_spots, labels):
     """One scored set of spots: labels, and per gene its name, group, PCC and number of scored spots."""
     genes = pd.DataFrame({
         "gene": task.genes,
         "group": task.gene_groups,
         "pcc": pearson(observed, predicted, min_spots),
+        "beyond_depth": partial_pearson(observed, predicted, depth, min_spots),
         "n_spots": np.isfinite(observed).sum(0),
         "skipped": ~np.isfinite(task.targets).any(0),
     })
@@ -156,12 +160,13 @@ def _unit(task, observed, predicted, min_spots, labels):
 def _score_table(units):
     rows = []
     for labels, genes in units:
-        group, pcc, n_spots, skipped = (genes[column].to_numpy() for column in ("group", "pcc", "n_spots", "skipped"))
+        columns = ("group", "pcc", "beyond_depth", "n_spots", "skipped")
+        group, pcc, beyond, n_spots, skipped = (genes[column].to_numpy() for column in columns)
         for name in ("all", *sorted(set(group) - {""})):
             part = (group == name) | (name == "all")
             used = part & ~skipped
             rows.append(dict(
-                labels, genes=name, pcc=float(mean_defined(pcc[used])),
+                labels, genes=name, pcc=float(mean_defined(pcc[used])), beyond_depth=float(mean_defined(beyond[used])),
                 n_spots=round(n_spots[used].mean()) if used.any() else 0, n_genes=int(used.sum()),
                 n_undefined=int(np.isnan(pcc[used]).sum()), n_skipped=int(skipped[part].sum()),
             ))

@@ -5,9 +5,12 @@ import errno
 import hashlib
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 
 # errors of the system that mean: this place takes no (more) files
@@ -45,13 +48,39 @@ def told_when_full(path: Path):
         yield
     except Exception as error:
         full = free_bytes(path) < 2**20  # HDF5 and torch have words of their own for it
-        if isinstance(error, PekaError) or not (full or getattr(error, "errno", None) in CANNOT_WRITE):
+        refused = getattr(error, "errno", None) in CANNOT_WRITE and _is_near(getattr(error, "filename", None), path)
+        if isinstance(error, PekaError) or not (full or refused):
             raise
         why = "the disk is full" if full else error.strerror
         raise PekaError(
             f"{path} cannot be written ({why}): nothing half-written is left and what is finished stays. Make room or choose "
             "another disk, then run the same command again."
         ) from error
+
+
+@contextlib.contextmanager
+def alone(path: Path):
+    """Hold the lock that belongs to a path (`.locks/` beside it); say so where another process has it, and wait.
+
+    The system frees the lock of a process that ends, however it ends (filelock).
+    """
+    locks = Path(path).parent / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(locks / Path(path).name)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{Path(path).name} is being made by another process: waiting for it", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _is_near(filename, path: Path) -> bool:
+    """Whether an error speaks of a file in the folder that is being written, not of one that could not be read."""
+    return filename is None or path.parent in [Path(str(filename)), *Path(str(filename)).parents] or Path(str(filename)) in path.parents
 
 
 def free_bytes(path: Path) -> int:

@@ -76,7 +76,7 @@ def fit_predict(features, targets, train, test, alphas, standardise: bool = True
     return predicted
 
 
-def choose_alpha(features, targets, train, obs, alphas, min_spots: int) -> float:
+def choose_alpha(features, targets, train, obs, alphas, min_spots: int, standardise: bool = True) -> float:
     """The penalty with the best mean per-section PCC in an inner cross-validation over rows `train`.
 
     Inner folds hold out whole groups (patients), sections where there is one group, spots where there is one
@@ -88,7 +88,7 @@ def choose_alpha(features, targets, train, obs, alphas, min_spots: int) -> float
     curve = []  # one (a,) per inner held-out section
     for inside, held_out in _inner_folds(obs.iloc[train]):
         rows = train[held_out]
-        predicted = fit_predict(features, targets, train[inside], rows, alphas)  # (a, m, g)
+        predicted = fit_predict(features, targets, train[inside], rows, alphas, standardise)  # (a, m, g)
         samples = obs["sample"].to_numpy()[rows]
         for section in np.unique(samples):
             here = samples == section

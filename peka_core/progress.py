@@ -26,7 +26,8 @@ class Progress:
     def finish_epoch(self, row: dict) -> None:
         """Take in a finished epoch's row of the history; remember its weights if it is the best; write the file."""
         self.history.append(row)
-        if row["aside_total"] < self.lowest:  # never true where nothing is set aside
+        eligible = self.student.within_budget(self.step)
+        if eligible and row["aside_total"] < self.lowest:  # never true where nothing is set aside
             self.lowest, self.kept, self.best = row["aside_total"], row["epoch"], self._weights()
         if self.path is not None:
             write_whole(self.path, lambda path: torch.save(self._state(), path))

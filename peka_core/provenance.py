@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from .files import sha256
@@ -83,29 +84,59 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-class Memory:
-    """The largest memory in use from here on: of this process, and of torch on its GPU where it has one."""
+class Cost:
+    """Seconds and largest memory of a piece of work, without those of pieces that were made inside it.
 
-    def __init__(self):
-        with contextlib.suppress(OSError):  # Linux can start its count again; elsewhere it is the process's whole life
-            Path("/proc/self/clear_refs").write_text("5")
-        if _has_gpu():
-            import torch
+    Use as a context; pieces nest. Memory: of this process, and of torch on its GPU where it has one.
+    """
 
-            torch.cuda.reset_peak_memory_stats()
+    _running: list["Cost"] = []
 
-    def peak_mb(self) -> dict[str, float]:
-        """`{"process": MB, "gpu": MB}`; an entry is missing where it cannot be known."""
-        peak = {}
-        status = Path("/proc/self/status")
-        if status.exists():
-            line = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM")), "")
-            peak["process"] = round(int(line.split()[1]) / 1024, 1) if line else None
-        if _has_gpu():
-            import torch
+    def __enter__(self) -> "Cost":
+        if self._running:
+            self._running[-1]._note_peak()
+        self._running.append(self)
+        self.peak, self.inside, self.started = {}, 0.0, time.perf_counter()
+        _reset_peak()
+        return self
 
-            peak["gpu"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
-        return peak
+    def __exit__(self, *_) -> None:
+        self._note_peak()
+        self._running.pop()
+        whole = time.perf_counter() - self.started
+        self.seconds = whole - self.inside
+        if self._running:
+            self._running[-1].inside += whole
+        _reset_peak()  # what follows belongs to the outer piece again
+
+    def facts(self) -> dict:
+        """`{"seconds": ..., "memory_mb": {"process": ..., "gpu": ...}}`; an entry is missing where it cannot be known."""
+        return {"seconds": round(self.seconds, 2), "memory_mb": self.peak}
+
+    def _note_peak(self) -> None:
+        for name, mb in _peak_mb().items():
+            self.peak[name] = max(mb, self.peak.get(name, 0.0))
+
+
+def _reset_peak() -> None:
+    with contextlib.suppress(OSError):  # Linux can start its count again; elsewhere it is the process's whole life
+        Path("/proc/self/clear_refs").write_text("5")
+    if _has_gpu():
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _peak_mb() -> dict[str, float]:
+    peak, status = {}, Path("/proc/self/status")
+    if status.exists():
+        line = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM")), "")
+        peak |= {"process": round(int(line.split()[1]) / 1024, 1)} if line else {}
+    if _has_gpu():
+        import torch
+
+        peak["gpu"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    return peak
 
 
 def provenance() -> dict:

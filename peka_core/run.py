@@ -17,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-from .files import CANNOT_WRITE, PekaError
+from .files import CANNOT_WRITE, PekaError, alone
 from .ladder import METHODS
 from .profile import load_profile, profile_names
 
@@ -111,7 +111,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _ladder(arguments: argparse.Namespace) -> None:
-    """Every study of a profile, one table each; finished ones are read, finished units reused."""
+    """Every study of a profile, one table each; finished units are reused."""
     from . import studies
     from .tables import save_table
     from .workspace import open_run
@@ -156,11 +156,15 @@ def execute(notebook: Path, folder: Path, parameters: dict) -> bool:
 
     A failing notebook is kept as `<name>.failed.ipynb`, and its cell's message is the last thing printed.
     """
+    with alone(folder / notebook.name):
+        return _execute(notebook, folder, parameters)
+
+
+def _execute(notebook: Path, folder: Path, parameters: dict) -> bool:
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    folder.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     unfinished, failed = folder / f".{notebook.name}", folder / f"{notebook.stem}.failed.ipynb"
     started = time.perf_counter()

@@ -68,8 +68,12 @@ def with_switches(protocol: str, switches: dict) -> Protocol:
         raise PekaError(f"protocol {protocol!r} is unknown; there are {', '.join(PROTOCOLS)}")
     if unknown := set(switches) - set(SWITCHES):
         raise PekaError(f"--set {', '.join(sorted(unknown))}: unknown; a protocol has {', '.join(SWITCHES)}")
+    base = PROTOCOLS[protocol]
+    needs = {"inner_holdout": base.gene_folds, "folds": base.scheme == "spots", "seed": base.scheme == "spots"}
+    if idle := [name for name in switches if not needs.get(name, True)]:
+        raise PekaError(f"--set {', '.join(idle)}: protocol {protocol} has no such rule, so nothing would change")
     changes = {field: value for name, setting in switches.items() for field, value in SWITCHES[name](setting).items()}
-    return replace(PROTOCOLS[protocol], genes_from="file", **changes)
+    return replace(base, genes_from="file", **changes)
 
 
 def with_embeddings(cohort: Cohort, folder: Path) -> tuple[Cohort, np.ndarray]:

@@ -22,7 +22,7 @@ import pandas as pd
 from .ladder import Rung, as_rung
 from .protocols import PROTOCOLS, Protocol
 from .recipe import Recipe
-from .units import Unit, make, partial
+from .units import Unit, changed_fields, digest_of, make, partial
 from .workspace import Run
 
 NOT_A_STUDENT = ("oracle", "permuted_targets", "slide_one_hot", "colour", "teacher", "library_size", "slide_and_library_size", "nearest_spots")
@@ -43,11 +43,9 @@ def teacher(work: Run, split: str, world: str = "on", rung: Rung | str = "bat") 
     """
     rung = as_rung(rung)
     recipe = work.recipe(rung)
-    labels = Recipe(k=recipe.k, labels=recipe.labels)  # all that the teacher's unit takes from a recipe
-    plain = labels == Recipe(k=work.profile.recipe.k)
     unit = work.unit(
         "teacher", world, split=split, teacher=work.teacher_name, seed=work.profile.seed, share=rung.share,
-        recipe=None if plain else labels,
+        recipe=Recipe(k=recipe.k, labels=recipe.labels),  # all that it takes from a recipe
     )
 
     def write(folder: Path) -> None:
@@ -64,14 +62,16 @@ def teacher(work: Run, split: str, world: str = "on", rung: Rung | str = "bat") 
 def lesson(work: Run, rung: Rung | str, split: str, world: str = "on") -> tuple[np.ndarray, np.ndarray]:
     """What a rung's student is trained towards: targets `(n, d_t)` and pseudo-labels `(n,)` of all spots.
 
-    `permuted_teacher` shuffles both within each section; `genes` are the split's own target genes, standardised on
+    `permuted_teacher` shuffles both within each section, training spots among themselves; `genes` are the split's own target genes, standardised on
     its training spots (no test spot has a say in them).
     """
     rung = as_rung(rung)
     embedded = teacher(work, split, world, rung)
     x_teacher, labels = embedded.obsm["X_teacher"], embedded.obs["pseudo_label"].to_numpy().astype(int)
     if rung.taught_by == "permuted_teacher":
-        order = shuffled_within(work.cohort(world).obs["sample"].to_numpy(), work.profile.seed)
+        seen, _ = work.rows(split, world, rung.share)
+        sides = work.cohort(world).obs["sample"].to_numpy() + np.where(seen, "", " unseen")  # no test spot's vector is taught
+        order = shuffled_within(sides, work.profile.seed)
         return x_teacher[order], labels[order]
     if rung.taught_by == "genes":
         seen, _ = work.rows(split, world, rung.share)
@@ -89,6 +89,15 @@ def shuffled_within(sections: np.ndarray, seed: int) -> np.ndarray:
         here = np.flatnonzero(sections == section)
         order[here] = dice.permutation(here)
     return order
+
+
+def hashes(work: Run) -> np.ndarray:
+    """Perceptual hashes of all tiles, `(n,)` uint64 (`leaks.difference_hash`)."""
+    from .leaks import difference_hash
+
+    unit = work.unit("hashes", "on")
+    write = lambda folder: np.save(folder / "hashes.npy", difference_hash(work.tiles()))
+    return np.load(make(work.folder, unit, write, "hashes.npy") / "hashes.npy")
 
 
 # ---- 03 alignment --------------------------------------------------------------------------------
@@ -125,13 +134,13 @@ def train(
     from .student import Student
 
     rung = as_rung(rung)
-    recipe = dataclasses.replace(work.recipe(rung, world), **changes)
+    recipe = dataclasses.replace(work.recipe(rung, split, world), **changes)
     targets, labels = lesson(work, rung, split, world)
     seen, _ = work.rows(split, world, rung.share)
     student = Student(work.encoder(rung.encoder), rung.method, targets.shape[1], recipe, seed=work.profile.seed)
     losses = run_alignment(
         student, work.tiles(world), targets, labels, work.groups(seen, world), recipe, rows=np.flatnonzero(seen),
-        hold_out=split != "all" and world != "few", seed=work.profile.seed, checkpoint=checkpoint,
+        seed=work.profile.seed, checkpoint=checkpoint,
     )
     return student, losses
 
@@ -177,7 +186,7 @@ def _embed(work: Run, rung: Rung, split: str, world: str) -> dict[str, np.ndarra
 def quality(work: Run, rung: Rung | str, split: str, world: str = "on") -> dict:
     """Did it align? Held-out R2 and neighbour overlap of one rung's space with X_teacher (`alignment_quality`)."""
     rung = as_rung(rung)
-    unit = _made_of(work, "quality", rung, split, world, space=rung.space)
+    unit = _made_of(work, "quality", rung, split, world, space=rung.space, teacher=work.teacher_name)
 
     def write(folder: Path) -> None:
         from .alignment import alignment_quality
@@ -219,8 +228,10 @@ def score(
     from .evaluation import Evaluation, evaluate
 
     scope = scope or protocol.scope
-    rules = {"protocol": protocol.name, "zeros": protocol.zeros}
+    rules = {"protocol": protocol.name, "zeros": protocol.zeros, "rules": digest_of(changed_fields(protocol))}
     if predictor in NOT_A_STUDENT:
+        needs = {"permuted_targets": {"encoder": work.encoder_name()}, "teacher": {"teacher": work.teacher_name, "scope": scope}}
+        rules |= needs.get(predictor, {})
         unit = work.unit("evaluation", world, method=predictor, split=split, seed=work.profile.seed, **rules)
     else:
         rung = as_rung(predictor)
@@ -256,7 +267,9 @@ def _predictor(work: Run, predictor: Rung | str, seen: dict[str, str], world: st
 def umap(work: Run, rung: Rung | str, split: str, labels_of: str) -> pd.DataFrame:
     """UMAP of all spots in a rung's space: x, y, pseudo_label (teacher of split `labels_of`), patient. scanpy, seed 0."""
     rung = as_rung(rung)
-    unit = _made_of(work, "umap", rung, split, "on", space=rung.space, scope=labels_of)
+    labels = Recipe(k=work.profile.recipe.k, labels=work.profile.recipe.labels)
+    own = {} if rung.method != "none" else {"recipe": labels}
+    unit = _made_of(work, "umap", rung, split, "on", space=rung.space, scope=labels_of, teacher=work.teacher_name, **own)
 
     def write(folder: Path) -> None:
         import scanpy as sc
@@ -282,5 +295,5 @@ def _made_of(work: Run, stage: str, rung: Rung, split: str, world: str, **fields
     """The unit of what a student makes, or of what is made from it; the frozen encoder depends on no teacher or recipe."""
     fields |= {"encoder": work.encoder_name(rung.encoder), "method": rung.method, "split": split}
     if rung.method != "none":
-        fields |= {"teacher": work.teacher_name, "taught_by": rung.taught_by, "recipe": work.recipe(rung, world), "share": rung.share, "seed": work.profile.seed}
+        fields |= {"teacher": work.teacher_name, "taught_by": rung.taught_by, "recipe": work.recipe(rung, split, world), "share": rung.share, "seed": work.profile.seed}
     return work.unit(stage, world, **fields)

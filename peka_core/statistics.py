@@ -104,7 +104,7 @@ def summarise(scores: pd.DataFrame, protocol, pooling: str | None = None) -> pd.
 
     Columns: mean, low, high (t interval over patients: only where the score is a mean of patient values and
     there are at least three), n and unit of what was averaged, values (the single values where there is no
-    interval), n_undefined (gene values that were undefined), note. `pooling` replaces the protocol's own,
+    interval), beyond_depth (mean correlation with log depth taken out), n_undefined (gene values that were undefined), note. `pooling` replaces the protocol's own,
     to show the other one beside it.
     """
     pooling = pooling or protocol.pooling
@@ -163,7 +163,17 @@ def _summary(part, pooling):
     row = dict(mean=defined.mean(), low=np.nan, high=np.nan, n=len(defined), unit=unit, values=_listed(values))
     if unit == "patient" and len(defined) >= MIN_PATIENTS:
         row |= dict(t_interval(defined.to_numpy())._asdict(), values="")
+    row["beyond_depth"] = _mean_beyond_depth(part, pooling)
     return dict(row, n_undefined=int(part["n_undefined"].sum()), note="; ".join(notes))
+
+
+def _mean_beyond_depth(part, pooling):
+    """Mean of the correlation beyond depth, averaged as the PCC is; NaN in tables of before it was kept."""
+    if "beyond_depth" not in part:
+        return np.nan
+    if pooling == "pooled" or part["patient"].nunique() == 1:
+        return part["beyond_depth"].mean()
+    return part.groupby("patient")["beyond_depth"].mean().mean()
 
 
 def _replicated(part, pooling):

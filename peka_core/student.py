@@ -75,6 +75,10 @@ class Student(nn.Module):
         if self.allocation is not None:
             self.allocation.after_step(step)
 
+    def within_budget(self, steps_done: int) -> bool:
+        """Whether a student of this many steps has its final size: adalora's only once its ranks are down to the budget."""
+        return self.allocation is None or self.allocation.within_budget(steps_done)
+
     def penalty(self) -> Tensor | float:
         """What the method adds to the loss while training: adalora's regulariser, else 0."""
         return 0.0 if self.allocation is None else self.allocation.penalty()

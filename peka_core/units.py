@@ -4,23 +4,18 @@
 made it. The id is a hash of the fields, so nobody parses names; a unit without `unit.json` does not exist.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import shutil
-import sys
-import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from .files import told_when_full
-from .provenance import Memory, provenance
+from .files import alone, told_when_full
+from .provenance import Cost, provenance
 from .recipe import Recipe
 
 
@@ -41,6 +36,7 @@ class Unit:
             what no split touches, and for an evaluation over all splits of its protocol.
         space: `encoder`, `projected` or `concat`.
         protocol: name of the evaluation protocol.
+        rules: digest of all of the protocol's rules, since a changed one may keep its name.
         zeros: `keep` or `drop`, the protocol's zero rule.
         scope: `nested`, `all` or `given`: which spots the alignment saw.
         share: share of the split's training patients that were used.
@@ -57,6 +53,7 @@ class Unit:
     split: str = ""
     space: str = ""
     protocol: str = ""
+    rules: str = ""
     zeros: str = ""
     scope: str = ""
     share: float = 1.0
@@ -68,9 +65,7 @@ class Unit:
 
         So a field that a later version adds, with what was done before as its default, leaves older units their names.
         """
-        fields = _changed(self) | ({"recipe": _changed(self.recipe)} if self.recipe else {})
-        text = json.dumps(fields, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return digest_of(changed_fields(self) | ({"recipe": changed_fields(self.recipe)} if self.recipe else {}))
 
     @property
     def name(self) -> str:
@@ -78,7 +73,12 @@ class Unit:
         return f"{self.stage}-{self.id}"
 
 
-def _changed(record) -> dict:
+def digest_of(fields: dict) -> str:
+    """Twelve hex digits of the sha256 over values that JSON can hold."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def changed_fields(record) -> dict:
     """Fields of a dataclass that differ from their default."""
     return {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if getattr(record, f.name) != f.default}
 
@@ -106,7 +106,7 @@ def make(run: Path, unit: Unit, write: Callable[[Path], None], needs: str = "uni
     target = Path(run) / "units" / unit.name
     if finished():
         return target
-    with told_when_full(target), _alone(target):
+    with told_when_full(target), alone(target):
         return target if finished() else _make(target, unit, write)
 
 
@@ -117,34 +117,18 @@ def partial(run: Path, unit: Unit) -> Path:
     return folder
 
 
-@contextlib.contextmanager
-def _alone(target: Path):
-    """Hold the lock of a unit; say so where another process has it."""
-    locks = target.parent / ".locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(locks / target.name)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"{target.name} is being made by another process: waiting for it", file=sys.stderr, flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _make(target: Path, unit: Unit, write: Callable[[Path], None]) -> Path:
     for leftover in target.parent.glob(f".{target.name}-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     folder = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
     folder.mkdir()
-    memory, started = Memory(), time.perf_counter()
+    cost = Cost()
     try:
-        write(folder)
-        seconds = round(time.perf_counter() - started, 2)
-        facts = {"unit": dataclasses.asdict(unit), "seconds": seconds, "memory_mb": memory.peak_mb(), **provenance()}
-        (folder / "unit.json").write_text(json.dumps(facts, indent=1) + "\n")
+        with told_when_full(target), cost:
+            write(folder)
+        facts = {"unit": dataclasses.asdict(unit), **cost.facts(), **provenance()}
+        with told_when_full(target):
+            (folder / "unit.json").write_text(json.dumps(facts, indent=1) + "\n")
         _move_into_place(folder, target)
         shutil.rmtree(target.with_name(f".{target.name}.partial"), ignore_errors=True)
         return target

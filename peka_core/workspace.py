@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .files import PekaError, write_whole
+from .files import PekaError, alone, write_whole
 from .ladder import Rung
 from .profile import Profile, load_profile
 from .provenance import best_device, provenance, weights_digest
@@ -105,9 +105,12 @@ class Run:
 
         path = self.folder / ("cohort" if world == "on" else f"cohort_{world.replace('=', '_')}")
         tiles = tiles and not self.same_tissue(world)  # its tiles are read from the first world
-        if not (path / "source.json").exists() or (tiles and not open_cohort(path).has_tiles):
-            source = importlib.import_module(f"peka_core.sources.{self.profile.source}")
-            source.build(path, **self._source_options(world))
+        ready = lambda: (path / "source.json").exists() and (not tiles or open_cohort(path).has_tiles)
+        if not ready():
+            options = self._source_options(world)
+            with alone(path):
+                if not ready():
+                    importlib.import_module(f"peka_core.sources.{self.profile.source}").build(path, **options)
         return open_cohort(path)
 
     def _source_options(self, world: str) -> dict:
@@ -158,10 +161,16 @@ class Run:
         digest = weights_digest(name, self.weights.get(name)) or self.encoder(name).digest
         return f"{name}@{digest[:12]}"
 
-    def recipe(self, rung: Rung, world: str = "on") -> Recipe:
-        """The profile's recipe with the changes of a rung; in world `few` with more epochs."""
+    def recipe(self, rung: Rung, split: str = "", world: str = "on") -> Recipe:
+        """The profile's recipe with the changes of a rung.
+
+        Nothing is set aside where shuffled spots, or all, are trained on (so that scopes nested and all differ in spots
+        alone), nor in world `few`, which has more epochs.
+        """
         recipe = rung.change(self.profile.recipe)
-        return dataclasses.replace(recipe, epochs=self.profile.few["epochs"]) if world == "few" else recipe
+        if world == "few":
+            return dataclasses.replace(recipe, epochs=self.profile.few["epochs"], set_aside=0.0)
+        return dataclasses.replace(recipe, set_aside=0.0) if split == "all" or split.startswith("spots/") else recipe
 
     def rows(self, split: str, world: str = "on", share: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
         """Boolean training and test rows of a split by name; `all` trains on every spot and tests none.

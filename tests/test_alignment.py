@@ -94,10 +94,10 @@ def test_best_epoch_is_kept_not_the_last(world, monkeypatch):
         assert torch.equal(value, states[1][name]) and not torch.equal(value, states[2][name])
 
 
-@pytest.mark.parametrize("change", [{"hold_out": False}, {"groups": np.zeros(N, int)}])
+@pytest.mark.parametrize("change", [{"set_aside": 0.0}, {"groups": np.zeros(N, int)}])
 def test_nothing_to_set_aside_keeps_the_last_epoch_and_says_so(world, change):
-    options = {"hold_out": change.get("hold_out", True)}
-    _, history = train(world | {k: v for k, v in change.items() if k == "groups"}, "projector_only", **options)
+    recipe = Recipe(**{**vars(RECIPE), "set_aside": change.get("set_aside", RECIPE.set_aside)})
+    _, history = train(world | {k: v for k, v in change.items() if k == "groups"}, "projector_only", recipe)
     assert history["kept"].tolist() == [False, False, True]
     assert history["choice"].iloc[0] == "last epoch, nothing set aside"
     assert history["aside_total"].isna().all()
@@ -165,10 +165,10 @@ def test_the_frozen_encoder_is_as_before(world):
 def test_three_steps_equal_adam_written_out(world, monkeypatch):
     monkeypatch.setattr(alignment, "has_bfloat16", lambda device: False)
     monkeypatch.setattr(alignment, "autocast", lambda _: contextlib.nullcontext())
-    change = {"epochs": 3, "batch_size": N, "warmup": 2, "schedule": "constant", "flips": False, "clip": 0.1}
+    change = {"epochs": 3, "batch_size": N, "warmup": 2, "schedule": "constant", "flips": False, "clip": 0.1, "set_aside": 0.0}
     recipe = Recipe(**{**vars(RECIPE), **change})
     student, reference = (Student(tiny_encoder(64), "projector_only", 4, recipe) for _ in range(2))
-    align(student, **world, recipe=recipe, progress=False, hold_out=False, seed=7)
+    align(student, **world, recipe=recipe, progress=False, seed=7)
 
     torch.manual_seed(7)
     head = torch.nn.Linear(4, 3)

@@ -1,15 +1,20 @@
 """Rungs and studies: what a rung changes, what it is taught, and tables that say what they compare."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from peka_core import stages, studies, workspace
 from peka_core.files import PekaError
 from peka_core.ladder import Rung, as_rung, read_rung
 from peka_core.profile import load_profile
+from peka_core.provenance import MINI_WEIGHTS
 from peka_core.recipe import Recipe
 
 SMALL = {"patients": 4, "spots": 12, "folds": 2, "epochs": 1, "batch_size": 16}
@@ -44,12 +49,16 @@ def test_every_trained_rung_sees_the_same_tiles_in_the_same_steps(name):
     profile = load_profile(name)
     recipes = [rung.change(profile.recipe) for rung in profile.ladder if isinstance(rung, Rung)]
     assert len({(r.epochs, r.batch_size, r.flips, r.set_aside) for r in recipes}) == 1 and len(recipes) >= 9
+    assert {rung.share for rung in profile.ladder if isinstance(rung, Rung)} == {1.0}
 
 
 def test_the_permuted_teacher_keeps_each_section_and_loses_every_spot(work):
     x, labels = stages.lesson(work, "bat", "patients/0")
     y, moved = stages.lesson(work, Rung("bat", taught_by="permuted_teacher"), "patients/0")
-    sections = work.cohort().obs["sample"].to_numpy()
+    sections, (train, _) = work.cohort().obs["sample"].to_numpy(), work.rows("spots/0")
+    y_spots, _ = stages.lesson(work, Rung("bat", taught_by="permuted_teacher"), "spots/0")
+    x_spots, _ = stages.lesson(work, "bat", "spots/0")
+    assert np.array_equal(np.sort(x_spots[train], 0), np.sort(y_spots[train], 0)), "a test spot's vector was taught"
     for section in np.unique(sections):
         here = sections == section
         assert np.array_equal(np.sort(x[here], 0), np.sort(y[here], 0)) and sorted(labels[here]) == sorted(moved[here])
@@ -58,6 +67,10 @@ def test_the_permuted_teacher_keeps_each_section_and_loses_every_spot(work):
 
 def test_genes_as_teacher_are_standardised_on_training_spots_and_chosen_there(work):
     genes, _ = stages.lesson(work, Rung("bat", taught_by="genes"), "patients/0")
+    task = work.tasks(studies.PROTOCOLS["strict"])[0]
+    assert task.genes != work.tasks(studies.PROTOCOLS["peka_paper"])[0].genes, "the two lists agree: this tests nothing"
+    correlation = [np.corrcoef(genes[:, j], task.targets[:, j])[0, 1] for j in range(50) if task.targets[:, j].std() > 0]
+    assert min(correlation) > 1 - 1e-4
     train, _ = work.rows("patients/0")
     assert genes.shape == (len(train), 50)
     np.testing.assert_allclose(genes[train].mean(0), 0, atol=1e-4)
@@ -108,8 +121,39 @@ def test_replication_averages_over_cohorts():
     assert row["high"] - row["mean"] == pytest.approx(4.302653 * 0.1 / np.sqrt(3), rel=1e-5)  # t(.975, 2)
 
 
-def test_forgetting_of_a_frozen_copy_is_nothing(work):
-    same = dataclasses.replace(work, profile=dataclasses.replace(work.profile, ladder=(Rung("none", name="frozen again"),)))
-    table = studies.forgetting(same, "patients/0").set_index("label")
-    assert table.loc["frozen again", "mean"] == 0
-    assert 0.2 < table.loc["frozen encoder", "balanced_accuracy"] <= 1
+def test_forgetting_is_the_mean_recall_of_the_types_of_held_out_patients(work):
+    split = studies.PROTOCOLS["strict"].splits(work.cohort())[0]
+    table = studies.forgetting(work, split.name).set_index("label")
+    x, kind = stages.space_of(work, "frozen", ""), work.cohort().obs["tissue_type"].to_numpy()
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000)).fit(x[split.train], kind[split.train])
+    groups, values = work.cohort().obs["group"].to_numpy(), []
+    for patient in set(groups[split.test]):
+        here = split.test & (groups == patient)
+        said = model.predict(x[here])
+        values.append(np.mean([(said[kind[here] == t] == t).mean() for t in set(kind[here])]))
+    assert table.loc["frozen encoder", "balanced_accuracy"] == pytest.approx(np.mean(values))
+    assert np.isfinite(table["mean"].drop("frozen encoder")).all()
+
+
+def test_units_of_other_k_teacher_or_weights_are_other_units(work, tmp_path):
+    """A profile that was edited in place, or other weights, must not be served with what was made before."""
+    base = work.profile
+    weights = shutil.copy(MINI_WEIGHTS, tmp_path / "mini.safetensors")
+    with open(weights, "r+b") as file:  # a last value changed
+        file.seek(-2, 2)
+        file.write(b"\x01\x01")
+    others = {
+        "k": dataclasses.replace(work, profile=dataclasses.replace(base, recipe=dataclasses.replace(base.recipe, k=5))),
+        "teacher": dataclasses.replace(work, profile=dataclasses.replace(base, teacher_options={"n_components": 3, "scale": 2.0})),
+        "weights": dataclasses.replace(work, weights={"mini": str(weights)}),
+    }
+    strict = studies.PROTOCOLS["strict"]
+    before = {what: len(list(work.folder.glob("units/*"))) for what in others}
+    assert stages.teacher(others["k"], "patients/0").obs["pseudo_label"].max() < 5
+    assert stages.teacher(others["teacher"], "patients/0").obsm["X_teacher"].shape[1] == 3
+    permuted = [stages.score(run, "permuted_targets", strict, split="patients/0").scores["pcc"] for run in (work, others["weights"])]
+    assert not permuted[0].equals(permuted[1])
+    known = [stages.score(run, "teacher", strict, split="patients/0").scores["pcc"] for run in (work, others["teacher"])]
+    assert not known[0].equals(known[1])
+    quality = [stages.quality(run, "frozen", "patients/0")["r2"] for run in (work, others["teacher"])]
+    assert quality[0] != quality[1] and before

@@ -12,6 +12,11 @@ from peka_core import run, workspace
 from peka_core.files import PekaError
 
 
+def visible(folder):
+    """Names in a folder, the locks aside."""
+    return sorted(path.name for path in folder.iterdir() if path.name != ".locks")
+
+
 @pytest.fixture
 def empty_root(tmp_path, monkeypatch):
     """A checkout without runs, so that a refused command can be seen to leave nothing."""
@@ -88,7 +93,7 @@ def test_a_failing_notebook_ends_the_run_with_its_message_last(empty_root, monke
         assert run.main(["run", "smoke", "--run", "x"]) == 1
     assert errors.getvalue().rstrip().splitlines()[-1] == "cell 3: ValueError: the tile is missing"
     assert not (empty_root / "notebooks/second").exists()
-    assert [path.name for path in (empty_root / "runs/x/notebooks").iterdir()] == ["01_first.failed.ipynb"]
+    assert visible(empty_root / "runs/x/notebooks") == ["01_first.failed.ipynb"]
 
 
 def test_an_executed_notebook_got_its_parameters_and_replaces_the_failed_one(tmp_path):
@@ -97,7 +102,7 @@ def test_an_executed_notebook_got_its_parameters_and_replaces_the_failed_one(tmp
     (out / "tiny.failed.ipynb").write_text("{}")
     notebook = write_notebook(tmp_path / "tiny.ipynb", "seed = 0", "print('seed', seed)")
     assert run.execute(notebook, out, {"seed": 7})
-    assert [path.name for path in out.iterdir()] == ["tiny.ipynb"]
+    assert visible(out) == ["tiny.ipynb"]
     assert "seed 7" in nbformat.read(out / "tiny.ipynb", 4).cells[-1].outputs[0].text
 
 
@@ -106,7 +111,7 @@ def test_a_notebook_whose_process_is_killed_ends_in_one_message_and_leaves_nothi
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")])
     nbformat.write(book, tmp_path / "07_killed.ipynb")
     assert run.execute(tmp_path / "07_killed.ipynb", tmp_path / "out", {}) is False
-    assert "want of memory" in capsys.readouterr().err and list((tmp_path / "out").iterdir()) == []
+    assert "want of memory" in capsys.readouterr().err and visible(tmp_path / "out") == []
 
 
 def test_a_disk_that_takes_no_files_ends_in_one_message(tmp_path, monkeypatch, capsys):

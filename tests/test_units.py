@@ -91,6 +91,25 @@ def test_unit_json_tells_time_and_memory(tmp_path):
     assert big > small + 150, "the peak of one unit must not be carried over to the next"
 
 
+def test_seconds_and_memory_of_a_unit_inside_another_are_its_own(tmp_path):
+    inner = dataclasses.replace(UNIT, seed=2)
+
+    def write_inner(folder):
+        block = bytearray(200_000_000)
+        time.sleep(0.5)
+        write_one(folder)
+        del block
+
+    def write(folder):
+        make(tmp_path, inner, write_inner)
+        time.sleep(0.1)
+        write_one(folder)
+
+    facts = [json.loads((folder / "unit.json").read_text()) for folder in (make(tmp_path, UNIT, write), make(tmp_path, inner, write_one))]
+    assert facts[0]["seconds"] < 0.4 < facts[1]["seconds"]
+    assert facts[0]["memory_mb"]["process"] < facts[1]["memory_mb"]["process"] - 150
+
+
 def test_what_a_unit_kept_to_go_on_from_goes_away_with_it(tmp_path):
     (partial(tmp_path, UNIT) / "progress.pt").write_text("half")
     make(tmp_path, UNIT, write_one)
