@@ -63,10 +63,10 @@ class RankAllocation:
     def start(self, steps: int) -> None:
         """Plan the budget over `steps` optimiser steps: full until a tenth, at its target for the last three tenths.
 
-        Ranks are weighed at every step: between two weighings Adam's momentum would bring those back that were taken out.
+        A single step leaves no room for it. Ranks are weighed at every step: between two weighings Adam's momentum would bring those back that were taken out.
         """
         self.config.total_step, self.config.deltaT = steps, 1
-        self.config.tinit, self.config.tfinal = steps // 10, max(1, 3 * steps // 10)
+        self.config.tinit, self.config.tfinal = steps // 10, min(max(1, 3 * steps // 10), steps - 1)
 
     def within_budget(self, steps_done: int) -> bool:
         """Whether the ranks are down to their target, so that this student has the size that it is said to have."""
