@@ -158,8 +158,7 @@ def rungs(table: pd.DataFrame, ax: plt.Axes | None = None, xlabel: str = "PCC mi
     for name, part in table.groupby("genes", sort=False):
         color, offset = GENE_SETS[name]
         y = np.array([order.index(label) for label in part["label"]]) + offset
-        whiskers = [part["mean"] - part["low"], part["high"] - part["mean"]]
-        ax.errorbar(part["mean"], y, xerr=whiskers, fmt="o", color=color, ms=6 if name == "all" else 4, capsize=2, lw=1.2, label=f"{name} genes")
+        ax.errorbar(part["mean"].to_numpy(), y, xerr=_whiskers(part), fmt="o", color=color, ms=6 if name == "all" else 4, capsize=2, lw=1.2, label=f"{name} genes")
     ax.axvline(0, color="grey", lw=0.8)
     ax.set_yticks(range(len(order)), order)
     ax.set(xlabel=xlabel)
@@ -181,13 +180,18 @@ def curves(table: pd.DataFrame, columns: int = 3) -> list[plt.Axes]:
         for name, part in here.groupby("genes", sort=False):
             color, offset = GENE_SETS[name]
             x = np.array([values.index(v) for v in part["value"]]) + offset / 2
-            ax.errorbar(x, part["mean"], yerr=[part["mean"] - part["low"], part["high"] - part["mean"]], fmt="o-", color=color, ms=4, lw=1, capsize=2, label=f"{name} genes")
+            ax.errorbar(x, part["mean"].to_numpy(), yerr=_whiskers(part), fmt="o-", color=color, ms=4, lw=1, capsize=2, label=f"{name} genes")
         ax.axhline(0, color="grey", lw=0.8)
         ax.set_xticks(range(len(values)), values)
         ax.set_title(title, fontsize="small")
     axes[0].set_ylabel("PCC minus frozen")
     axes[0].legend(fontsize="xx-small")
     return axes
+
+
+def _whiskers(table: pd.DataFrame) -> np.ndarray:
+    """Distances of `low` and `high` from `mean`, (2, n)."""
+    return np.stack([table["mean"] - table["low"], table["high"] - table["mean"]])
 
 
 def gene_pairs(genes: pd.DataFrame, ax: plt.Axes | None = None) -> plt.Axes:

@@ -55,3 +55,26 @@ def test_save_writes_a_whole_png(tmp_path):
     figures.save(plt.gcf(), tmp_path, "one")
     assert (tmp_path / "one.png").read_bytes()[:4] == b"\x89PNG"
     assert [path.name for path in tmp_path.iterdir()] == ["one.png"]
+
+
+def test_a_ladder_shows_each_rung_once_in_order_with_its_interval():
+    table = pd.DataFrame({
+        "label": ["a", "a", "b", "b"], "genes": ["all", "cue"] * 2, "mean": [0.1, 0.2, -0.1, 0.0], "low": [0.0, 0.1, -0.2, -0.1],
+        "high": [0.3, 0.3, 0.0, 0.1],
+    })
+    ax = figures.rungs(table)
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["b", "a"]
+    segments = np.concatenate([np.array(c.get_segments())[:, :, 0] for c in ax.collections])
+    assert {tuple(np.round(s, 6)) for s in segments} == {(0.0, 0.3), (-0.2, 0.0), (0.1, 0.3), (-0.1, 0.1)}
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["all genes", "cue genes"]
+    assert figures.rungs(table[table["genes"] == "all"].drop(columns="genes")).get_legend() is None
+
+
+def test_curves_have_a_panel_each_and_keep_the_order_of_values():
+    table = pd.DataFrame({
+        "curve": ["k", "k", "tau"], "value": ["8", "leiden", "1.0"], "genes": "all", "mean": [0.1, 0.2, 0.3], "low": [0, 0.1, 0.2],
+        "high": [0.2, 0.3, 0.4],
+    })
+    axes = figures.curves(table)
+    assert [ax.get_title() for ax in axes] == ["k", "tau"]
+    assert [tick.get_text() for tick in axes[0].get_xticklabels()] == ["8", "leiden"]
