@@ -18,7 +18,7 @@ from peka_core.cohort import open_cohort
 from peka_core.files import write_whole
 
 ROOT = Path(__file__).parents[1]
-KEEP_ALWAYS = ("unit.json", "history.csv", "card.json", "scores.csv", "genes.csv", "umap.csv", "quality.json")
+KEEP_ALWAYS = ("unit.json", "history.csv", "card.json", "scores.csv", "genes.csv", "umap.csv", "quality.json", "hashes.npy")
 LIMIT_MB = 5.0
 
 
@@ -59,7 +59,7 @@ def _six(text: str) -> str:
 def prune(run: Path) -> None:
     """Remove from a run what is large and can be made again."""
     digest = open_cohort(run / "cohort").digest
-    for folder in (run / "cohort" / "patches", *run.glob("cohort_*"), *run.glob("units/.*")):
+    for folder in (run / "cohort" / "patches", *run.glob("cohort_*"), *run.glob("units/.*"), *run.rglob(".locks")):
         shutil.rmtree(folder, ignore_errors=True)
     for path in run.rglob("*.h5ad"):
         write_whole(path, lambda target, path=path: repack(path, target))
