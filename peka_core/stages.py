@@ -243,7 +243,7 @@ def score(
         seen = {task.split.name: "all" if scope == "all" else task.split.name for task in tasks}
         evaluate(work.cohort(world), _predictor(work, predictor, seen, world), protocol, tasks).save(folder)
 
-    return Evaluation.load(make(work.folder, unit, write, "predictions.h5ad" if predictions else "scores.csv"))
+    return Evaluation.load(make(work.folder, unit, write, "predictions.h5ad" if predictions else "scores.csv.gz"))
 
 
 def _predictor(work: Run, predictor: Rung | str, seen: dict[str, str], world: str):

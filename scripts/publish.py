@@ -18,7 +18,7 @@ from peka_core.cohort import open_cohort
 from peka_core.files import write_whole
 
 ROOT = Path(__file__).parents[1]
-KEEP_ALWAYS = ("unit.json", "history.csv", "card.json", "scores.csv", "genes.csv", "umap.csv", "quality.json", "hashes.npy")
+KEEP_ALWAYS = ("unit.json", "history.csv", "card.json", "scores.csv.gz", "genes.csv", "umap.csv", "quality.json", "hashes.npy")
 LIMIT_MB = 5.0
 
 
