@@ -63,7 +63,8 @@ class RankAllocation:
     def start(self, steps: int) -> None:
         """Plan the budget over `steps` optimiser steps: full until a tenth, at its target for the last three tenths.
 
-        A single step leaves no room for it. Ranks are weighed at every step: between two weighings Adam's momentum would bring those back that were taken out.
+        A single step leaves no room for it. Ranks are weighed at every step: between two weighings Adam's momentum
+        would bring those back that were taken out.
         """
         self.config.total_step, self.config.deltaT = steps, 1
         self.config.tinit, self.config.tfinal = steps // 10, min(max(1, 3 * steps // 10), steps - 1)

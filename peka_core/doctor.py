@@ -30,9 +30,8 @@ def examine() -> Iterator[Line]:
     for name, folder in (("disk of runs", root() / "runs"), ("disk of downloads", cache_folder())):
         yield _enough(name, _free_gb(folder), DISK_GB, f" at {folder}")
     yield _mirror()
-    for name in ("HF_TOKEN",):
-        there = "set (not shown)" if os.environ.get(name) else "not set: needed for gated encoders only"
-        yield ("ok" if os.environ.get(name) else "note", name, there)
+    token = os.environ.get("HF_TOKEN")
+    yield ("ok", "HF_TOKEN", "set (not shown)") if token else ("note", "HF_TOKEN", "not set: needed for gated encoders only")
 
 
 def _python() -> Line:

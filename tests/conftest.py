@@ -14,8 +14,10 @@ import pandas as pd  # noqa: E402
 import pytest  # noqa: E402
 from scipy import sparse  # noqa: E402
 
+from peka_core import workspace  # noqa: E402
 from peka_core.cohort import write_cohort_tables, write_sample  # noqa: E402
 
+SMALL = {"patients": 4, "spots": 12, "folds": 2, "epochs": 1, "batch_size": 16}  # of a run that tests can afford
 SHARED = Path(__file__).parents[2] / "shared"
 
 
@@ -67,3 +69,12 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the fixtures in {SHARED}, which are not part of the repository")
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A run of a very small drawn cohort in a checkout of its own, shared by the tests of a module."""
+    root = tmp_path_factory.mktemp("root")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workspace, "root", lambda: root)
+        yield workspace.open_run("smoke", "small", "cpu", {}, SMALL)

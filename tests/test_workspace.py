@@ -4,22 +4,12 @@ import json
 
 import pandas as pd
 import pytest
+from conftest import SMALL
 
 from peka_core import stages, tables, workspace
 from peka_core.files import PekaError
 from peka_core.ladder import Rung
 from peka_core.protocols import PROTOCOLS
-
-SMALL = {"patients": 4, "spots": 12, "folds": 2, "epochs": 1, "batch_size": 16}
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    root = tmp_path_factory.mktemp("root")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workspace, "root", lambda: root)
-        yield workspace.open_run("smoke", "small", "cpu", {}, SMALL)
-
 
 def test_overrides_without_a_run_name_are_refused():
     with pytest.raises(PekaError, match="--run"):
