@@ -2,7 +2,7 @@
 
     peka list
     peka run PROFILE [--device auto|cpu|cuda] [--weights ENCODER=PATH] [-p name=value] [--run NAME]
-    peka ladder PROFILE [--device auto|cpu|cuda] [-p name=value] [--run NAME]
+    peka ladder PROFILE [the same options]
     peka fetch PROFILE [--dry-run]
     peka score TASK_DIR --embeddings DIR [--protocol NAME] [--set NAME=VALUE] [--json OUT]
     peka doctor
@@ -56,17 +56,10 @@ def _parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("list", help="profiles, encoders, teachers and methods, with licence and gate")
     listing.set_defaults(command=_list)
     run = commands.add_parser("run", help="run notebooks 01 to 05 for a profile")
-    run.add_argument("profile")
-    run.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    run.add_argument("--weights", action="append", default=[], metavar="ENCODER=PATH", help="local weights, no hub")
-    run.add_argument("-p", action="append", default=[], metavar="NAME=VALUE", help="change a value of the profile")
-    run.add_argument("--run", default="", metavar="NAME", help="folder under runs/ (default: the profile's name)")
+    _add_run_options(run)
     run.set_defaults(command=_run)
     ladder = commands.add_parser("ladder", help="what did the work? every rung of a profile's ladder, scope effects, curves")
-    ladder.add_argument("profile")
-    ladder.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    ladder.add_argument("--run", default="", metavar="NAME", help="folder under runs/ (default: the profile's name)")
-    ladder.add_argument("-p", action="append", default=[], metavar="NAME=VALUE", help="change a value of the profile")
+    _add_run_options(ladder)
     ladder.set_defaults(command=_ladder)
     fetch = commands.add_parser("fetch", help="download and verify a profile's files")
     fetch.add_argument("profile")
@@ -84,6 +77,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    """What names a run: profile, device, weights, changed values, folder."""
+    parser.add_argument("profile")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--weights", action="append", default=[], metavar="ENCODER=PATH", help="local weights, no hub")
+    parser.add_argument("-p", action="append", default=[], metavar="NAME=VALUE", help="change a value of the profile")
+    parser.add_argument("--run", default="", metavar="NAME", help="folder under runs/ (default: the profile's name)")
+
+
 def _pairs(items: list[str], option: str) -> dict[str, str]:
     """`["a=1"]` -> `{"a": "1"}`."""
     if bad := [item for item in items if "=" not in item]:
@@ -91,12 +93,16 @@ def _pairs(items: list[str], option: str) -> dict[str, str]:
     return dict(item.split("=", 1) for item in items)
 
 
+def _values(items: list[str], option: str) -> dict:
+    """`["epochs=2"]` -> `{"epochs": 2}`: values as YAML reads them."""
+    return {name: yaml.safe_load(value) for name, value in _pairs(items, option).items()}
+
+
 def _run(arguments: argparse.Namespace) -> int:
     """Execute the notebooks in order; stop at the first that fails."""
     from .workspace import open_run, root
 
-    overrides = {name: yaml.safe_load(value) for name, value in _pairs(arguments.p, "-p").items()}
-    weights = _pairs(arguments.weights, "--weights")
+    overrides, weights = _values(arguments.p, "-p"), _pairs(arguments.weights, "--weights")
     work = open_run(arguments.profile, arguments.run, arguments.device, weights, overrides)
     parameters = {
         "profile": arguments.profile, "run": work.folder.name, "device": arguments.device,
@@ -116,8 +122,8 @@ def _ladder(arguments: argparse.Namespace) -> None:
     from .tables import save_table
     from .workspace import open_run
 
-    overrides = {name: yaml.safe_load(value) for name, value in _pairs(arguments.p, "-p").items()}
-    work = open_run(arguments.profile, arguments.run, arguments.device, overrides=overrides)
+    overrides, weights = _values(arguments.p, "-p"), _pairs(arguments.weights, "--weights")
+    work = open_run(arguments.profile, arguments.run, arguments.device, weights, overrides)
     splits = [split.name for split in work.cohort().splits]
     for name, (study, how_many) in studies.STUDIES.items():
         if name in studies.DRAWN_ONLY and work.profile.source != "demo":
@@ -131,7 +137,7 @@ def _score(arguments: argparse.Namespace) -> None:
     """Score given embeddings, print the means, write the genes."""
     from .scoring import save_scores, score_embeddings
 
-    switches = {name: yaml.safe_load(value) for name, value in _pairs(arguments.set, "--set").items()}
+    switches = _values(arguments.set, "--set")
     scores = score_embeddings(arguments.task_dir, arguments.embeddings, arguments.protocol, switches)
     for split, found in scores["splits"].items():
         print(f"split {split}: PCC {found['mean']:.4f}, {len(found['genes'])} genes")
