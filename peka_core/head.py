@@ -2,7 +2,8 @@
 
 PCA scores are uncorrelated, so ridge on them needs no further inverse: with squared singular values
 `l_j` the coefficient of component j is `(z_j . y) / (l_j + alpha)`. One factorisation of the features
-therefore serves every gene and every alpha.
+therefore serves every gene and every alpha. Features are read in blocks of rows, so that float64, which the small
+eigenvalues need, is never a copy of all of them.
 """
 
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from .statistics import mean_defined, pearson
 
 N_COMPONENTS = 256
 INNER_FOLDS = 5
+BLOCK = 4096  # rows that are float64 at a time
 TIE = 1e-6
 
 
@@ -35,9 +37,10 @@ class Head:
 
     def path(self, x: np.ndarray, alphas) -> np.ndarray:
         """Predictions `(a, m, g)` for each of `a` penalties: the factorisation is shared by all of them."""
-        scores = ((np.asarray(x, np.float64) - self.mean) / self.scale) @ self.components  # (m, d)(d, k) = (m, k)
         shrink = 1 / (self.power + np.asarray(alphas, np.float64)[:, None])  # (a, k)
-        return scores @ (shrink[..., None] * self.moments) + self.intercept  # (m, k)(a, k, g) = (a, m, g)
+        weights = shrink[..., None] * self.moments  # (a, k, g)
+        parts = [(z @ self.components) @ weights for z in _blocks(x, self.mean, self.scale)]  # (m, d)(d, k)(a, k, g) = (a, m, g)
+        return np.concatenate(parts, axis=1) + self.intercept
 
 
 def fit_head(
@@ -49,12 +52,20 @@ def fit_head(
     `standardise` is False. Components without variance (constant or repeated features, the n-th of n centred rows) are
     left out: ridge gives them no weight.
     """
-    x, mean, scale = _standardise(np.asarray(x_train, np.float64), standardise)
-    y = np.asarray(y_train, np.float64)
-    components, power = _principal_axes(x, min(n_components, *x.shape))
-    intercept = y.mean(0)
-    moments = components.T @ (x.T @ (y - intercept))  # (k, d)(d, n)(n, g) = (k, g)
-    return Head(mean, scale, components, power, moments, intercept)
+    x, y = np.asarray(x_train), np.asarray(y_train, np.float64)
+    (n, d), intercept = x.shape, y.mean(0)
+    mean, scale = _mean_and_scale(x, standardise)
+    if n > d:  # eigenvectors of the (d, d) covariance; otherwise of the (n, n) Gram matrix, the smaller one
+        covariance, moments = np.zeros((d, d)), np.zeros((d, y.shape[1]))
+        for start, z in zip(range(0, n, BLOCK), _blocks(x, mean, scale)):
+            covariance += z.T @ z  # (d, n)(n, d) = (d, d)
+            moments += z.T @ (y[start : start + BLOCK] - intercept)  # (d, n)(n, g) = (d, g)
+        power, components = _leading(covariance, min(n_components, d), n)
+    else:
+        z = np.concatenate(list(_blocks(x, mean, scale)))
+        power, vectors = _leading(z @ z.T, min(n_components, n), d)
+        components, moments = z.T @ vectors / np.sqrt(power), z.T @ (y - intercept)  # (d, n)(n, k) = (d, k)
+    return Head(mean, scale, components, power, components.T @ moments, intercept)  # (k, d)(d, g) = (k, g)
 
 
 def fit_predict(features, targets, train, test, alphas, standardise: bool = True, fit=None) -> np.ndarray:
@@ -98,32 +109,31 @@ def choose_alpha(features, targets, train, obs, alphas, min_spots: int, standard
     return float(alphas[np.argmax(quality >= quality.max() - TIE)])
 
 
-def _standardise(x, divide=True):
-    """Standardised copy, mean and scale; features constant up to rounding keep scale 1, as in scikit-learn.
-
-    With `divide` False centred alone.
-    """
-    if not divide:
-        mean = x.mean(0)
-        return x - mean, mean, np.ones(x.shape[1])
-    mean, variance = x.mean(0), x.var(0)
-    eps = np.finfo(np.float64).eps
-    constant = variance <= len(x) * eps * variance + (len(x) * mean * eps) ** 2
-    scale = np.where(constant, 1.0, np.sqrt(variance))
-    x = x - mean
-    x /= scale
-    return x, mean, scale
+def _blocks(x, mean=0.0, scale=1.0):
+    """Rows of `x`, `BLOCK` at a time, as float64, centred and scaled."""
+    for start in range(0, len(x), BLOCK):
+        z = np.asarray(x[start : start + BLOCK], np.float64) - mean
+        z /= scale
+        yield z
 
 
-def _principal_axes(x, k):
-    """Leading `k` right singular vectors `(d, k)` and squared singular values `(k,)` of `x (n, d)`."""
-    n, d = x.shape
-    square = x.T @ x if n > d else x @ x.T  # (d, d) covariance, or (n, n) Gram matrix: the smaller one
+def _mean_and_scale(x, standardise):
+    """Mean and scale `(d,)`; features constant up to rounding keep scale 1, as in scikit-learn; so do all without `standardise`."""
+    n, eps = len(x), np.finfo(np.float64).eps
+    mean = sum(block.sum(0) for block in _blocks(x)) / n
+    if not standardise:
+        return mean, np.ones(x.shape[1])
+    variance = sum((block**2).sum(0) for block in _blocks(x, mean)) / n
+    constant = variance <= n * eps * variance + (n * mean * eps) ** 2
+    return mean, np.where(constant, 1.0, np.sqrt(variance))
+
+
+def _leading(square, k, other):
+    """The `k` largest eigenvalues `(k,)` of a square matrix and their vectors, leading first; those without variance left out."""
     size = len(square)
-    power, vectors = eigh(square, subset_by_index=(size - k, size - 1))
-    keep = np.flatnonzero(power > power[-1] * max(n, d) * np.finfo(np.float64).eps)[::-1]  # leading first
-    power, vectors = power[keep], vectors[:, keep]
-    return (vectors if n > d else x.T @ vectors / np.sqrt(power)), power
+    power, vectors = eigh(square, subset_by_index=(size - k, size - 1), overwrite_a=True)
+    keep = np.flatnonzero(power > power[-1] * max(size, other) * np.finfo(np.float64).eps)[::-1]
+    return power[keep], vectors[:, keep]
 
 
 def _inner_folds(obs):

@@ -100,11 +100,6 @@ class Task:
         return self.targets if self.scored is None else np.where(self.scored, self.targets, np.nan)
 
 
-def zeros_dropped(protocol: Protocol) -> Protocol:
-    """The same protocol with the authors' zero rule, under a name that says so."""
-    return replace(protocol, name=f"{protocol.name}_zeros_dropped", zeros="drop")
-
-
 def make_tasks(cohort, protocol: Protocol) -> list[Task]:
     """The protocol's splits of a cohort, each with its target genes and targets.
 

@@ -228,6 +228,7 @@ def score(
     from .evaluation import Evaluation, evaluate
 
     scope = scope or protocol.scope
+    wanted = functools.partial(_wanted, work, protocol, scope, split, world)
     rules = {"protocol": protocol.name, "zeros": protocol.zeros, "rules": digest_of(changed_fields(protocol))}
     if predictor in NOT_A_STUDENT:
         needs = {"permuted_targets": {"encoder": work.encoder_name()}, "teacher": {"teacher": work.teacher_name, "scope": scope}}
@@ -239,11 +240,27 @@ def score(
         unit = unit if rung.method == "none" else dataclasses.replace(unit, scope=scope)
 
     def write(folder: Path) -> None:
-        tasks = [task for task in work.tasks(protocol, world) if not split or task.split.name in split.split(",")]
-        seen = {task.split.name: "all" if scope == "all" else task.split.name for task in tasks}
+        tasks, seen = wanted()
         evaluate(work.cohort(world), _predictor(work, predictor, seen, world), protocol, tasks).save(folder)
 
     return Evaluation.load(make(work.folder, unit, write, "predictions.h5ad" if predictions else "scores.csv.gz"))
+
+
+def adapters_of(work: Run, rung: Rung | str, protocol: Protocol, scope: str = "", split: str = "", world: str = "on") -> str:
+    """Twelve digits that name the weights behind a student's score: of its one adapter, or of those of all splits; "" without."""
+    rung = as_rung(rung)
+    if rung.method == "none":
+        return ""
+    _, seen = _wanted(work, protocol, scope or protocol.scope, split, world)
+    cards = {what: align(work, rung, what, world, "card.json") / "card.json" for what in sorted(set(seen.values()))}
+    digests = {what: json.loads(card.read_text())["sha256"] for what, card in cards.items()}
+    return digest_of(digests)
+
+
+def _wanted(work: Run, protocol: Protocol, scope: str, split: str, world: str) -> tuple[list, dict[str, str]]:
+    """Tasks of the splits that are asked for, and for each the split whose training spots align."""
+    tasks = [task for task in work.tasks(protocol, world) if not split or task.split.name in split.split(",")]
+    return tasks, {task.split.name: "all" if scope == "all" else task.split.name for task in tasks}
 
 
 def _predictor(work: Run, predictor: Rung | str, seen: dict[str, str], world: str):

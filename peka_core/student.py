@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from . import adapters
 from .encoders import Encoder, in_batches
-from .files import PekaError, write_whole
+from .files import PekaError, sha256, write_whole
 from .ladder import METHODS
 from .provenance import versions
 from .recipe import Recipe
@@ -107,7 +107,8 @@ class Student(nn.Module):
         for part, prefix in (("adapter", "network."), ("projector", "projector.")):
             tensors = {name.removeprefix(prefix): t for name, t in trained.items() if name.startswith(prefix)}
             write_whole(folder / f"{part}.safetensors", lambda path, tensors=tensors: save_file(tensors, path))
-        text = json.dumps({**(extra or {}), **self._card()}, indent=1) + "\n"
+        digests = {part: sha256(folder / f"{part}.safetensors") for part in ("adapter", "projector")}
+        text = json.dumps({**(extra or {}), **self._card(), "sha256": digests}, indent=1) + "\n"
         write_whole(folder / "card.json", lambda path: path.write_text(text))
 
     def _card(self) -> dict:

@@ -115,6 +115,22 @@ def forgetting(work: Run, split: str = "") -> pd.DataFrame:
     return _named(work, pd.DataFrame(rows)).assign(task="tissue_type", splits=split or "all")
 
 
+def seeds(work: Run, rungs: list[Rung], split: str, numbers: tuple[int, ...]) -> pd.DataFrame:
+    """Each rung minus frozen under `strict`, trained again with other seeds: one row a rung, seed and held-out patient.
+
+    A seed draws projector and adapter, the order of batches, the patients set aside and the start of k-means; tissue, counts, split and
+    frozen features stay.
+    """
+    strict, rows = PROTOCOLS["strict"], []
+    frozen = stages.score(work, "frozen", strict, split=split).scores
+    for number in numbers:
+        again = replace(work, profile=replace(work.profile, seed=number))
+        for rung in rungs:
+            found = paired(stages.score(again, rung, strict, split=split).scores, frozen)["values"]
+            rows += [{"label": rung.name, "seed": number, "patient": patient, "difference": value} for patient, value in found.items()]
+    return pd.DataFrame(rows)
+
+
 def _type_accuracy(work: Run, rung: Rung | str, splits: list) -> pd.Series:
     """Balanced accuracy of the tissue type, by held-out patient."""
     obs, values = work.cohort().obs, {}

@@ -21,6 +21,7 @@ LABELS = {
     "permuted_targets": "permuted targets", "library_size": "library size", "nearest_spots": "nearest spots",
     "slide_and_library_size": "slide + library size", "teacher": "teacher → genes",
 }
+CCRCC = {"kidney": "CCRCC"}  # the paper's cohort -> HEST-Benchmark's task on the same slides
 Row = tuple[str, Rung | str]  # kind (oracle, encoder, student, control, reference) and what is scored
 
 
@@ -58,7 +59,8 @@ def score_table(work: Run, protocol: Protocol, world: str = "on", rows=None, sco
     scheme, gene set, alpha and pooling.
 
     Every row carries what makes the number mean something: profile, protocol, scope, space, split scheme,
-    zero rule, n, unit of the interval, seed, digests, versions, commit and device.
+    zero rule, n, unit of the interval, seed, digests of encoder, adapters and cohort, versions, commit and device, and
+    the signed difference to a published value where there is one to compare with.
     """
     parts = []
     for kind, predictor in tqdm(rows or predictors(work, protocol), desc=f"score {protocol.name}", unit="predictor"):
@@ -67,15 +69,18 @@ def score_table(work: Run, protocol: Protocol, world: str = "on", rows=None, sco
         for pooling in ("section", "pooled"):
             part = summarise(scores, protocol, pooling)
             spots = part["scheme"].map(_spots(scores))
-            parts.append(part.assign(kind=kind, predictor=name, space=space, label=label, spots=spots))
+            made = stages.adapters_of(work, predictor, protocol, scope, split, world) if kind == "student" else ""
+            parts.append(part.assign(kind=kind, predictor=name, space=space, label=label, spots=spots, adapters=made))
     table = pd.concat(parts, ignore_index=True)
     facts = provenance()
-    return table.assign(
+    table = table.assign(
         headline=table["pooling"] == protocol.pooling, profile=work.profile.name, world=world, protocol=protocol.name,
         zeros=protocol.zeros, scope=np.where(table["kind"] == "student", scope or protocol.scope, "none"), split=split or "all of the protocol",
         seed=work.profile.seed, encoder=work.encoder_name(), cohort=work.cohort(world).digest[:12],
         peka_core=facts["peka_core"], commit=facts["commit"], device=facts["device"],
+        versions="; ".join(f"{name} {version}" for name, version in facts["packages"].items()),
     )  # fmt: skip
+    return beside_published(table, work.profile.source_options.get("cohort", ""), work.profile.encoder)
 
 
 def _spots(scores: pd.DataFrame) -> pd.Series:
@@ -111,6 +116,29 @@ def difference_table(
 def published() -> pd.DataFrame:
     """Values of the paper's tables: table, cohort, encoder, method, pcc, source (`results/published.csv`)."""
     return pd.read_csv(root() / "results" / "published.csv")
+
+
+def beside_published(table: pd.DataFrame, cohort: str, encoder: str) -> pd.DataFrame:
+    """A score table with columns published, published_in and minus_published, empty where nothing can be compared.
+
+    Compared are headline scores over all genes of one of the paper's cohorts: peka_paper and peka_official with the paper's value
+    of the same encoder and method (its PEKA is bat in the projected space); hest_bench of kidney with HEST-Benchmark's CCRCC,
+    the same slides.
+    """
+    known = {(row.cohort, row.encoder, row.method, row.table): (row.pcc, row.source) for row in published().itertuples()}
+
+    def look_up(row) -> tuple[float, str]:
+        method = {"frozen": "none", "bat": "PEKA"}.get(row.predictor, row.predictor)
+        scored_alike = row.kind == "encoder" or (row.kind == "student" and row.space == "projected")
+        places = []
+        if row.headline and row.genes == "all" and row.alpha == "chosen" and scored_alike:
+            places = [(CCRCC.get(cohort), "HEST-Benchmark")] if row.protocol == "hest_bench" else []
+            places = [(cohort, "Table 2"), (cohort, "Table 1")] if row.protocol in ("peka_paper", "peka_official") else places
+        return next((known[key] for where, table in places if (key := (where, encoder, method, table)) in known), (np.nan, ""))
+
+    found = [look_up(row) for row in table.itertuples()]
+    values = np.array([value for value, _ in found])
+    return table.assign(published=values, published_in=[source for _, source in found], minus_published=table["mean"] - values)
 
 
 def save_table(table: pd.DataFrame, folder: str | Path, name: str) -> Path:

@@ -8,7 +8,7 @@ from scipy.spatial.distance import cdist
 from peka_core import controls
 from peka_core.cohort import open_cohort
 from peka_core.evaluation import evaluate
-from peka_core.protocols import PROTOCOLS, make_tasks, zeros_dropped
+from peka_core.protocols import PROTOCOLS, make_tasks
 from peka_core.sources import demo
 from peka_core.statistics import summarise
 
@@ -61,7 +61,7 @@ def test_library_size_predicts_what_zero_dropping_rewards():
     log = controls.library_size(cohort)
     np.testing.assert_allclose(log[:, 0], np.log(1 + cohort.counts.sum(1)), rtol=1e-6)
     kept, dropped = (chosen(evaluate(cohort, log, p).scores, "pooled")["pcc"].mean()
-                     for p in (PAPER, replace(zeros_dropped(PAPER), min_spots=50)))
+                     for p in (PAPER, replace(PAPER, zeros="drop", min_spots=50)))
     assert dropped > kept + 0.1
     assert controls.slide_and_library_size(cohort).shape == (720, 7)
 
@@ -75,7 +75,7 @@ def plain_nearest(cohort, task, gene, spot, candidates, k=8):
     return task.targets[np.array(candidates)[np.argsort(distance)[:k]], gene].mean()
 
 
-@pytest.mark.parametrize("protocol", [PAPER, replace(zeros_dropped(PAPER), min_spots=50), STRICT],
+@pytest.mark.parametrize("protocol", [PAPER, replace(PAPER, zeros="drop", min_spots=50), STRICT],
                          ids=["spots", "zeros dropped", "held out"])
 def test_nearest_spots_equal_a_distance_matrix(protocol):
     cohort = draw(patients=3, depth=120)
@@ -118,7 +118,7 @@ def test_colour_follows_the_spots_in_every_chunk(tiny_cohort, monkeypatch):
 
 
 @pytest.mark.parametrize("protocol, expected", [(PAPER, ("nothing", False)), (STRICT, ("patients", False)),
-                                                (replace(zeros_dropped(PAPER), min_spots=50), ("nothing", True))],
+                                                (replace(PAPER, zeros="drop", min_spots=50), ("nothing", True))],
                          ids=["spots", "held out", "zeros dropped"])
 def test_oracle_is_drawn_once_for_its_scheme_and_read_by_gene(protocol, expected, monkeypatch):
     cohort, calls = draw(), []

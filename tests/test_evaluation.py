@@ -14,12 +14,12 @@ from sklearn.preprocessing import StandardScaler
 from peka_core.cohort import Split
 from peka_core.evaluation import Evaluation, evaluate, head_answers
 from peka_core.files import PekaError
-from peka_core.protocols import PROTOCOLS, make_tasks, zeros_dropped
+from peka_core.protocols import PROTOCOLS, make_tasks
 from peka_core.statistics import paired, summarise
 
 PAPER = replace(PROTOCOLS["peka_paper"], n_genes=10)
 STRICT = replace(PROTOCOLS["strict"], n_genes=10)
-DROPPED = replace(zeros_dropped(PAPER), min_spots=100)
+DROPPED = replace(PAPER, zeros="drop", min_spots=100)
 
 
 def per_gene_loop(cohort, protocol, alpha):

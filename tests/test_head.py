@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,6 +10,7 @@ from sklearn.model_selection import GroupKFold, KFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from peka_core import head
 from peka_core.head import choose_alpha, fit_head, fit_predict
 
 
@@ -34,6 +37,22 @@ def test_float32_features_lose_nothing():
     x, y, new = (a.astype(np.float32) for a in drawn(330, 280))
     expected = sklearn_head(*(a.astype(np.float64) for a in (x, y, new)), alpha=1.0)
     np.testing.assert_allclose(fit_head(x, y).predict(new, 1.0), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("n, d", [(80, 300), (330, 280)], ids=["n<d", "n>d"])
+def test_rows_in_blocks_are_the_same_head(n, d, monkeypatch):
+    x, y, new = drawn(n, d)
+    monkeypatch.setattr(head, "BLOCK", 7)
+    np.testing.assert_allclose(fit_head(x, y).predict(new, 1.0), sklearn_head(x, y, new, 1.0), atol=1e-6, rtol=0)
+
+
+def test_float64_is_never_a_copy_of_all_features():
+    x = np.random.default_rng(0).normal(size=(40_000, 64)).astype(np.float32)  # 10 MB; 20 MB in float64
+    tracemalloc.start()
+    fit_head(x, x[:, :3]).predict(x, 1.0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 15e6
 
 
 @pytest.mark.parametrize("n", [40, 400], ids=["n<d", "n>d"])
@@ -110,7 +129,7 @@ def test_inner_folds_hold_out_whole_patients():
 
     class Spy(np.ndarray):
         def __getitem__(self, rows):
-            seen.append(rows)
+            seen.extend([rows] if isinstance(rows, np.ndarray) else [])  # slices read blocks of what was picked before
             return super().__getitem__(rows)
 
     choose_alpha(x.view(Spy), y, np.arange(len(x)), obs, [1.0, 10.0], 5)

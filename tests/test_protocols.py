@@ -9,7 +9,7 @@ from sklearn.model_selection import KFold
 
 from peka_core.cohort import Split, log_cp10k, open_cohort
 from peka_core.files import PekaError
-from peka_core.protocols import PROTOCOLS, make_tasks, zeros_dropped
+from peka_core.protocols import PROTOCOLS, make_tasks
 
 PAPER = replace(PROTOCOLS["peka_paper"], n_genes=10)
 STRICT = replace(PROTOCOLS["strict"], n_genes=10)
@@ -111,12 +111,11 @@ def test_missing_or_empty_splits_are_named():
 
 def test_dropped_zeros_are_nan_and_rare_genes_skipped():
     cohort = draw(depth=60)
-    protocol = replace(zeros_dropped(PAPER), min_spots=150)
+    protocol = replace(PAPER, zeros="drop", min_spots=150)
     kept, dropped = make_tasks(cohort, PAPER)[0].targets, make_tasks(cohort, protocol)[0].targets
     enough = (kept > 0).sum(0) >= 150
     assert 0 < enough.sum() < 10
     np.testing.assert_array_equal(dropped, np.where((kept > 0) & enough, kept, np.nan))
-    assert protocol.name == "peka_paper_zeros_dropped" and zeros_dropped(PAPER).min_spots == 322
 
 
 def test_a_cohort_on_disk_gives_the_same_tasks_as_plain_numpy(tiny_cohort):

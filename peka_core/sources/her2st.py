@@ -71,7 +71,7 @@ def fetch(sections: Iterable[str] | str = SECTIONS, dry_run: bool = False) -> li
 # ---- files -------------------------------------------------------------------------------------------------------
 
 
-def _known() -> list[str]:
+def section_names() -> list[str]:
     """Names of the sections in the manifest."""
     files = manifest.load_manifest()["sources"]["her2st"]["files"]
     return sorted(Path(file).name.split(".")[0] for file in files if "/ST-cnts/" in file)
@@ -79,7 +79,7 @@ def _known() -> list[str]:
 
 def _names(sections: Iterable[str] | str) -> list[str]:
     """Sections as a sorted list without repeats; "all" and a single name are understood."""
-    known = _known()
+    known = section_names()
     if isinstance(sections, str):
         sections = known if sections == "all" else sections.replace(",", " ").split()
     sections = sorted(set(sections))
@@ -96,9 +96,9 @@ def _paths(section: str) -> dict[str, str]:
     return {kind: next(f for f in files if part in f and names[kind] in f) for kind, part in kinds.items()}
 
 
-def _files(sections: list[str]) -> dict[str, dict[str, Path]]:
-    """Verified local paths of every section's three files."""
-    wanted = [(section, kind, file) for section in sections for kind, file in _paths(section).items()]
+def _files(sections: list[str], kinds: tuple[str, ...] = ("counts", "selection", "image")) -> dict[str, dict[str, Path]]:
+    """Verified local paths of every section's files."""
+    wanted = [(section, kind, _paths(section)[kind]) for section in sections for kind in kinds]
     paths = manifest.fetch("her2st", [file for _, _, file in wanted])
     found: dict[str, dict[str, Path]] = {section: {} for section in sections}
     for (section, kind, _), path in zip(wanted, paths):
@@ -185,6 +185,25 @@ def read_spots(counts_file: Path, selection_file: Path) -> tuple[pd.DataFrame, p
     if not len(both):
         raise PekaError(f"{selection_file}: no spot in common with {counts_file.name}; expected the same section. Fetch again.")
     return counts.loc[both], spots
+
+
+def read_counts(sections: Iterable[str] | str) -> ad.AnnData:
+    """Raw counts of some sections over the union of their genes, without images: all that a predictor without pixels needs.
+
+    Returns:
+        counts (n, G), sections in the order of their names, spots as in the files; obs sample, patient, group,
+        duplicate_of and total_counts, obsm["spatial"] in array units (one is 200 um).
+    """
+    parts = []
+    for section, raw in _files(_names(sections), ("counts", "selection")).items():
+        counts, spots = read_spots(raw["counts"], raw["selection"])
+        part = _adata(counts, spots)
+        part.obsm["spatial"] = spots.loc[counts.index, ["new_x", "new_y"]].to_numpy(dtype=np.float64)  # (n, 2)
+        part.obs = part.obs.assign(
+            sample=section, patient=section[0], group=section[0], duplicate_of="", total_counts=counts.sum(axis=1).astype(float)
+        ).set_axis(section + ":" + part.obs_names)
+        parts.append(part)
+    return ad.concat(parts, join="outer", fill_value=0)
 
 
 def pixel_size(spots: pd.DataFrame) -> float:

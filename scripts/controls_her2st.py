@@ -1,0 +1,63 @@
+"""What predictors without pixels reach on 35 real sections (13,442 spots of 8 patients): writes results/controls_her2st.csv.
+
+    PEKA_MIRROR=../shared/data python scripts/controls_her2st.py        # two minutes
+
+Counts and spot positions alone are read. Genes are chosen as the authors choose theirs: scanpy's 50 most variable, by section,
+after normalisation to the median depth. Section C6 is left out: the mirror that this was made from has no counts of it.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import scanpy as sc
+
+from peka_core import controls
+from peka_core.cohort import Split
+from peka_core.evaluation import evaluate
+from peka_core.protocols import PROTOCOLS, make_tasks, variable_genes
+from peka_core.provenance import provenance
+from peka_core.sources import her2st
+from peka_core.statistics import summarise
+from peka_core.tables import LABELS, save_table
+
+ROOT = Path(__file__).parents[1]
+OFFICIAL = replace(PROTOCOLS["peka_official"], genes_from="file")
+PREDICTORS = ("slide_one_hot", "library_size", "slide_and_library_size", "nearest_spots")
+
+
+def counted() -> SimpleNamespace:
+    """What scoring reads of a cohort: spots, patients' splits, and counts of the target genes."""
+    adata = her2st.read_counts([section for section in her2st.section_names() if section != "C6"])
+    log = sc.pp.log1p(sc.pp.normalize_total(adata, copy=True), copy=True)
+    genes = variable_genes(log.X.toarray().astype(np.float32), log, np.ones(log.n_obs, bool), OFFICIAL.n_genes)
+    patients, some = adata.obs["group"].to_numpy(), adata[:, genes].copy()
+    splits = [Split(f"patients/{i}", patients != name, patients == name) for i, name in enumerate(np.unique(patients))]
+    return SimpleNamespace(path="her2st", obs=some.obs, splits=splits, genes=genes, adata=lambda: some)
+
+
+def main() -> None:
+    """Score, print, write."""
+    cohort, facts, rows = counted(), provenance(), []
+    rules = [OFFICIAL, replace(OFFICIAL, scheme="cohort", gene_folds=False, inner_holdout=False)]
+    for rule in [replace(rule, zeros=zeros) for rule in rules for zeros in ("drop", "keep")]:
+        tasks = make_tasks(cohort, rule)
+        for name in PREDICTORS:
+            made = (controls.CONTROLS | controls.REFERENCES)[name](cohort)
+            scores = evaluate(cohort, made, rule, tasks).scores.query("genes == 'all'")
+            for pooling in ("pooled", "section"):
+                row = summarise(scores, rule, pooling).drop(columns=["genes", "alpha", "values"]).iloc[0]
+                genes = scores["n_genes"].iloc[0]
+                rows.append({"label": LABELS[name], "zeros": rule.zeros, **row, "genes": genes, "spots": len(cohort.obs)})
+    table = pd.DataFrame(rows).assign(
+        protocol=OFFICIAL.name, sections=cohort.obs["sample"].nunique(), patients=cohort.obs["group"].nunique(),
+        commit=facts["commit"], device=facts["device"],
+    )  # fmt: skip
+    print(table.pivot_table(index="label", columns=["scheme", "zeros", "pooling"], values="mean", sort=False).round(3).to_string())
+    print(save_table(table, ROOT / "results", "controls_her2st"))
+
+
+if __name__ == "__main__":
+    main()
