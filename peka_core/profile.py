@@ -63,10 +63,8 @@ def load_profile(name: str, overrides: dict | None = None) -> Profile:
     Raises:
         PekaError: unknown profile or unknown value name; the message lists the known ones.
     """
-    path = Path(name) if str(name).endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
-    if not path.exists():
-        raise PekaError(f"no profile {name!r}; known: {', '.join(profile_names())}, or the path of a YAML file")
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    path = _path_of(name)
+    values = read_values(path)
     overrides = dict(overrides or {})
     for key, value in overrides.items():
         _home(values, key)[key] = value
@@ -76,10 +74,26 @@ def load_profile(name: str, overrides: dict | None = None) -> Profile:
     return Profile(name=path.stem, overrides=overrides, **values)
 
 
+def read_values(path: Path) -> dict:
+    """Values of a profile file, on top of those of the profile that its `base` names; of `recipe` each value by itself."""
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if base := values.pop("base", ""):
+        under = read_values(_path_of(base))
+        values = under | values | {"recipe": under["recipe"] | values.get("recipe", {})}
+    return values
+
+
 def override_names(values: dict) -> list[str]:
     """Flat names that `-p name=value` may set in a profile's `values`."""
     flat = [key for key in values if key not in (*GROUPS, "title", "source")]
     return sorted(flat + [key for group in GROUPS for key in values[group]])
+
+
+def _path_of(name: str) -> Path:
+    path = Path(name) if str(name).endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if not path.exists():
+        raise PekaError(f"no profile {name!r}; known: {', '.join(profile_names())}, or the path of a YAML file")
+    return path
 
 
 def _home(values: dict, key: str) -> dict:

@@ -7,7 +7,7 @@ import yaml
 
 from peka_core.alignment import Recipe
 from peka_core.files import PekaError
-from peka_core.profile import FOLDER, load_profile, override_names, profile_names
+from peka_core.profile import FOLDER, load_profile, override_names, profile_names, read_values
 
 
 def test_three_profiles_are_bundled():
@@ -18,8 +18,7 @@ def test_three_profiles_are_bundled():
 def test_a_bundled_profile_loads_and_sets_every_value_of_the_recipe(name):
     profile = load_profile(name)
     assert profile.name == name and isinstance(profile.recipe, Recipe)
-    written = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())["recipe"]
-    assert set(written) == {field.name for field in dataclasses.fields(Recipe)}
+    assert set(read_values(FOLDER / f"{name}.yaml")["recipe"]) == {field.name for field in dataclasses.fields(Recipe)}
 
 
 def test_her2st_was_not_tuned():
@@ -40,7 +39,7 @@ def test_an_unknown_override_names_the_known_ones():
 
 
 def test_what_a_profile_is_cannot_be_overridden():
-    names = override_names(yaml.safe_load((FOLDER / "smoke.yaml").read_text()))
+    names = override_names(read_values(FOLDER / "smoke.yaml"))
     assert not {"source", "title", "recipe", "source_options", "teacher_options"} & set(names)
 
 
@@ -49,8 +48,18 @@ def test_an_unknown_profile_names_the_known_ones():
         load_profile("dmeo")
 
 
+def test_a_profile_says_only_what_differs_from_its_base(tmp_path):
+    (tmp_path / "mine.yaml").write_text("base: smoke\ntitle: mine\nsource_options: {spots: 20}\nrecipe: {epochs: 4}\n")
+    profile, smoke = load_profile(str(tmp_path / "mine.yaml")), load_profile("smoke")
+    assert profile.recipe == dataclasses.replace(smoke.recipe, epochs=4) and profile.methods == smoke.methods
+    assert profile.source_options == {"spots": 20}  # a whole: options of another source mean nothing
+    (tmp_path / "lost.yaml").write_text("base: smokes\n")
+    with pytest.raises(PekaError, match="no profile 'smokes'"):
+        load_profile(str(tmp_path / "lost.yaml"))
+
+
 def test_a_profile_of_ones_own_is_a_path(tmp_path):
-    values = yaml.safe_load((FOLDER / "smoke.yaml").read_text())
+    values = read_values(FOLDER / "smoke.yaml")
     values["recipe"]["epochs"] = 4
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
     profile = load_profile(str(tmp_path / "mine.yaml"))
@@ -58,7 +67,7 @@ def test_a_profile_of_ones_own_is_a_path(tmp_path):
 
 
 def test_an_unknown_recipe_value_is_refused(tmp_path):
-    values = yaml.safe_load((FOLDER / "smoke.yaml").read_text())
+    values = read_values(FOLDER / "smoke.yaml")
     values["recipe"]["learning_rate"] = 1
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
     with pytest.raises(PekaError, match="unknown recipe value learning_rate; known: .*lr"):
