@@ -18,11 +18,11 @@ def add(network: nn.Module, method: str, recipe: Recipe, seed: int = 0) -> "Rank
     """Put the adapter of `method` into `network`; what it trains has requires_grad, everything else has not.
 
     Args:
-        recipe: targets; block (bone, bat); rank and alpha (lora, adalora).
+        recipe: targets; block (bone, bat); rank and alpha (lora, adalora), reallocate (adalora).
         seed: draws LoRA's first factor (the second is zero, so the network starts as it was).
 
     Returns:
-        for adalora the object that moves ranks between layers while training, otherwise None.
+        for adalora that reallocates the object that moves ranks between layers while training, otherwise None.
 
     Raises:
         PekaError: targets that name no Linear layer.
@@ -50,7 +50,8 @@ def _add_peft(network: nn.Module, method: str, recipe: Recipe) -> "RankAllocatio
     config = AdaLoraConfig(
         init_r=start, target_r=recipe.rank, lora_alpha=recipe.alpha * start / recipe.rank, target_modules=names, total_step=100
     )
-    return RankAllocation(AdaLoraModel(network, config, "default"))
+    allocation = RankAllocation(AdaLoraModel(network, config, "default"))
+    return allocation if recipe.reallocate else None
 
 
 class RankAllocation:

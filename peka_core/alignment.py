@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .batches import batches
+from .classifier import fit_classifier
 from .encoders import autocast, has_bfloat16
 from .files import PekaError
 from .losses import kd_loss, structure_loss, total_loss
 from .progress import Progress
-from .recipe import Recipe
+from .recipe import CHOICES, Recipe
 
 LOSSES = ("kd", "struct", "mse", "total")
 
@@ -45,7 +46,7 @@ def align(
         targets: teacher embeddings X_teacher (n, d_t), or whatever else the projector is to say.
         labels: pseudo-labels (n,), 0 to k - 1.
         groups: patient of each spot (n,), or section where there is one patient; whole groups are set aside to choose the
-            epoch (`recipe.set_aside`; at 0, or with a single group, the last epoch is kept).
+            epoch (`recipe.set_aside`; at 0, or with a single group, the last epoch is kept), or any spots (`set_aside_by`).
         seed: shuffling, orientations, the groups set aside, the structure head and (globally, in torch) dropout.
         rows: numbers of the training spots; the others are never looked at. None: all n.
         checkpoint: file that holds everything after each epoch. Where it is there already, training goes on from it and
@@ -68,16 +69,20 @@ def align(
     device = student.device
     on_gpu = torch.device(device).type == "cuda"
     x_type = torch.bfloat16 if has_bfloat16(device) else torch.float32  # what autocast would make of x
-    train, aside = _set_aside(rows, np.asarray(groups)[rows], recipe.set_aside, generator)
+    apart = np.asarray(groups)[rows] if recipe.set_aside_by == "group" else rows
+    train, aside = _set_aside(rows, apart, recipe.set_aside, generator)
     targets = torch.as_tensor(np.asarray(targets), dtype=torch.float32, device=device)  # (n, d_t)
     labels = torch.as_tensor(np.asarray(labels), dtype=torch.long, device=device)  # (n,)
 
-    head = nn.Linear(targets.shape[1], recipe.k).to(device)  # serves L_struct only and is dropped afterwards
+    if recipe.classifier_epochs:
+        head = fit_classifier(targets[train], labels[train], recipe, seed)  # frozen: both losses look through it
+    else:
+        head = nn.Linear(targets.shape[1], recipe.k).to(device)  # serves L_struct only and is dropped afterwards
     parameters = [p for p in [*student.parameters(), *head.parameters()] if p.requires_grad]
     optimiser = torch.optim.Adam(parameters, lr=recipe.lr)
     steps = recipe.epochs * math.ceil(len(train) / recipe.batch_size)
     student.start(steps)
-    past = Progress(student, head, optimiser, generator, checkpoint)
+    past = Progress(student, head, optimiser, generator, checkpoint, keep_best=recipe.keep == "best")
     past.resume()
     bar = tqdm(total=steps, initial=past.step, desc=f"align {student.method}", unit="step", disable=not progress)
 
@@ -113,6 +118,7 @@ def align(
     kept = past.restore_best()
     student.eval()
     choice = "lowest aside_total" if len(aside) else "last epoch, nothing set aside"
+    choice = choice if recipe.keep == "best" else "last epoch, by the recipe"
     return pd.DataFrame(past.history).assign(kept=lambda h: h["epoch"] == kept, choice=choice)
 
 
@@ -122,9 +128,16 @@ def _step(student, head, optimiser, x: Tensor, targets: Tensor, labels: Tensor, 
     parts = _losses(student, head, x, targets, labels, recipe)
     (parts["total"] + student.penalty()).backward()
     if torch.isfinite(parts["total"]):
-        nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], recipe.clip)
+        _clip([p for group in optimiser.param_groups for p in group["params"]], recipe)
         optimiser.step()
     return parts
+
+
+def _clip(parameters: list[Tensor], recipe: Recipe) -> None:
+    if recipe.clip and recipe.clip_by == "norm":
+        nn.utils.clip_grad_norm_(parameters, recipe.clip)
+    elif recipe.clip:
+        nn.utils.clip_grad_value_(parameters, recipe.clip)
 
 
 def _losses(student, head, x: Tensor, targets: Tensor, labels: Tensor, recipe: Recipe) -> dict[str, Tensor]:
@@ -132,9 +145,10 @@ def _losses(student, head, x: Tensor, targets: Tensor, labels: Tensor, recipe: R
     with autocast(student.device):
         _, projected = student(x)  # (b, d_t)
         logits = head(projected)  # (b, k)
+        said, heard = (logits, head(targets)) if recipe.classifier_epochs else (projected, targets)
     made = {"projected": projected}
     if recipe.lambda_kd:
-        made["kd"] = kd_loss(projected, targets, recipe.tau)
+        made["kd"] = kd_loss(said, heard, recipe.tau) * (recipe.tau**2 if recipe.tau_squared else 1.0)
     if recipe.lambda_struct:
         made["struct"] = structure_loss(logits, labels)
     if recipe.lambda_mse:
@@ -159,11 +173,13 @@ def _what_fits(student, head, optimiser, x: Tensor, targets: Tensor, labels: Ten
 
 
 def learning_rate(step: int, steps: int, recipe: Recipe) -> float:
-    """Learning rate of `step` (from 0) out of `steps`: linear warm-up, then cosine to 0 or constant."""
+    """Learning rate of `step` (from 0) out of `steps`: linear warm-up, then cosine to 0, constant, or a tenth every ten epochs."""
     if step < recipe.warmup:
         return recipe.lr * (step + 1) / recipe.warmup
     if recipe.schedule == "constant":
         return recipe.lr
+    if recipe.schedule == "step":
+        return recipe.lr * 0.1 ** (step * recipe.epochs // steps // 10)
     done = (step - recipe.warmup) / max(1, steps - recipe.warmup)
     return recipe.lr * 0.5 * (1 + math.cos(math.pi * done))
 
@@ -220,8 +236,9 @@ def _check(student, tiles, targets, labels, groups, rows, recipe) -> None:
     used = np.asarray(labels)[rows]
     if used.min() < 0 or used.max() >= recipe.k:
         raise PekaError(f"labels run from {used.min()} to {used.max()}, the recipe has k = {recipe.k}")
-    if recipe.schedule not in ("cosine", "constant"):
-        raise PekaError(f"schedule {recipe.schedule!r} is unknown: cosine or constant")
+    for name, words in CHOICES.items():
+        if getattr(recipe, name) not in words:
+            raise PekaError(f"{name} {getattr(recipe, name)!r} is unknown: {' or '.join(words)}")
     if not (recipe.lambda_kd or recipe.lambda_struct or recipe.lambda_mse):
         raise PekaError("the recipe weighs no loss: one of lambda_kd, lambda_struct and lambda_mse must not be 0")
 

@@ -17,7 +17,10 @@ class Progress:
         step: optimiser steps done.
     """
 
-    def __init__(self, student, head: nn.Module, optimiser, generator: torch.Generator, path: str | Path | None = None):
+    def __init__(
+        self, student, head: nn.Module, optimiser, generator: torch.Generator, path: str | Path | None = None, keep_best: bool = True
+    ):
+        self.keep_best = keep_best
         self.student, self.head, self.optimiser, self.generator = student, head, optimiser, generator
         self.path = None if path is None else Path(path)
         self.history, self.step = [], 0
@@ -26,7 +29,7 @@ class Progress:
     def finish_epoch(self, row: dict) -> None:
         """Take in a finished epoch's row of the history; remember its weights if it is the best; write the file."""
         self.history.append(row)
-        eligible = self.student.within_budget(self.step)
+        eligible = self.keep_best and self.student.within_budget(self.step)
         if eligible and row["aside_total"] < self.lowest:  # never true where nothing is set aside
             self.lowest, self.kept, self.best = row["aside_total"], row["epoch"], self._weights()
         if self.path is not None:

@@ -1,4 +1,4 @@
-"""Hyper-parameters of one alignment."""
+"""Hyper-parameters of one alignment, and the two recipes behind the paper: as it is written, and as its code runs."""
 
 from dataclasses import dataclass
 
@@ -12,20 +12,27 @@ class Recipe:
     Attributes:
         epochs, lr, batch_size: Adam over all training spots, `epochs` times.
         warmup: steps in which the learning rate rises to `lr`.
-        schedule: `cosine` (down to 0 at the last step) or `constant`, after the warm-up.
+        schedule: after the warm-up `cosine` (down to 0 at the last step), `constant`, or `step` (a tenth every ten epochs).
         tau: temperature of Eq. 5.
+        tau_squared: multiply Eq. 5 by tau squared, so that the size of its gradient does not depend on tau.
         lambda_kd, lambda_struct: weights of Eq. 4.
         lambda_mse: weight of the squared error to the targets, not in the paper: for students taught by genes.
         k: number of pseudo-labels.
         labels: `kmeans` with k clusters, as the authors' code; or `leiden`, communities of the graph of nearest
             neighbours, at most k.
+        classifier_epochs: 0: one joint stage, Eq. 5 between S and T, a linear layer for Eq. 6. Otherwise two phases: for so many
+            epochs an MLP learns the labels from T (`classifier.py`); then it is frozen, and both losses compare its logits.
         block: side b of an adapter block.
         targets: ends of the names of the adapted Linear layers.
         rank, alpha: of LoRA and AdaLoRA, whose change is scaled by alpha / rank; 9 has the budget of `block` 16 on `mini`.
+        reallocate: AdaLoRA moves its ranks while it trains; without, it keeps the ranks that it starts with.
         hidden, dropout: the projector's hidden width and dropout.
-        clip: largest norm of the gradient.
+        clip: largest gradient, 0 for no limit; clip_by: its `norm`, or each `value`.
+        pixels: what the student sees, in training and afterwards: `normalised` as the frozen encoder, or `raw`, 0 to 255.
         flips: show each tile in a random one of its eight orientations.
-        set_aside: share of the training groups that choose the epoch and are not trained on.
+        set_aside: share of the training spots that choose the epoch and are not trained on; set_aside_by: whole `group`s, or
+            any `spot`.
+        keep: the `best` epoch on what was set aside, or the `last`.
     """
 
     epochs: int = 10
@@ -34,17 +41,45 @@ class Recipe:
     warmup: int = 20
     schedule: str = "cosine"
     tau: float = 1.0
+    tau_squared: bool = False
     lambda_kd: float = 0.5
     lambda_struct: float = 0.5
     lambda_mse: float = 0.0
     k: int = 16
+    classifier_epochs: int = 0
     block: int = 16
     targets: tuple[str, ...] = ("attn.qkv",)
     rank: int = 9
     alpha: float = 9.0
+    reallocate: bool = True
     labels: str = "kmeans"
     hidden: int = 512
     dropout: float = 0.0
     clip: float = 1.0
+    clip_by: str = "norm"
+    pixels: str = "normalised"
     flips: bool = True
     set_aside: float = 0.15
+    set_aside_by: str = "group"
+    keep: str = "best"
+
+
+CHOICES = {  # fields that are one of a few words
+    "schedule": ("cosine", "constant", "step"), "labels": ("kmeans", "leiden"), "clip_by": ("norm", "value"),
+    "pixels": ("normalised", "raw"), "set_aside_by": ("group", "spot"), "keep": ("best", "last"),
+}  # fmt: skip
+
+RECIPES = {
+    # The paper's Methods. Not given there: tau, k, batch size, schedule, clipping, what chooses the epoch; taken from the
+    # authors' code where it has them (k, batch size), else left out.
+    "as_written": Recipe(
+        epochs=50, lr=1e-4, batch_size=32, warmup=0, schedule="constant", k=100, block=256, rank=256, alpha=32.0, dropout=0.1,
+        clip=0.0, flips=False, set_aside=0.0, keep="last",
+    ),
+    # The authors' code (RunningStone/PEKA bf9c6f5), whose method is the additive `bone`. Its "best" checkpoint is the last.
+    "as_run": Recipe(
+        epochs=10, lr=1e-4, batch_size=32, warmup=0, schedule="step", tau=2.0, tau_squared=True, k=100, classifier_epochs=20,
+        block=256, rank=256, alpha=32.0, reallocate=False, clip=1.0, clip_by="value", pixels="raw", flips=False, set_aside=0.2,
+        set_aside_by="spot", keep="last",
+    ),
+}  # fmt: skip

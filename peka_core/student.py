@@ -18,6 +18,9 @@ from .provenance import versions
 from .recipe import Recipe
 
 
+RAW = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}  # a transform that leaves pixels at 0..255
+
+
 class Student(nn.Module):
     """An encoder with an adapter, and a projector onto the teacher's space.
 
@@ -25,12 +28,12 @@ class Student(nn.Module):
     frozen tensors, so any number of students and the frozen encoder live side by side for the memory of one.
 
     Args:
-        encoder: frozen, from `load_encoder`; its transform, pooling, precision and device are the student's.
+        encoder: frozen, from `load_encoder`; its transform (but for `pixels: raw`), pooling, precision and device are the student's.
         method: `bat`, `bone`, `lora`, `adalora` (adapter and projector train), `full` (a copy of the encoder, and the
             projector), `projector_only` (no adapter), or `none` (nothing trains: the frozen encoder under the same
             interface, without a projector).
         d_teacher: dimension of the teacher's space.
-        recipe: block, rank, alpha, targets, hidden and dropout are read from it.
+        recipe: block, rank, alpha, reallocate, targets, hidden, dropout and pixels are read from it.
         seed: draws the projector's weights and LoRA's first factor; every adapter starts as the identity.
 
     Raises:
@@ -45,7 +48,7 @@ class Student(nn.Module):
         recipe = recipe or Recipe()
         self.method, self.d_teacher, self.recipe = method, d_teacher, recipe
         self.network = copy.deepcopy(encoder.model) if method == "full" else _share(encoder.model)
-        self.encoder = dataclasses.replace(encoder, model=self.network)
+        self.encoder = dataclasses.replace(encoder, model=self.network, **(RAW if recipe.pixels == "raw" else {}))
         self.allocation = adapters.add(self.network, method, recipe, seed)
         self.projector = None
         if method != "none":
@@ -117,7 +120,8 @@ class Student(nn.Module):
             "encoder": encoder.name, "revision": encoder.revision, "digest": encoder.digest,
             "precision": encoder.precision, "dim": encoder.dim, "method": self.method, "d_teacher": self.d_teacher,
             "block": recipe.block, "rank": recipe.rank, "alpha": recipe.alpha, "targets": list(recipe.targets),
-            "hidden": recipe.hidden, "dropout": recipe.dropout, "parameters": count_parameters(self), "versions": versions(),
+            "hidden": recipe.hidden, "dropout": recipe.dropout, "reallocate": recipe.reallocate, "pixels": recipe.pixels,
+            "parameters": count_parameters(self), "versions": versions(),
         }  # fmt: skip
 
     @classmethod
@@ -129,7 +133,7 @@ class Student(nn.Module):
         """
         folder = Path(folder)
         card = _read_card(folder, encoder)
-        options = {name: card[name] for name in ("block", "rank", "alpha", "hidden", "dropout")}
+        options = {name: card[name] for name in ("block", "rank", "alpha", "hidden", "dropout", "reallocate", "pixels") if name in card}
         recipe = Recipe(**options, targets=tuple(card["targets"]))
         student = cls(encoder, card["method"], card["d_teacher"], recipe)
         state = {}
