@@ -8,7 +8,7 @@ import yaml
 
 from .files import PekaError
 from .ladder import read_rung
-from .recipe import Recipe
+from .recipe import RECIPES, Recipe
 
 FOLDER = Path(__file__).parent / "profiles"
 GROUPS = ("source_options", "teacher_options", "recipe")
@@ -75,12 +75,17 @@ def load_profile(name: str, overrides: dict | None = None) -> Profile:
 
 
 def read_values(path: Path) -> dict:
-    """Values of a profile file, on top of those of the profile that its `base` names; of `recipe` each value by itself."""
+    """Values of a profile file, on top of those of the profile that its `base` names; of `recipe` each value by itself.
+
+    `recipe: {like: as_run, block: 16}` starts from one of `recipe.RECIPES` instead.
+    """
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if base := values.pop("base", ""):
-        under = read_values(_path_of(base))
-        values = under | values | {"recipe": under["recipe"] | values.get("recipe", {})}
-    return values
+    under = read_values(_path_of(values.pop("base"))) if "base" in values else {}
+    recipe = values.get("recipe", {})
+    if (like := recipe.pop("like", "")) and like not in RECIPES:
+        raise PekaError(f"{path}: recipe like {like!r} is unknown; there are {', '.join(RECIPES)}")
+    start = dataclasses.asdict(RECIPES[like]) if like else under.get("recipe", {})
+    return under | values | {"recipe": start | recipe}
 
 
 def override_names(values: dict) -> list[str]:

@@ -4,7 +4,7 @@ Every study is a function of a run; its numbers are differences to the frozen en
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ from . import stages, tables
 from .evaluation import evaluate
 from .ladder import Rung
 from .protocols import PROTOCOLS
+from .recipe import RECIPES
 from .statistics import MIN_PATIENTS, paired, paired_t, t_interval
 from .workspace import Run
 
@@ -26,6 +27,20 @@ CURVES = {
     "side b of a block": ("block", (4, 8, 16, 32)),
     "pseudo-labels k": ("k", (4, 8, 16, 32)),
     "epochs": ("epochs", (1, 2, 4, 8)),
+}
+SWITCHES = {  # from the paper as written to its code as run, one change of the profile's recipe at a time
+    "additive bone": Rung("bone"),
+    "raw pixels, 0 to 255": Rung("bat", recipe=(("pixels", "raw"),)),
+    "two phases, frozen classifier": Rung("bat", recipe=(("classifier_epochs", 20),)),
+    "tau = 2, times tau squared": Rung("bat", recipe=(("tau", 2.0), ("tau_squared", True))),
+    "k = 100": Rung("bat", recipe=(("k", 100),)),
+    "qkv only": Rung("bat", recipe=(("targets", ("attn.qkv",)),)),
+    "rate 1e-4": Rung("bat", recipe=(("lr", 1e-4),)),
+    "constant rate, no warm-up": Rung("bat", recipe=(("schedule", "constant"), ("warmup", 0))),
+    "clipped by value": Rung("bat", recipe=(("clip_by", "value"),)),
+    "no flips": Rung("bat", recipe=(("flips", False),)),
+    "dropout .1": Rung("bat", recipe=(("dropout", 0.1),)),
+    "a fifth of the spots aside, last epoch": Rung("bat", recipe=(("keep", "last"), ("set_aside", 0.2), ("set_aside_by", "spot"))),
 }
 SHARES = (0.25, 0.5, 0.75, 1.0)
 LAMBDAS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of L_KD; L_struct has the rest
@@ -74,6 +89,20 @@ def curves(work: Run, split: str) -> pd.DataFrame:
         longer = () if share == 1 else (("epochs", round(plain.epochs / share)),)
         points.append(("share of training patients, same steps", share, Rung("bat", recipe=longer, share=share)))
     return _against_frozen(work, points, split)
+
+
+def recipes(work: Run, split: str) -> pd.DataFrame:
+    """minus frozen under `strict`: the profile's recipe, each switch between paper and code by itself, and both as a whole.
+
+    The whole recipes keep their epochs and rates; block and rank are the profile's, since 256 does not divide `mini`.
+    """
+    base, size = work.profile.recipe, ("block", "rank", "alpha")
+    points = [("the profile's recipe", Rung("bat"))] + list(SWITCHES.items())
+    for name, method in (("as_written", "bat"), ("as_run", "bone")):
+        whole = replace(RECIPES[name], **{field: getattr(base, field) for field in size})
+        changes = tuple(sorted((f.name, getattr(whole, f.name)) for f in fields(whole) if getattr(whole, f.name) != getattr(base, f.name)))
+        points.append((f"{name}, whole", Rung(method, recipe=changes)))
+    return _against_frozen(work, [("recipe", name, rung) for name, rung in points], split)
 
 
 def cue_shares(work: Run, split: str) -> pd.DataFrame:
@@ -175,6 +204,7 @@ STUDIES: dict[str, tuple[Callable[[Run, str], pd.DataFrame], int | None]] = {  #
     "ladder": (ladder, None),
     "ladder_scope": (lambda work, splits: scope_effects(work), None),
     "ladder_curves": (curves, 1),
+    "ladder_recipes": (recipes, 2),
     "ladder_cues": (cue_shares, 2),
     "ladder_alpha": (alphas, 2),
     "ladder_forgetting": (forgetting, None),

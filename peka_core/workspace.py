@@ -164,13 +164,14 @@ class Run:
     def recipe(self, rung: Rung, split: str = "", world: str = "on") -> Recipe:
         """The profile's recipe with the changes of a rung.
 
-        Nothing is set aside where shuffled spots, or all, are trained on (so that scopes nested and all differ in spots
-        alone), nor in world `few`, which has more epochs.
+        No group is set aside where shuffled spots, or all, are trained on (so that scopes nested and all differ in spots
+        alone), nor in world `few`, which has more epochs. A recipe that sets single spots aside does so everywhere.
         """
         recipe = rung.change(self.profile.recipe)
         if world == "few":
             return dataclasses.replace(recipe, epochs=self.profile.few["epochs"], set_aside=0.0)
-        return dataclasses.replace(recipe, set_aside=0.0) if split == "all" or split.startswith("spots/") else recipe
+        shuffled = (split == "all" or split.startswith("spots/")) and recipe.set_aside_by == "group"
+        return dataclasses.replace(recipe, set_aside=0.0) if shuffled else recipe
 
     def rows(self, split: str, world: str = "on", share: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
         """Boolean training and test rows of a split by name; `all` trains on every spot and tests none.

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import yaml
 
-from peka_core.alignment import Recipe
+from peka_core.recipe import RECIPES, Recipe
 from peka_core.files import PekaError
 from peka_core.profile import FOLDER, load_profile, override_names, profile_names, read_values
 
@@ -55,6 +55,14 @@ def test_a_profile_says_only_what_differs_from_its_base(tmp_path):
     assert profile.source_options == {"spots": 20}  # a whole: options of another source mean nothing
     (tmp_path / "lost.yaml").write_text("base: smokes\n")
     with pytest.raises(PekaError, match="no profile 'smokes'"):
+        load_profile(str(tmp_path / "lost.yaml"))
+
+
+def test_a_recipe_can_start_from_the_papers(tmp_path):
+    (tmp_path / "mine.yaml").write_text("base: smoke\nrecipe: {like: as_run, block: 16}\n")
+    assert load_profile(str(tmp_path / "mine.yaml")).recipe == dataclasses.replace(RECIPES["as_run"], block=16)
+    (tmp_path / "lost.yaml").write_text("base: smoke\nrecipe: {like: as_ran}\n")
+    with pytest.raises(PekaError, match="recipe like 'as_ran' is unknown; there are as_written, as_run"):
         load_profile(str(tmp_path / "lost.yaml"))
 
 
