@@ -209,4 +209,4 @@ def _from_url(row: Row, partial: Path) -> tuple[Path, str]:
 
 def _told(error: Exception) -> str:
     """Kind and first line of an error of another library."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
