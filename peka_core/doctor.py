@@ -8,11 +8,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from huggingface_hub import get_token
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from .encoder_files import rows, whereabouts
 from .files import free_bytes
 from .manifest import cache_folder
+from .profile import load_profile
 from .provenance import best_device, device_name
 from .workspace import root
 
@@ -21,8 +24,8 @@ DISK_GB, MEMORY_GB = 2, 4  # what `demo` needs, with room to spare
 Line = tuple[str, str, str]  # "ok", "note" or "problem"; what was looked at; what was found
 
 
-def examine() -> Iterator[Line]:
-    """All checks, one line each."""
+def examine(profile: str = "") -> Iterator[Line]:
+    """All checks, one line each; those of a profile's encoder where one is named."""
     yield _python()
     yield from packages()
     yield ("ok", "device", f"{best_device()}: {device_name()}")
@@ -32,6 +35,20 @@ def examine() -> Iterator[Line]:
     yield _mirror()
     token = os.environ.get("HF_TOKEN")
     yield ("ok", "HF_TOKEN", "set (not shown)") if token else ("note", "HF_TOKEN", "not set: needed for gated encoders only")
+    if profile:
+        yield _encoder(load_profile(profile).encoder)
+
+
+def _encoder(name: str) -> Line:
+    """Whether the weights of an encoder can be had here, and under which terms."""
+    if name not in rows():
+        return ("ok", "encoder", f"{name}, " + ("in the package" if name in ("mini", "random") else "from timm, on first use"))
+    row = rows()[name]
+    (here, where), has_token = whereabouts(row), get_token() is not None
+    reachable = bool(row.hub_id or row.url) and not os.environ.get("PEKA_MIRROR") and (has_token or not row.gated)
+    token = " (and it is not set)" if row.gated and not has_token else ""
+    state = "ok" if here else "note" if reachable else "problem"
+    return (state, "encoder", f"{name}, {where}; {row.terms}{token}; {row.marks}" + ("" if here or reachable else f"; or --weights {name}=PATH"))
 
 
 def _python() -> Line:

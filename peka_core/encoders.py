@@ -1,7 +1,8 @@
 """Encoders: a pathology foundation model F together with its transform, pooling and precision.
 
-`mini` and `random` (the same network, untrained) come with the package; any other name is a timm model,
-with timm's own weights and data settings, or with weights from a local file.
+`mini` and `random` (the same network, untrained) come with the package; the rows of data_manifest.yaml are pathology models
+and what they are compared with; any other name is a timm model, with timm's own weights and data settings. All of these
+take weights from a local file instead.
 """
 
 import contextlib
@@ -14,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from .files import PekaError, sha256
+from . import backbones
+from .encoder_files import Row, find_weights, rows
+from .files import PekaError
 from .provenance import MINI_WEIGHTS, best_device, weights_digest
 
 
@@ -28,14 +30,16 @@ class Encoder:
     """A frozen model that turns tiles into features, and all that its numbers depend on.
 
     Attributes:
-        name: `mini`, `random` or a timm name.
-        model: the network, in evaluation mode, every parameter frozen; (n, 3, size, size) -> (n, dim).
+        name: `mini`, `random`, a row's or a timm name.
+        model: the network, in evaluation mode, every parameter frozen; (n, 3, size, size) -> (n, dim), or all tokens
+            (n, tokens, dim / 2) where pool is `cls+mean`.
         mean, std: normalisation per channel, for values in 0..1.
         dim: length d of a feature vector.
         size: side of the input in pixels.
-        resize: shorter side before the centre crop to `size`; equal to `size` where nothing is cropped.
+        resize: shorter side before the centre crop to `size`; equal to `size` where nothing is cropped. None: tiles enter
+            as they are, and any other than size x size are refused.
         interpolation: `bilinear` or `bicubic`, with antialiasing.
-        pool: how tokens become one vector (`token`, `avg`).
+        pool: how tokens become one vector: `token` and `avg` inside the model, `cls+mean` in `encode`.
         precision: `float32` or `bfloat16` (autocast) in `embed`.
         revision, digest: which weights; sha256 of their file, or of the parameters where there is no file.
         device: where the model is.
@@ -47,7 +51,7 @@ class Encoder:
     std: tuple[float, ...]
     dim: int
     size: int = 224
-    resize: int = 224
+    resize: int | None = 224
     interpolation: str = "bilinear"
     pool: str = "avg"
     precision: str = "float32"
@@ -79,8 +83,10 @@ class Encoder:
     def _resize(self, pixels: Tensor) -> Tensor:
         """Shorter side to `resize`, then the centre `size` x `size`: (n, h, w, 3) -> (n, size, size, 3), 0..255."""
         height, width = pixels.shape[1:3]
-        if height == width == self.size == self.resize:
+        if height == width == self.size and self.resize in (self.size, None):
             return pixels
+        if self.resize is None:
+            raise PekaError(f"{self.name} takes tiles of {self.size} x {self.size} px as they are, not {height} x {width}: cut others")
         scale = self.resize / min(height, width)
         sides = [int(height * scale + 1e-9), int(width * scale + 1e-9)]
         x = F.interpolate(pixels.permute(0, 3, 1, 2).float(), sides, mode=self.interpolation, antialias=True)
@@ -97,6 +103,8 @@ class Encoder:
         if tuple(x.shape[1:]) != (3, self.size, self.size):
             wanted = f"(n, 3, {self.size}, {self.size})"
             raise PekaError(f"{self.name} expects x {wanted}, not {tuple(x.shape)}: see its transform")
+        if self.pool == "cls+mean":
+            return backbones.cls_and_mean(self.model(x), self.model.num_prefix_tokens)
         return self.model(x)
 
     def embed(self, tiles, batch_size: int = 256, progress: bool = False) -> np.ndarray:
@@ -131,7 +139,8 @@ def load_encoder(
     """Load an encoder, frozen, on `device` (the best one where it is not given).
 
     Args:
-        name: `mini`, `random` (untrained, drawn from `seed`), or any timm model name.
+        name: `mini`, `random` (untrained, drawn from `seed`), a row of data_manifest.yaml, or any timm model name. A
+            row's name wins: `resnet50` is the row with torchvision's weights, and timm's default is `resnet50.a1_in1k`.
         weights: a local .safetensors, .bin or .pth file instead of the model's own weights.
         seed: draws the weights of `random`.
 
@@ -139,7 +148,10 @@ def load_encoder(
         PekaError: unknown name, weights that cannot be had, or a file that does not fit the model.
     """
     device = str(device or best_device())
-    encoder = _bundled(name, seed, weights) if name in ("mini", "random") else _from_timm(name, weights)
+    if name in ("mini", "random"):
+        encoder = _bundled(name, seed, weights)
+    else:
+        encoder = _from_row(rows()[name], weights) if name in rows() else _from_timm(name, weights)
     encoder.model.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
     encoder.device = device
     if device.startswith("cuda") and isinstance(encoder.model, timm.models.VisionTransformer) and has_bfloat16(device):
@@ -153,9 +165,32 @@ def _bundled(name: str, seed: int, weights: str | Path | None) -> Encoder:
 
     model = build_mini(seed)
     if name == "mini":
-        _load_weights(model, Path(weights or MINI_WEIGHTS), name)
+        _load(model, weights or MINI_WEIGHTS, name)
     facts = {"digest": weights_digest(name, weights, seed), "revision": "" if name == "mini" else f"seed {seed}"}
     return Encoder(name, model, tuple(MINI_MEAN), tuple(MINI_STD), model.num_features, **facts)
+
+
+def _from_row(row: Row, weights: str | Path | None) -> Encoder:
+    """A row's network with the weights of a file: the user's, or the pinned one of mirror, cache or hub."""
+    if weights is not None:
+        path, revision, digest = Path(weights), "", ""
+    else:
+        path, revision, digest = find_weights(row)
+    model, how = backbones.build(row), row.transform
+    _load(model, path, row.name, row.layout)
+    return Encoder(
+        name=row.name,
+        model=model,
+        mean=tuple(how["mean"]),
+        std=tuple(how["std"]),
+        dim=row.dim,
+        size=how["crop"],
+        resize=how["resize"],
+        interpolation=how["interpolation"] or "bilinear",
+        pool=row.pooling,
+        revision=revision,
+        digest=digest or weights_digest(row.name, path),
+    )
 
 
 def _from_timm(name: str, weights: str | Path | None) -> Encoder:
@@ -165,12 +200,12 @@ def _from_timm(name: str, weights: str | Path | None) -> Encoder:
     except Exception as error:  # timm and the hub raise many kinds: no such name, no network, no access, no weights
         raise PekaError(
             f"encoder {name!r} could not be made by timm ({type(error).__name__}: {str(error).splitlines()[0][:200]}). "
-            "Names: mini, random, or one of timm.list_models(pretrained=True). Without a network give the weights "
+            f"Names: mini, random, {', '.join(rows())}, or one of timm.list_models(pretrained=True). Without a network give the weights "
             f"as a file: --weights {name}=PATH. For a gated model accept the terms on its page and set HF_TOKEN."
         ) from error
     cfg = timm.data.resolve_model_data_config(model)
     if weights is not None:
-        _load_weights(model, Path(weights), name)
+        _load(model, weights, name)
     size = cfg["input_size"][-1]
     return Encoder(
         name=name,
@@ -183,31 +218,14 @@ def _from_timm(name: str, weights: str | Path | None) -> Encoder:
         interpolation="bicubic" if cfg["interpolation"] == "bicubic" else "bilinear",
         pool=str(getattr(model, "global_pool", "avg")),
         revision="" if weights else str(model.pretrained_cfg.get("hf_hub_id") or model.pretrained_cfg.get("url") or ""),
-        digest=sha256(weights) if weights else _state_digest(model),
+        digest=weights_digest(name, weights) if weights else _state_digest(model),
     )
 
 
-def _load_weights(model: nn.Module, path: Path, name: str) -> None:
-    """Read a local state dict into `model`; every key must fit, a classifier that was cut off aside."""
-    if not path.exists():
-        raise PekaError(f"no weights for encoder {name!r} at {path}: give the file as --weights {name}=PATH")
-    try:
-        safe = path.suffix == ".safetensors"
-        state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        kind = type(error).__name__
-        raise PekaError(f"{path} is not a file of weights that loads safely ({kind}: {error})") from error
-    heads = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
-    heads = (heads,) if isinstance(heads, str) else heads
-    state = {key: value for key, value in state.items() if key.rsplit(".", 1)[0] not in heads}
-    try:
-        model.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        wanted = model.state_dict().keys()
-        missing, unknown = sorted(wanted - state.keys()), sorted(state.keys() - wanted)
-        lines = f"missing {len(missing)}: {missing[:3]}; unknown {len(unknown)}: {unknown[:3]}"
-        shapes = "" if missing or unknown else f"; {str(error).splitlines()[1].strip()}"
-        raise PekaError(f"{path} does not fit encoder {name!r}: {lines}{shapes}") from error
+def _load(model: nn.Module, path: str | Path, name: str, layout: str = "timm") -> None:
+    """Read a file of weights into `model`."""
+    state = backbones.read_weights(Path(path), name)
+    backbones.put_weights(model, backbones.LAYOUTS[layout](state), path, name)
 
 
 def _state_digest(model: nn.Module) -> str:

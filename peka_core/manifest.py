@@ -157,7 +157,7 @@ class Verified:
     @staticmethod
     def _mark(path: Path, facts: dict) -> list:
         state = path.stat()
-        return [state.st_size, state.st_mtime_ns, facts["blob"], facts.get("sha256", "")]
+        return [state.st_size, state.st_mtime_ns, facts.get("blob", ""), facts.get("sha256", "")]
 
     def knows(self, path: Path, facts: dict) -> bool:
         """True where this very file was verified before."""

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from .files import sha256
+from .files import PekaError, sha256
 
 PACKAGES = ("torch", "timm", "scanpy", "anndata", "scikit-learn", "numpy", "pandas")
 MINI_WEIGHTS = Path(__file__).parent / "weights" / "mini.safetensors"
@@ -58,11 +58,36 @@ def _has_gpu() -> bool:
 def weights_digest(name: str, weights: str | Path | None = None, seed: int = 0) -> str:
     """Digest of an encoder's weights where it is known without loading them, else empty.
 
-    A file's own sha256; for `random` the name of its network and seed.
+    A file's own sha256, printed where the user gave the file; the pinned or recorded one of a row of data_manifest.yaml;
+    for `random` the name of its network and seed.
+
+    Raises:
+        PekaError: the user's file is not there.
     """
-    if weights or name == "mini":
-        return sha256(weights or MINI_WEIGHTS)
-    return hashlib.sha256(f"{MINI_NETWORK}, untrained, seed {seed}".encode()).hexdigest() if name == "random" else ""
+    if weights:
+        return _digest_of_given(name, Path(weights))
+    if name == "mini":
+        return sha256(MINI_WEIGHTS)
+    if name == "random":
+        return hashlib.sha256(f"{MINI_NETWORK}, untrained, seed {seed}".encode()).hexdigest()
+    from .encoder_files import known_digest, rows
+
+    return known_digest(rows()[name]) if name in rows() else ""
+
+
+def _digest_of_given(name: str, path: Path) -> str:
+    if not path.is_file():
+        raise PekaError(f"no weights for encoder {name!r} at {path}: give the file as --weights {name}=PATH")
+    state = path.stat()
+    return _print_digest(name, path.resolve(), state.st_size, state.st_mtime_ns)
+
+
+@functools.cache
+def _print_digest(name: str, path: Path, size: int, changed: int) -> str:
+    """sha256 of a file, taken and printed once in a process as long as the file does not change."""
+    digest = sha256(path)
+    print(f"encoder {name}: weights of {path}, sha256 {digest}", flush=True)
+    return digest
 
 
 @functools.cache

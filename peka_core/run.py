@@ -5,7 +5,7 @@
     peka ladder PROFILE [the same options]
     peka fetch PROFILE [--dry-run]
     peka score TASK_DIR --embeddings DIR [--protocol NAME] [--set NAME=VALUE] [--json OUT]
-    peka doctor
+    peka doctor [PROFILE]
 """
 
 import argparse
@@ -27,11 +27,8 @@ WIDGET = "application/vnd.jupyter.widget-view+json"  # a progress bar
 ENCODERS = {  # name -> what it is; licence; gate
     "mini": "bundled, 0.9 M parameters, drawn tissue only; licence MIT; no gate",
     "random": "the network of mini, untrained; licence MIT; no gate",
-    "<any timm name>": "timm.create_model(name), or local weights by --weights NAME=PATH; its own licence and gate:",
-    "  hf-hub:bioptimus/H-optimus-0": "licence Apache-2.0; gated, accept its page and set HF_TOKEN; not run here",
-    "  hf-hub:MahmoodLab/UNI": "licence CC BY-NC-ND 4.0; gated, accept its page and set HF_TOKEN; not run here",
-    "  resnet50.tv_in1k": "licence BSD-3; no gate; not run here",
 }
+OTHERS = {"<any timm name>": "timm.create_model(name); its own licence and gate. Every encoder: --weights NAME=PATH"}
 
 
 def main(words: list[str] | None = None) -> int:
@@ -73,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--json", metavar="OUT", help="write every gene's score of every split")
     score.set_defaults(command=_score)
     doctor = commands.add_parser("doctor", help="Python, packages, device, memory, disk, mirror and tokens of this machine")
+    doctor.add_argument("profile", nargs="?", default="", help="also look for this profile's encoder")
     doctor.set_defaults(command=_doctor)
     return parser
 
@@ -151,7 +149,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     """Print every check; 1 where one is a problem."""
     from .doctor import examine
 
-    lines = list(examine())
+    lines = list(examine(arguments.profile))
     for state, name, found in lines:
         print(f"{state:<8} {name:<18} {found}")
     return int(any(state == "problem" for state, _, _ in lines))
@@ -226,11 +224,13 @@ def _report(folder: Path, seconds: float) -> None:
 
 def _list(arguments: argparse.Namespace) -> None:
     """Print what can be named in a profile."""
+    from .encoder_files import rows
     from .teachers import TEACHERS
 
+    encoders = ENCODERS | {name: f"{row.title}; {row.terms}; {row.marks}; real weights not run here" for name, row in rows().items()} | OTHERS
     teachers = {name: teacher.about for name, teacher in TEACHERS.items()}
     profiles = {name: load_profile(name).title for name in profile_names()}
-    for title, rows in (("profiles", profiles), ("encoders", ENCODERS), ("teachers", teachers), ("methods", METHODS)):
+    for title, rows in (("profiles", profiles), ("encoders", encoders), ("teachers", teachers), ("methods", METHODS)):
         print(f"{title}\n" + "".join(f"  {name:<28} {text}\n" for name, text in rows.items()))
 
 

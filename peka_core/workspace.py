@@ -47,18 +47,21 @@ def open_run(
         profile: name of a bundled profile or path of a YAML file.
         run: folder under `runs/`; empty means the profile's name.
         device: `auto`, `cpu` or `cuda`.
-        weights: local weights, `{"encoder name": "path"}`.
+        weights: local weights, `{"encoder name": "path"}`; their digests are printed and kept in the run's weights.json.
         overrides: profile values to change, by flat name.
 
     Raises:
-        PekaError: unknown names, or a folder that was started with other values.
+        PekaError: unknown names, weights that are not there, or a folder that was started with other values.
     """
     loaded = load_profile(profile, overrides)
     if loaded.overrides and not run:
         raise PekaError("changed parameters need a run name of their own: add --run NAME (in a notebook: run = \"NAME\")")
     folder = root() / "runs" / (run or loaded.name)
     started = {"profile": loaded.name, "overrides": loaded.overrides, "source_options": loaded.source_options}
+    given = {name: {"path": str(Path(path).resolve()), "sha256": weights_digest(name, path)} for name, path in (weights or {}).items()}
     _same_or_new(folder / "run.json", started)
+    if given:
+        write_whole(folder / "weights.json", lambda p: p.write_text(json.dumps(given, indent=1) + "\n"))
     return Run(folder, loaded, best_device() if device == "auto" else device, dict(weights or {}))
 
 

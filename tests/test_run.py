@@ -54,7 +54,7 @@ def test_list_names_everything_with_licence_and_gate(capsys):
     assert {"demo", "smoke", "her2st", "mini", "random", "pca", "none", "bat", "bone", "projector_only"} <= set(row)
     for name in ("mini", "random", "pca"):
         assert "licence" in row[name] and "no gate" in row[name]
-    assert any("H-optimus-0" in line and "Apache-2.0; gated" in line for line in lines)
+    assert "Apache-2.0; gated" in row["h-optimus-0"] and "no gate" in row["phikon"]
 
 
 def test_fetch_dry_run_names_files_and_sizes_and_touches_nothing(tmp_path, monkeypatch, capsys):
