@@ -29,6 +29,7 @@ CHOICES = {
 }  # fmt: skip
 LARGEST = np.log1p(1e4)  # a normalised value: all counts of a spot in one gene
 MASK_VALUE = 102.0  # from here on a value would mean mask or padding to the network
+ALIKE = 0.8  # shortest spot of a batch, as a share of its longest
 QC_GENES = 200  # expressed genes of the vocabulary that scFoundation's authors asked of their training cells
 
 
@@ -214,12 +215,12 @@ class ScFoundation:
 
     def facts(self, adata: anndata.AnnData) -> dict:
         """Settings, digests, licence, and how many spots each choice keeps, for uns["teacher"]."""
-        spots, source = self.examine(adata), load_manifest()["sources"][SOURCE]
+        spots = self.examine(adata)
         fine = spots["reason"].isin(["", f"fewer than {self.min_genes} expressed genes of the vocabulary"])
         settings = {name: getattr(self, name) for name in ("target", *CHOICES, "min_genes")}
         return settings | {
             **{f"{option}_sha256": digest for option, digest in digests(self.paths).items()},
-            "license": source["license"], "n_genes_in_vocabulary": int(self._known(adata.var_names).sum()),
+            "license": _source()["license"], "n_genes_in_vocabulary": int(self._known(adata.var_names).sum()),
             "n_usable": int((spots["reason"] == "").sum()),
             "dropped": {reason: int(n) for reason, n in spots["reason"].value_counts().items() if reason},
             "n_kept_by_min_genes": {str(m): int((fine & (spots["genes"] >= m)).sum()) for m in (0, QC_GENES)},
@@ -233,13 +234,18 @@ def fetch_files(options: dict, dry_run: bool = False) -> list[Path]:
 
 def digests(paths: dict) -> dict[str, str]:
     """sha256 of checkpoint and vocabulary: of the files at the given paths, else as pinned (then no file is needed)."""
-    pinned = load_manifest()["sources"][SOURCE]["files"]
-    return {option: _digest(paths.get(option)) or pinned[file]["sha256"] for option, file in FILES.items()}
+    return {option: _digest(paths.get(option)) or _source()["files"][file]["sha256"] for option, file in FILES.items()}
 
 
 def named_options(options: dict) -> dict:
     """Options as they name a unit: digests instead of paths, without those that change no number."""
     return {name: value for name, value in options.items() if name not in (*ASIDE, *FILES)} | digests(options)
+
+
+@functools.lru_cache
+def _source() -> dict:
+    """scFoundation's entry in the manifest."""
+    return load_manifest()["sources"][SOURCE]
 
 
 def _digest(path: str | Path | None) -> str:
@@ -270,10 +276,15 @@ def _checked(adata: anndata.AnnData, known: np.ndarray, pre_normalized: str) -> 
 
 
 def budgeted(rows: np.ndarray, lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
-    """Batches of rows, longest first, each with at most `tokens` tokens where all are padded to its longest; at least one row."""
+    """Batches of rows, longest first, at least one row each.
+
+    Padded to its longest row, a batch has at most `tokens` tokens; no row is shorter than `ALIKE` of it, since attention's work
+    on padding grows with the square.
+    """
     batches, start = [], 0
     while start < len(rows):
-        size = max(1, int(tokens // lengths[start]))
+        alike = np.searchsorted(-lengths, -ALIKE * lengths[start], "right") - start
+        size = max(1, min(int(tokens // lengths[start]), alike))
         batches.append(rows[start : start + size])
         start += size
     return batches
