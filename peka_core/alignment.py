@@ -195,7 +195,7 @@ def alignment_quality(
 
     Args:
         features_train, features_test: (n, d) and (m, d).
-        x_teacher_train, x_teacher_test: (n, d_t) and (m, d_t).
+        x_teacher_train, x_teacher_test: (n, d_t) and (m, d_t); rows with NaN, spots that the teacher left out, are left out.
 
     Returns:
         r2: held-out R2 of a ridge from standardised features to X_teacher, components weighted by their
@@ -203,6 +203,9 @@ def alignment_quality(
         spot's k nearest neighbours in feature space that are among its k nearest in teacher space;
         chance: the same for random neighbours. n_train, n_test, k.
     """
+    usable, usable_test = np.isfinite(x_teacher_train).all(1), np.isfinite(x_teacher_test).all(1)
+    features_train, x_teacher_train = features_train[usable], x_teacher_train[usable]
+    features_test, x_teacher_test = features_test[usable_test], x_teacher_test[usable_test]
     scaler = StandardScaler().fit(features_train)
     ridge = make_pipeline(scaler, RidgeCV(np.logspace(-1, 5, 13))).fit(features_train, x_teacher_train)
     r2 = r2_score(x_teacher_test, ridge.predict(features_test), multioutput="variance_weighted")

@@ -136,7 +136,7 @@ class Cohort:
         """
         chosen = self._chosen(samples)
         genes = _joined_genes([section.genes for section in chosen], join)
-        counts = sparse.vstack([_on_genes(read_counts(s), s.genes, genes) for s in chosen], format="csr")
+        counts = sparse.vstack([on_genes(read_counts(s), s.genes, genes) for s in chosen], format="csr")
         _, arrays, var = zip(*(read_spots(section) for section in chosen))
         obs = self.obs[self.obs["sample"].isin([section.sample for section in chosen])].copy()
         return ad.AnnData(counts, obs=obs, var=_agreed(var, genes), obsm=_stacked(arrays))
@@ -222,7 +222,7 @@ def _joined_genes(lists: list[pd.Index], join: str) -> pd.Index:
     return genes
 
 
-def _on_genes(counts: sparse.csr_matrix, own: pd.Index, genes: pd.Index) -> sparse.csr_matrix:
+def on_genes(counts: sparse.csr_matrix, own: pd.Index, genes: pd.Index) -> sparse.csr_matrix:
     """Columns of `counts` (n, own) arranged as `genes`; 0 where the section did not measure one."""
     if own.equals(genes):
         return counts

@@ -7,6 +7,7 @@ files are used in place. Otherwise files are downloaded once into PEKA_CACHE, or
 import hashlib
 import json
 import os
+import sys
 from pathlib import Path
 
 import pooch
@@ -76,10 +77,12 @@ def fetch(
         print(_table(entry, files, paths, bool(mirror)))
         return paths
     if mirror:
-        _all_there(paths, home)
+        _all_there(paths, home, "".join(_by_hand(entry["files"][file], path) for file, path in zip(files, paths)))
     seen = Verified((Path(folder) if folder and not mirror else cache_folder()) / "verified.json")
     for file, path in zip(files, paths):
         facts = entry["files"][file]
+        if "terms" in facts and not (path.exists() and seen.knows(path, facts)):
+            print(f"{path.name}: {facts['terms']}", file=sys.stderr)  # once: on the file's first use on this machine
         if not path.exists():
             _download(_url(entry, file), path, facts)
         elif not seen.knows(path, facts):
@@ -100,22 +103,30 @@ def _entry(manifest: dict, source: str, files: list[str]) -> dict:
 
 
 def _url(entry: dict, file: str) -> str:
-    """`url` of the source + the path without its first folder."""
-    return entry["url"] + file.split("/", 1)[1]
+    """The file's own `url`, or `url` of the source + the path without its first folder; "" where there is none."""
+    own = entry["files"][file].get("url")
+    return own if own is not None else entry["url"] + file.split("/", 1)[1]
 
 
-def _all_there(paths: list[Path], mirror: Path) -> None:
+def _by_hand(facts: dict, path: Path) -> str:
+    """Where to get a file that cannot be downloaded from here, and where to put it."""
+    return f" By hand: {facts['by_hand']}; put it at {path}." if "by_hand" in facts and not path.exists() else ""
+
+
+def _all_there(paths: list[Path], mirror: Path, by_hand: str) -> None:
     missing = [path for path in paths if not path.is_file()]
     if missing:
         names = "\n  ".join(str(path) for path in missing)
         raise PekaError(
             f"{len(missing)} of {len(paths)} files are not in the mirror PEKA_MIRROR={mirror}:\n  {names}\n"
-            f"Copy them there, ask for other files, or unset PEKA_MIRROR to download them."
+            f"Copy them there, ask for other files, or unset PEKA_MIRROR to download them.{by_hand}"
         )
 
 
 def _download(url: str, path: Path, facts: dict) -> None:
     """Download under a temporary name, verify, then rename: a broken download leaves nothing behind."""
+    if not url:
+        raise PekaError(f"{path}: missing, and there is no address to download it from.{_by_hand(facts, path)}")
 
     def write(temporary: Path) -> None:
         pooch.HTTPDownloader(progressbar=True)(url, str(temporary), None)
@@ -126,7 +137,7 @@ def _download(url: str, path: Path, facts: dict) -> None:
     except requests.RequestException as error:
         raise PekaError(
             f"{url}: download failed ({error}); expected {path.name}. Start again (finished files are kept), or put the "
-            f"files into a directory and name it in PEKA_MIRROR."
+            f"files into a directory and name it in PEKA_MIRROR.{_by_hand(facts, path)}"
         ) from error
 
 

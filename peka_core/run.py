@@ -237,6 +237,10 @@ def _list(arguments: argparse.Namespace) -> None:
 def _fetch(arguments: argparse.Namespace) -> None:
     """Download and verify what a profile's source needs; with --dry-run show it."""
     profile = load_profile(arguments.profile)
+    if profile.teacher == "scfoundation":
+        from .scfoundation import fetch_files
+
+        fetch_files(profile.teacher_options, arguments.dry_run)
     source = importlib.import_module(f"peka_core.sources.{profile.source}")
     if not hasattr(source, "fetch"):
         print(f"profile {profile.name}: nothing to fetch, the cohort is drawn")

@@ -53,15 +53,25 @@ def teacher(work: Run, split: str, world: str = "on", rung: Rung | str = "bat") 
 
         seen, _ = work.rows(split, world, rung.share)
         model = load_teacher(work.profile.teacher, **work.profile.teacher_options)
-        embedded = embed_spots(work.cohort(world).adata(), seen, model, recipe.k, work.profile.seed, recipe.labels)
+        adata = work.cohort(world).adata(join=model.join)
+        known = None if model.learns else _embedding(work, world, model, adata)
+        embedded = embed_spots(adata, seen, model, recipe.k, work.profile.seed, recipe.labels, known)
         embedded.write_h5ad(folder / "teacher.h5ad", compression="gzip")
 
     return _read(make(work.folder, unit, write, "teacher.h5ad") / "teacher.h5ad")
 
 
+def _embedding(work: Run, world: str, model, adata: ad.AnnData) -> np.ndarray:
+    """X_teacher (n, d_t) of a teacher that learns nothing: no split or seed changes it, so it is made once."""
+    unit = work.unit("embedding", world, teacher=work.teacher_name)
+    write = lambda folder: np.save(folder / "x_teacher.npy", model.embed(adata))
+    return np.load(make(work.folder, unit, write, "x_teacher.npy") / "x_teacher.npy")
+
+
 def lesson(work: Run, rung: Rung | str, split: str, world: str = "on") -> tuple[np.ndarray, np.ndarray]:
     """What a rung's student is trained towards: targets `(n, d_t)` and pseudo-labels `(n,)` of all spots.
 
+    A spot that the teacher could not use has label -1, whatever the targets; nobody trains on it.
     `permuted_teacher` shuffles both within each section, training spots among themselves; `genes` are the split's own target genes, standardised on
     its training spots (no test spot has a say in them).
     """
@@ -71,6 +81,7 @@ def lesson(work: Run, rung: Rung | str, split: str, world: str = "on") -> tuple[
     if rung.taught_by == "permuted_teacher":
         seen, _ = work.rows(split, world, rung.share)
         sides = work.cohort(world).obs["sample"].to_numpy() + np.where(seen, "", " unseen")  # no test spot's vector is taught
+        sides = sides + np.where(labels < 0, " unusable", "")  # and no empty one
         order = shuffled_within(sides, work.profile.seed)
         return x_teacher[order], labels[order]
     if rung.taught_by == "genes":
@@ -139,7 +150,7 @@ def train(
     seen, _ = work.rows(split, world, rung.share)
     student = Student(work.encoder(rung.encoder), rung.method, targets.shape[1], recipe, seed=work.profile.seed)
     losses = run_alignment(
-        student, work.tiles(world), targets, labels, work.groups(seen, world), recipe, rows=np.flatnonzero(seen),
+        student, work.tiles(world), targets, labels, work.groups(seen, world), recipe, rows=np.flatnonzero(seen & (labels >= 0)),
         seed=work.profile.seed, checkpoint=checkpoint,
     )
     return student, losses
@@ -272,10 +283,18 @@ def _predictor(work: Run, predictor: Rung | str, seen: dict[str, str], world: st
     if predictor == "permuted_targets":
         return permuted_targets(space_of(work, "frozen", "", world), seed=work.profile.seed)
     if predictor == "teacher":
-        return {split: teacher(work, what, world).obsm["X_teacher"] for split, what in seen.items()}
+        return {split: _filled(teacher(work, what, world)) for split, what in seen.items()}
     if predictor in CONTROLS or predictor in REFERENCES:
         return (CONTROLS | REFERENCES)[predictor](work.cohort(world, tiles=predictor == "colour"))
     return {split: space_of(work, predictor, what, world) for split, what in seen.items()}
+
+
+def _filled(embedded: ad.AnnData) -> np.ndarray:
+    """X_teacher (n, d_t) as features: a spot that the teacher could not use is the mean of the usable training spots."""
+    x, usable = embedded.obsm["X_teacher"], embedded.obs["pseudo_label"].to_numpy() >= 0
+    if usable.all():
+        return x
+    return np.where(usable[:, None], x, x[usable & embedded.obs["teacher_train"].to_numpy()].mean(0))
 
 
 # ---- 05 figures ----------------------------------------------------------------------------------

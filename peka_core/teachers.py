@@ -11,6 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from .cohort import log_cp10k
 from .files import PekaError
+from .scfoundation import ScFoundation  # torch is imported when its network is
 
 
 class PcaTeacher:
@@ -27,6 +28,7 @@ class PcaTeacher:
     """
 
     about = "principal components of log-normalised counts, fitted on training spots; licence MIT; no gate"
+    learns, join = True, "inner"  # from training spots; of the genes that every section measured
 
     def __init__(self, n_components: int = 12, scale: float = 2.0, seed: int = 0):
         self.name, self.n_components, self.scale, self.seed = "pca", n_components, scale, seed
@@ -59,16 +61,22 @@ class PcaTeacher:
         x_teacher = self.pca.transform(log_cp10k(adata)) / self.spread * self.scale  # (n, d_t)
         return x_teacher.astype(np.float32)
 
+    def facts(self, adata: anndata.AnnData) -> dict:
+        """Settings and what was fitted, for uns["teacher"]."""
+        ratio = self.pca.explained_variance_ratio_
+        return {"scale": self.scale, "seed": self.seed, "explained_variance_ratio": ratio, "note": self.note}
 
-TEACHERS = {"pca": PcaTeacher}
+
+TEACHERS = {"pca": PcaTeacher, "scfoundation": ScFoundation}
 
 
-def load_teacher(name: str, **options) -> PcaTeacher:
+def load_teacher(name: str, **options) -> PcaTeacher | ScFoundation:
     """A teacher by name, not fitted yet.
 
     Args:
-        name: `pca`.
-        options: the teacher's own (`pca`: n_components, scale, seed).
+        name: `pca` or `scfoundation`.
+        options: the teacher's own (`pca`: n_components, scale, seed; `scfoundation`: checkpoint, mode, pre_normalized,
+            target, pool and more, see `ScFoundation`).
 
     Raises:
         PekaError: a name or an option that does not exist.
@@ -122,8 +130,9 @@ class Leiden:
 
 
 def embed_spots(
-    adata: anndata.AnnData, train_mask: np.ndarray, teacher: PcaTeacher, k: int = 16, seed: int = 0, labels: str = "kmeans"
-) -> anndata.AnnData:
+    adata: anndata.AnnData, train_mask: np.ndarray, teacher: PcaTeacher | ScFoundation, k: int = 16, seed: int = 0,
+    labels: str = "kmeans", x_teacher: np.ndarray | None = None,
+) -> anndata.AnnData:  # fmt: skip
     """Teacher embeddings and pseudo-labels of all spots, everything fitted on the training spots.
 
     Args:
@@ -133,24 +142,31 @@ def embed_spots(
         k: number of pseudo-labels.
         seed: of k-means, or Leiden.
         labels: `kmeans`, or `leiden` (then k is the largest number that is allowed).
+        x_teacher: the embeddings (n, d_t), where they are known already, as of a teacher that learns nothing.
 
     Returns:
         obs of `adata` with pseudo_label (int) and teacher_train (bool), obsm["X_teacher"] float32 (n, d_t), and
-        uns["teacher"]: the settings, numbers of spots and genes, explained variance.
+        uns["teacher"]: the teacher's facts, numbers of spots and genes. Spots that the teacher could not use have NaN, label -1
+        and, for a teacher that may leave spots out, False in obs["teacher_usable"].
 
     Raises:
-        PekaError: a mask of another length, or without spots.
+        PekaError: a mask of another length, or without spots, or without a usable one.
     """
     train = np.asarray(train_mask)
     if train.dtype != bool or train.shape != (adata.n_obs,) or not train.any():
         has = f"{train.dtype} {train.shape}, {train.sum()} True"
         raise PekaError(f"train_mask must be bool ({adata.n_obs},) with a True, not {has}")
-    x_teacher = teacher.fit(adata[train]).embed(adata)  # (n, d_t)
-    clusters = Leiden(k, seed).fit(x_teacher[train]) if labels == "leiden" else fit_pseudo_labels(x_teacher[train], k, seed)
-    obs = adata.obs.assign(pseudo_label=clusters.predict(x_teacher).astype(np.int64), teacher_train=train)
-    facts = {
-        "name": teacher.name, "n_components": x_teacher.shape[1], "scale": teacher.scale, "seed": teacher.seed,
-        "k": clusters.n_clusters, "label_seed": seed, "n_train": int(train.sum()), "n_genes": adata.n_vars,
-        "explained_variance_ratio": teacher.pca.explained_variance_ratio_, "note": teacher.note,
+    x_teacher = teacher.fit(adata[train]).embed(adata) if x_teacher is None else x_teacher  # (n, d_t)
+    usable = np.isfinite(x_teacher).all(1)  # (n,)
+    fitted = x_teacher[train & usable]
+    if not len(fitted):
+        raise PekaError(f"teacher {teacher.name!r} could use none of {train.sum()} training spots: look at their counts")
+    clusters = Leiden(k, seed).fit(fitted) if labels == "leiden" else fit_pseudo_labels(fitted, k, seed)
+    pseudo_label = np.full(adata.n_obs, -1, np.int64)
+    pseudo_label[usable] = clusters.predict(x_teacher[usable])
+    facts = teacher.facts(adata) | {
+        "name": teacher.name, "n_components": x_teacher.shape[1], "k": clusters.n_clusters, "label_seed": seed,
+        "n_train": len(fitted), "n_genes": adata.n_vars,
     }  # fmt: skip
+    obs = adata.obs.assign(pseudo_label=pseudo_label, teacher_train=train, **({"teacher_usable": usable} if "dropped" in facts else {}))
     return anndata.AnnData(obs=pd.DataFrame(obs), obsm={"X_teacher": x_teacher}, uns={"teacher": facts})

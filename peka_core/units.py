@@ -25,7 +25,7 @@ class Unit:
     """What one piece of work depends on; fields that do not matter to a stage stay empty.
 
     Attributes:
-        stage: `teacher`, `alignment`, `features`, `quality`, `umap` or `evaluation`.
+        stage: `teacher`, `embedding`, `alignment`, `features`, `quality`, `umap` or `evaluation`.
         cohort: digest of the cohort directory.
         encoder: encoder name and digest, `name@digest`.
         method: adapter method (`none`, `bat`, `bone`, `projector_only`), or the name of a control.

@@ -214,8 +214,13 @@ class Run:
 
     @property
     def teacher_name(self) -> str:
-        """Name and options of the profile's teacher."""
-        return f"{self.profile.teacher}{json.dumps(self.profile.teacher_options, sort_keys=True)}"
+        """Name and options of the profile's teacher, with digests where options are files."""
+        options = self.profile.teacher_options
+        if self.profile.teacher == "scfoundation":
+            from .scfoundation import named_options
+
+            options = named_options(options)
+        return f"{self.profile.teacher}{json.dumps(options, sort_keys=True)}"
 
 
 def _hidden(world: str) -> float:

@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 import torch
 from test_encoders import smooth_tiles
+from test_scfoundation import CHECKPOINT, LIMIT, cells, near_in_bfloat16
+from test_scfoundation import vocabulary as vocabulary  # a fixture
 
 from peka_core.alignment import Recipe, align
 from peka_core.encoders import autocast, load_encoder
 from peka_core.student import Student, embed_tiles
+from peka_core.teachers import load_teacher
 
 pytestmark = [
     pytest.mark.gpu,
@@ -53,3 +56,14 @@ def test_a_student_embeds_on_gpu(world):
     made = embed_tiles(student, world[0], progress=False)
     assert {name: values.shape for name, values in made.items()} == {"encoder": (48, 128), "projected": (48, 4)}
     assert all(isinstance(values, np.ndarray) and np.isfinite(values).all() for values in made.values())
+
+
+def test_scfoundation_in_bfloat16_stays_near_float32(vocabulary):
+    """Cosine above 0.9999 for each spot, no value off by more than 0.08 where values reach 4: bfloat16 has three digits."""
+    options = {"checkpoint": CHECKPOINT, "vocabulary": vocabulary, "target": "f1"}
+    exact = load_teacher("scfoundation", device="cpu", **options).embed(cells())
+    same = load_teacher("scfoundation", device="cuda", **options).embed(cells())
+    np.testing.assert_allclose(same, exact, **LIMIT)
+    half = load_teacher("scfoundation", device="cuda", precision="bfloat16", **options).embed(cells())
+    assert half.dtype == np.float32 and not np.array_equal(half, same)
+    near_in_bfloat16(half, exact)

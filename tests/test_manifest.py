@@ -138,6 +138,36 @@ def test_dry_run_lists_and_touches_nothing(listed, server, tmp_path, capsys):
     assert not paths[0].exists() and server.asked == [] and not (tmp_path / "cache").exists()
 
 
+@pytest.fixture
+def weights(listed, server):
+    """A file with an address and terms of its own, known by sha256 alone."""
+    url = f"http://127.0.0.1:{server.server_port}/data/a.txt"
+    facts = {"url": url, "size": 6, "sha256": SHA256, "terms": "for research only", "by_hand": "w.bin from its authors"}
+    listed["sources"]["toy"]["files"]["toy/w.bin"] = facts
+    return facts
+
+
+def test_a_file_may_have_its_own_address_and_its_terms_are_shown_once(listed, weights, server, tmp_path, capsys):
+    path, other = fetch(listed, ["toy/w.bin", "toy/data/b.txt"])
+    assert path == tmp_path / "cache/toy/w.bin" and path.read_bytes() == b"hello\n" and server.asked == ["/data/a.txt", "/data/b.txt"]
+    assert capsys.readouterr().err.count("w.bin: for research only") == 1
+    fetch(listed, ["toy/w.bin", "toy/data/b.txt"])
+    assert "research" not in capsys.readouterr().err
+    path.write_bytes(b"jello\n")
+    refused(listed, SHA256, files=["toy/w.bin"])
+
+
+def test_what_cannot_be_downloaded_says_where_to_get_it_and_where_to_put_it(listed, weights, tmp_path, monkeypatch):
+    by_hand = f"By hand: w.bin from its authors; put it at {tmp_path / 'cache/toy/w.bin'}"
+    weights["url"] += ".gone"
+    refused(listed, "download failed", by_hand, files=["toy/w.bin"])
+    weights["url"] = ""
+    refused(listed, "no address to download it from", by_hand, files=["toy/w.bin"])
+    assert leftovers(tmp_path / "cache") == []
+    monkeypatch.setenv("PEKA_MIRROR", str(tmp_path / "mirror"))
+    refused(listed, "not in the mirror", f"put it at {tmp_path / 'mirror/toy/w.bin'}", files=["toy/w.bin"])
+
+
 def test_unknown_names_are_refused(listed):
     refused(listed, "toy/data/c.txt", files=["toy/data/c.txt"])
     with pytest.raises(PekaError, match="no source 'tox'; known: toy"):

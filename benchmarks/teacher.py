@@ -1,0 +1,138 @@
+"""Speed of the scFoundation teacher: batches of packed tokens against one cell at a time, at equal output.
+
+    python benchmarks/teacher.py            a small network: what the front end and single calls cost
+    python benchmarks/teacher.py --large    the real size too (d 768, 12 layers, 12 heads): what arithmetic costs, some minutes
+
+Weights and cells are drawn, so no download is needed. Appends a row per network and length of cell to benchmarks/teacher.csv:
+
+    plain_s     one cell at a time, written as one would first write it: a dense row over the vocabulary, torch's own encoder layers
+    single_s    peka_core with one cell a batch (`tokens=1`): the same network and front end, without batches
+    batched_s   peka_core
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import torch
+from head import hardware
+from scipy import sparse
+from torch import nn
+
+from peka_core.files import write_whole
+from peka_core.scfoundation import ScFoundation
+from peka_core.scfoundation_network import ScFoundationNetwork
+
+TABLE = Path(__file__).with_suffix(".csv")
+GENES = 19_264
+NETWORKS = {"small": (64, 2, 4), "real": (768, 12, 12)}  # d, layers, heads
+
+
+def drawn_cells(n: int, median: int) -> anndata.AnnData:
+    """Counts `(n, 19264)` of cells that express about `median` genes each, spread as spots of a section are."""
+    rng = np.random.default_rng(0)
+    lengths = (median * rng.lognormal(0, 0.35, n)).astype(int).clip(20, 8_000)
+    rows = [np.sort(rng.choice(GENES, length, replace=False)) for length in lengths]
+    counts = rng.geometric(0.6, lengths.sum()).astype(np.float32)
+    x = sparse.csr_matrix((counts, np.concatenate(rows), np.append(0, lengths.cumsum())), (n, GENES))
+    return anndata.AnnData(x, var=pd.DataFrame(index=[f"G{i}" for i in range(GENES)]))
+
+
+def drawn_teacher(folder: Path, network: ScFoundationNetwork, **options) -> ScFoundation:
+    """The teacher with a drawn network and a vocabulary of made-up names."""
+    path = folder / "vocabulary.tsv"
+    pd.DataFrame({"gene_name": [f"G{i}" for i in range(GENES)], "index": range(GENES)}).to_csv(path, sep="\t", index=False)
+    teacher = ScFoundation(vocabulary=path, **options)
+    teacher.network = network.to(teacher.device)
+    return teacher
+
+
+def drawn_network(size: str) -> ScFoundationNetwork:
+    """Drawn weights of one of the sizes."""
+    torch.manual_seed(0)
+    dim, depth, heads = NETWORKS[size]
+    network = ScFoundationNetwork(dim, depth, heads, bins=100, alpha=1.0, positions=GENES + 3)
+    for layer in network.encoder.transformer_encoder:
+        nn.init.xavier_uniform_(layer.self_attn.in_proj_weight)
+        nn.init.zeros_(layer.self_attn.in_proj_bias)
+    return network.requires_grad_(False).eval()
+
+
+def plain_layers(network: ScFoundationNetwork, size: str, device: str) -> list[nn.Module]:
+    """torch's own layers with the same weights: an independent answer too."""
+    dim, _, heads = NETWORKS[size]
+    layers = []
+    for ours in network.encoder.transformer_encoder:
+        layer = nn.TransformerEncoderLayer(dim, heads, 4 * dim, batch_first=True)
+        layer.load_state_dict(ours.state_dict())
+        layers.append(layer.eval().to(device))
+    return layers
+
+
+@torch.no_grad()
+def plain(network: ScFoundationNetwork, layers: list[nn.Module], adata: anndata.AnnData, device: str) -> np.ndarray:
+    """One cell at a time from dense rows: F, f1, all."""
+    vectors = []
+    for row in adata.X:
+        counts = pd.Series(row.toarray()[0], index=adata.var_names)
+        total = counts.sum()
+        values = torch.tensor([*np.log1p(counts / total * 1e4).tolist(), np.log10(total), np.log10(total)], device=device)
+        ids = (values > 0).nonzero()[:, 0]
+        x = (network.token_emb(values[ids].float()) + network.pos_emb(ids))[None]  # (1, n, d)
+        for layer in layers:
+            x = layer(x, src_key_padding_mask=torch.zeros(x.shape[:2], dtype=torch.bool, device=device))
+        x = network.encoder.norm(x)[0]  # (n, d)
+        vectors.append(torch.cat([x[-1], x[-2], x[:-2].amax(0), x[:-2].mean(0)]).cpu().numpy())
+    return np.stack(vectors)
+
+
+def seconds(function, repeats: int) -> tuple[float, np.ndarray]:
+    """Least wall seconds of `repeats` calls, and what the last returned."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        made = function()
+        times.append(time.perf_counter() - start)
+    return min(times), made
+
+
+def measure(size: str, n: int, median: int, repeats: int, folder: Path) -> dict:
+    """One row of the table."""
+    network, adata = drawn_network(size), drawn_cells(n, median)
+    ours, single = drawn_teacher(folder, network), drawn_teacher(folder, network, tokens=1)
+    layers = plain_layers(network, size, ours.device)
+    calls = (lambda: plain(network, layers, adata, ours.device), lambda: single.embed(adata), lambda: ours.embed(adata))
+    calls[2]()  # a first pass: libraries load, memory is asked for
+    (plain_s, expected), (single_s, alone), (batched_s, made) = (seconds(call, repeats) for call in calls)
+    return dict(network=size, cells=n, median_genes=int(np.median(np.diff(adata.X.indptr))), plain_s=plain_s, single_s=single_s,
+                batched_s=batched_s, times_plain=plain_s / batched_s, times_single=single_s / batched_s,
+                difference_plain=np.abs(made - expected).max(), difference_single=np.abs(made - alone).max(), device=ours.device)  # fmt: skip
+
+
+def main() -> None:
+    """Measure, print, append."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--large", action="store_true", help="the real size as well")
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    plan = [("small", 200, 100), ("small", 64, 300), ("small", 32, 1_700)]
+    plan += [("real", 32, 100), ("real", 16, 300), ("real", 8, 1_700)] if options.large else []
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for size, n, median in plan:
+            rows.append(measure(size, n, median, options.repeats, Path(folder)) | hardware() | {"torch": torch.__version__})
+            if torch.cuda.is_available():
+                rows[-1]["cpu"] = torch.cuda.get_device_name()
+            print(*(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in rows[-1].items()), flush=True)
+    rows = pd.DataFrame(rows)
+    if TABLE.exists():
+        rows = pd.concat([pd.read_csv(TABLE), rows])
+    write_whole(TABLE, lambda path: rows.to_csv(path, index=False, float_format="%.4g"))
+
+
+if __name__ == "__main__":
+    main()
