@@ -76,14 +76,14 @@ def fetch(
         print(_table(entry, files, paths, bool(mirror)))
         return paths
     if mirror:
-        _all_there(paths, home)
+        all_there(paths, home)
     seen = Verified((Path(folder) if folder and not mirror else cache_folder()) / "verified.json")
     for file, path in zip(files, paths):
         facts = entry["files"][file]
         if not path.exists():
             _download(_url(entry, file), path, facts)
         elif not seen.knows(path, facts):
-            _verify(path, facts, "Replace it in the mirror." if mirror else "Delete it and fetch again.")
+            verify(path, facts, "Replace it in the mirror." if mirror else "Delete it and fetch again.")
         seen.add(path, facts)
     seen.save()
     return paths
@@ -104,7 +104,8 @@ def _url(entry: dict, file: str) -> str:
     return entry["url"] + file.split("/", 1)[1]
 
 
-def _all_there(paths: list[Path], mirror: Path) -> None:
+def all_there(paths: list[Path], mirror: Path) -> None:
+    """Raise PekaError with the names of all files that a mirror lacks."""
     missing = [path for path in paths if not path.is_file()]
     if missing:
         names = "\n  ".join(str(path) for path in missing)
@@ -119,7 +120,7 @@ def _download(url: str, path: Path, facts: dict) -> None:
 
     def write(temporary: Path) -> None:
         pooch.HTTPDownloader(progressbar=True)(url, str(temporary), None)
-        _verify(temporary, facts, "Start again; if it stays, the address no longer serves the pinned file.", url)
+        verify(temporary, facts, "Start again; if it stays, the address no longer serves the pinned file.", url)
 
     try:
         write_whole(path, write)
@@ -130,8 +131,19 @@ def _download(url: str, path: Path, facts: dict) -> None:
         ) from error
 
 
-def _verify(path: Path, facts: dict, next_step: str, name: str | Path = "") -> None:
-    """Compare size and digests of a file with the manifest's."""
+def verify(path: Path, facts: dict, next_step: str, name: str | Path = "", listed_in: str | Path = NAME) -> None:
+    """Compare a file with what is known of it.
+
+    Args:
+        path: the file.
+        facts: any of `size` (bytes), `blob` (git's SHA-1), `sha256`.
+        next_step: last sentence of the error.
+        name: what the error calls the file, instead of its path.
+        listed_in: where the facts stand.
+
+    Raises:
+        PekaError: the first that differs.
+    """
     checks = (
         ("size", lambda: path.stat().st_size),
         ("blob", lambda: git_blob_sha1(path)),
@@ -140,7 +152,7 @@ def _verify(path: Path, facts: dict, next_step: str, name: str | Path = "") -> N
     for what, measure in checks:
         if what in facts and (got := measure()) != facts[what]:
             kind = {"blob": "git blob SHA-1"}.get(what, what)
-            raise PekaError(f"{name or path}: {kind} is {got}, expected {facts[what]} ({NAME}). {next_step}")
+            raise PekaError(f"{name or path}: {kind} is {got}, expected {facts[what]} ({listed_in}). {next_step}")
 
 
 class Verified:
@@ -157,7 +169,7 @@ class Verified:
     @staticmethod
     def _mark(path: Path, facts: dict) -> list:
         state = path.stat()
-        return [state.st_size, state.st_mtime_ns, facts["blob"], facts.get("sha256", "")]
+        return [state.st_size, state.st_mtime_ns, facts.get("blob", ""), facts.get("sha256", "")]
 
     def knows(self, path: Path, facts: dict) -> bool:
         """True where this very file was verified before."""
