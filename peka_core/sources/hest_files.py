@@ -95,7 +95,7 @@ class Pins:
 
 
 def _download(missing: list[str], wanted: list[str], pins: Pins) -> None:
-    """Download what is missing, file by file; a broken download goes on where it stopped."""
+    """Download what is missing, file by file: finished files are kept, and a broken connection goes on within a file."""
     with _told_how_to_get_in():
         pins.revision = pins.revision or _api().dataset_info(_repo(), expand=["sha"]).sha
         there = _listing(wanted, pins.revision)
