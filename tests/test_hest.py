@@ -139,15 +139,22 @@ def test_a_mirror_becomes_a_cohort_by_links_and_stays_as_it_is(mirror, tmp_path)
     assert state(home) == before
 
 
-def test_the_genes_are_those_of_the_joined_cohort(mirror, tmp_path):
+@pytest.mark.parametrize("leave_out, genes", [([], 55), (["TENX23"], 120)])
+def test_the_genes_are_those_of_the_joined_cohort(mirror, tmp_path, leave_out, genes):
     """Chosen slide by slide, and equal to what all spots in memory give."""
-    build(tmp_path / "cohort", mirror[1], leave_out=["TENX23"])
+    build(tmp_path / "cohort", mirror[1], leave_out=leave_out)
     cohort = open_cohort(tmp_path / "cohort")
     adata = cohort.adata()
-    assert adata.n_vars == 120 and "TENX23" not in cohort.samples.index
+    assert adata.n_vars == genes and not set(leave_out) & set(cohort.samples.index)
     assert cohort.genes == variable_genes(log_cp10k(adata), adata, np.ones(adata.n_obs, bool), 50)
+
+
+def test_slides_to_leave_out_are_known_and_too_few_genes_named(mirror, tmp_path):
     with pytest.raises(PekaError, match=r"leave_out names \['TENX9'\]"):
         build(tmp_path / "other", mirror[1], leave_out="TENX9")
+    draw_slide(mirror[0], "TENX23", PANEL[:20], seed=2)
+    with pytest.raises(PekaError, match="20 genes are measured in every slide; expected 50.*TENX23: without it 120"):
+        build(tmp_path / "cohort", mirror[1])
 
 
 def test_a_finished_cohort_is_left_alone_and_a_lost_link_mended(mirror, tmp_path):

@@ -10,7 +10,7 @@ import time
 import pytest
 from fake_hest import IDS, build, drawn_mirror, mirror, state  # noqa: F401
 
-from peka_core import manifest
+from peka_core import manifest, workspace
 from peka_core.cohort import open_cohort
 from peka_core.files import PekaError, sha256
 from peka_core.profile import FOLDER
@@ -45,13 +45,17 @@ def test_a_dry_run_lists_and_touches_nothing(mirror, tmp_path, capsys, monkeypat
     assert state(tmp_path) == before and not (tmp_path / "cache").exists()
 
 
-def test_peka_fetch_takes_the_cohort_of_a_profile(mirror, tmp_path, capsys):
+def test_a_profile_of_hest_is_fetched_and_opened(mirror, tmp_path, capsys, monkeypatch):
     text = (FOLDER / "her2st.yaml").read_text()
     start, end = text.index("source: her2st"), text.index("cues_off_splits")
-    own = {"cohort": "breast", **mirror[1], "folds": 3}
-    (tmp_path / "hest-breast.yaml").write_text(text[:start] + f"source: hest\nsource_options: {json.dumps(own)}\n" + text[end:])
+    own = json.dumps({"cohort": "breast", **mirror[1], "folds": 3})
+    (tmp_path / "hest-breast.yaml").write_text(f"{text[:start]}source: hest\nsource_options: {own}\n{text[end:]}")
     assert main(["fetch", str(tmp_path / "hest-breast.yaml"), "--dry-run"]) == 0
-    assert "18 files of 6 slides" in capsys.readouterr().out
+    assert "18 files of 6 slides" in capsys.readouterr().out and not (tmp_path / "runs").exists()
+    monkeypatch.setattr(workspace, "root", lambda: tmp_path)
+    with pytest.warns(UserWarning, match="TENX23"):
+        cohort = workspace.open_run(str(tmp_path / "hest-breast.yaml"), device="cpu").cohort(tiles=True)
+    assert cohort.path == tmp_path / "runs/hest-breast/cohort" and len(cohort.splits) == 3 and len(cohort) == 72
 
 
 @pytest.fixture

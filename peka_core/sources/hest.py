@@ -18,7 +18,7 @@ from ..protocols import best_genes, section_table
 from . import resume
 from .hest_files import fetch_slides, home
 from .hest_index import COHORTS, counts_table, groups, index_path, read_slides, rules_of, slides
-from .hest_report import compare_genes, compare_tiles, notes_on
+from .hest_report import compare_genes, compare_tiles, narrow, notes_on
 from .hest_slide import convert_slide, symbols_of_ensembl
 
 __all__ = ["COHORTS", "build", "counts_table", "fetch", "groups", "make_splits", "slides"]
@@ -120,6 +120,11 @@ def _write_tables(path: Path, table: pd.DataFrame, facts: dict[str, dict], folds
     cohort = open_cohort(path)
     spots = {sample: made["spots"] for sample, made in facts.items()}
     common = _genes_in_common(cohort)
+    if len(common) < N_GENES:
+        raise PekaError("; ".join([
+            f"{path}: {len(common)} genes are measured in every slide; expected {N_GENES} or more, for the targets. Leave slides out",
+            *narrow(cohort, common),
+        ]))  # fmt: skip
     genes = _top_genes(cohort, common)
     write_cohort_tables(path, samples, make_splits(samples, spots, folds), genes)
     copies = {s: compare_tiles(cohort, s, original) for s, original in samples.duplicate_of.items() if original}

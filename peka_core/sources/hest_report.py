@@ -51,7 +51,7 @@ def notes_on(cohort: Cohort, samples: pd.DataFrame, facts: dict, common: pd.Inde
         )
     if samples.patient.nunique() == 1:
         notes.append("one patient: splits leave slides out, which says nothing about a new patient")
-    return notes + _narrow(cohort, common) + _no_copies(copies)
+    return notes + narrow(cohort, common) + _no_copies(copies)
 
 
 def _no_copies(copies: dict) -> list[str]:
@@ -64,7 +64,7 @@ def _no_copies(copies: dict) -> list[str]:
     ]
 
 
-def _narrow(cohort: Cohort, common: pd.Index) -> list[str]:
+def narrow(cohort: Cohort, common: pd.Index) -> list[str]:
     """Slides without which more than twice as many genes would be in common."""
     times = pd.Series(np.concatenate([s.genes for s in cohort.sections])).value_counts()
     almost = times.index[times == len(cohort.sections) - 1]
