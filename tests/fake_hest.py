@@ -78,6 +78,7 @@ def draw_mirror(home):
     for seed, sample in enumerate(IDS):
         draw_slide(home, sample, PANEL if sample == "TENX23" else GENES, seed=seed)
     copy_tiles(home, "TENX24", "TENX23")
+    ad.read_h5ad(home / "st/TENX23.h5ad")[::-1].copy().write_h5ad(home / "st/TENX23.h5ad")
     rows = [row(sample, patient="Patient 1" if sample == "D1" else "   ") for sample in IDS]
     others = [row("TENX1", organ="Lung"), row("TENX131", species="Mus musculus"), row("X", st_technology="Xenium")]
     return write_index(home, [*others, *rows])

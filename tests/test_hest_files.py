@@ -156,7 +156,7 @@ def test_a_broken_download_goes_on_where_it_stopped(hub, tmp_path, monkeypatch):
         assert sha256(path) == sha256(tmp_path / "hub" / folder / path.name)
 
 
-def test_a_download_that_ended_goes_on_with_the_next_file(hub, tmp_path):
+def test_a_download_that_ended_goes_on_with_the_next_file(hub, tmp_path, capsys):
     hub.breaks = "patches/TENX13.h5"
     with pytest.raises(PekaError, match="cannot be downloaded .*run the same command again, finished files stay"):
         hest.fetch(leave_out=IDS[1:], **hub.options)
@@ -165,7 +165,7 @@ def test_a_download_that_ended_goes_on_with_the_next_file(hub, tmp_path):
     hub.asked.clear()
     hest.fetch(leave_out=IDS[1:], **hub.options)
     got = {path.rsplit("/", 2)[1] for method, path, _ in hub.asked if method == "GET" and "/resolve/" in path}
-    assert got == {"patches", "metadata"}
+    assert got == {"patches", "metadata"} and "\n2 files, " in capsys.readouterr().out
 
 
 def test_other_bytes_than_the_hub_or_the_first_download_are_refused(hub, tmp_path, monkeypatch):
