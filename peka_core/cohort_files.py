@@ -54,13 +54,13 @@ def open_section(sample: str, h5ad: Path, patches: Path | None) -> Section:
             dtype, or a tile's barcode is not in the h5ad.
     """
     with open_h5(h5ad) as file:
-        spots = unique(_index(file, "obs", h5ad), h5ad, "barcode")
-        genes = unique(_index(file, "var", h5ad), h5ad, "gene symbol")
+        spots = unique(names_of(file, "obs", h5ad), h5ad, "barcode")
+        genes = unique(names_of(file, "var", h5ad), h5ad, "gene symbol")
     if patches is None:
         everything = np.arange(len(spots))
         return Section(sample, h5ad, None, spots.to_numpy(), everything, everything, genes, 0, np.nan)
     with open_h5(patches) as file:
-        tiles = unique(_tile_barcodes(file, patches), patches, "barcode")
+        tiles = unique(tile_barcodes(file, patches), patches, "barcode")
         um_per_px = _um_per_px(file["img"].attrs)
     unknown = tiles.difference(spots)
     if len(unknown):
@@ -96,7 +96,8 @@ def unique(names: pd.Index, path: Path, what: str) -> pd.Index:
     )
 
 
-def _index(file: h5py.File, axis: str, path: Path) -> pd.Index:
+def names_of(file: h5py.File, axis: str, path: Path) -> pd.Index:
+    """The index of an open h5ad's table `obs` or `var`, as text; PekaError where it has none. `path` is for the message."""
     if axis not in file:
         raise PekaError(f"{path}: no `{axis}` in it; expected an AnnData file (.h5ad). Convert it first.")
     table = file[axis]
@@ -105,15 +106,19 @@ def _index(file: h5py.File, axis: str, path: Path) -> pd.Index:
     return index.astype(str)
 
 
-def _tile_barcodes(file: h5py.File, path: Path) -> pd.Index:
-    """Barcodes of the tiles, after a look at the header of the images."""
+def tile_barcodes(file: h5py.File, path: Path, side: int = TILE) -> pd.Index:
+    """Barcodes of the tiles of an open patches file, after a look at the header of the images: they are uint8 of `side` px.
+
+    Raises:
+        PekaError: no images or barcodes, images of another form, or not as many of one as of the other.
+    """
     name = next((name for name in ("barcode", "barcodes") if name in file), None)
     if "img" not in file or name is None:
         raise PekaError(f"{path}: expected the datasets `img` and `barcode`, found {sorted(file)}. Fetch it again.")
     images = file["img"]
-    if images.shape[1:] != (TILE, TILE, 3) or images.dtype != np.uint8:
+    if images.shape[1:] != (side, side, 3) or images.dtype != np.uint8:
         raise PekaError(
-            f"{path}: tiles are {images.dtype} {images.shape[1:]}; expected uint8 ({TILE}, {TILE}, 3), which shows "
+            f"{path}: tiles are {images.dtype} {images.shape[1:]}; expected uint8 ({side}, {side}, 3), which shows "
             f"{TILE * TILE_UM_PER_PX:.0f} um. Take a newer release of this file, or cut the tiles again."
         )
     words = np.asarray(file[name]).reshape(-1)  # (n, 1) -> (n,)

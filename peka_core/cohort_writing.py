@@ -38,20 +38,25 @@ def write_sample(
     Returns:
         sha256 over the tiles' bytes in this order (for samples.csv, column `tiles_sha256`), "" without tiles.
     """
-    digest = ""
-    if tiles is not None:
-        names, tiles = list(barcodes), np.ascontiguousarray(tiles, dtype=np.uint8)
-        if not tiles.shape == (len(names), TILE, TILE, 3):
-            raise ValueError(f"{sample}: tiles {tiles.shape}, expected ({len(names)}, {TILE}, {TILE}, 3)")
-        digest = hashlib.sha256(tiles).hexdigest()
-        write_whole(
-            Path(path) / "patches" / f"{sample}.h5",
-            lambda file: _write_patches(file, tiles, np.asarray(coords_xy_topleft), names, um_per_px),
-        )
+    digest = "" if tiles is None else write_tiles(path, sample, tiles, coords_xy_topleft, barcodes, um_per_px)
     raw = adata.copy()
     raw.X = sparse.csr_matrix(raw.X, dtype=np.float32)
     write_whole(Path(path) / "adata" / f"{sample}.h5ad", raw.write_h5ad)
     return digest
+
+
+def write_tiles(
+    path: str | Path, sample: str, tiles: np.ndarray, coords_xy_topleft: np.ndarray, barcodes: Iterable[str], um_per_px: float
+) -> str:
+    """Write the patches file alone; arguments and digest as in `write_sample`."""
+    names, tiles = list(barcodes), np.ascontiguousarray(tiles, dtype=np.uint8)
+    if not tiles.shape == (len(names), TILE, TILE, 3):
+        raise ValueError(f"{sample}: tiles {tiles.shape}, expected ({len(names)}, {TILE}, {TILE}, 3)")
+    write_whole(
+        Path(path) / "patches" / f"{sample}.h5",
+        lambda file: _write_patches(file, tiles, np.asarray(coords_xy_topleft), names, um_per_px),
+    )
+    return hashlib.sha256(tiles).hexdigest()
 
 
 def _write_patches(file: Path, tiles: np.ndarray, coords: np.ndarray, names: list[str], um_per_px: float) -> None:

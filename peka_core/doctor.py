@@ -34,7 +34,7 @@ def examine(profile: str = "") -> Iterator[Line]:
         yield _enough(name, _free_gb(folder), DISK_GB, f" at {folder}")
     yield _mirror()
     token = os.environ.get("HF_TOKEN")
-    yield ("ok", "HF_TOKEN", "set (not shown)") if token else ("note", "HF_TOKEN", "not set: needed for gated encoders only")
+    yield ("ok", "HF_TOKEN", "set (not shown)") if token else ("note", "HF_TOKEN", "not set: needed for gated encoders and HEST-1k only")
     if profile:
         yield _encoder(load_profile(profile).encoder)
 

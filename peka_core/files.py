@@ -41,6 +41,24 @@ def write_whole(path: str | Path, write: Callable[[Path], None]) -> Path:
     return path
 
 
+def link_whole(original: str | Path, path: str | Path, symbolic: bool = False) -> Path:
+    """Let `path` show the original: a symbolic link where asked for, else a hard link, else a copy; whole or not at all.
+
+    What is at `path` already stays, but for a link whose original is gone.
+    """
+    ways = (os.symlink, os.link, shutil.copyfile) if symbolic else (os.link, shutil.copyfile)
+
+    def make(temporary: Path) -> None:
+        for way in ways[:-1]:
+            try:
+                return way(Path(original).resolve(), temporary)
+            except OSError:  # this system or disk has no such links
+                continue
+        ways[-1](original, temporary)
+
+    return Path(path) if Path(path).exists() else write_whole(path, make)
+
+
 @contextlib.contextmanager
 def told_when_full(path: Path):
     """Turn whatever a library says when a disk is full or takes no files into one message; other errors pass."""

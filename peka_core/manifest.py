@@ -77,7 +77,7 @@ def fetch(
         print(_table(entry, files, paths, bool(mirror)))
         return paths
     if mirror:
-        _all_there(paths, home, "".join(_by_hand(entry["files"][file], path) for file, path in zip(files, paths)))
+        all_there(paths, home, "".join(_by_hand(entry["files"][file], path) for file, path in zip(files, paths)))
     seen = Verified((Path(folder) if folder and not mirror else cache_folder()) / "verified.json")
     for file, path in zip(files, paths):
         facts = entry["files"][file]
@@ -86,7 +86,7 @@ def fetch(
         if not path.exists():
             _download(_url(entry, file), path, facts)
         elif not seen.knows(path, facts):
-            _verify(path, facts, "Replace it in the mirror." if mirror else "Delete it and fetch again.")
+            verify(path, facts, "Replace it in the mirror." if mirror else "Delete it and fetch again.")
         seen.add(path, facts)
     seen.save()
     return paths
@@ -113,7 +113,8 @@ def _by_hand(facts: dict, path: Path) -> str:
     return f" By hand: {facts['by_hand']}; put it at {path}." if "by_hand" in facts and not path.exists() else ""
 
 
-def _all_there(paths: list[Path], mirror: Path, by_hand: str) -> None:
+def all_there(paths: list[Path], mirror: Path, by_hand: str = "") -> None:
+    """Raise PekaError with the names of all files that a mirror lacks, and `by_hand`, where to get some of them."""
     missing = [path for path in paths if not path.is_file()]
     if missing:
         names = "\n  ".join(str(path) for path in missing)
@@ -130,7 +131,7 @@ def _download(url: str, path: Path, facts: dict) -> None:
 
     def write(temporary: Path) -> None:
         pooch.HTTPDownloader(progressbar=True)(url, str(temporary), None)
-        _verify(temporary, facts, "Start again; if it stays, the address no longer serves the pinned file.", url)
+        verify(temporary, facts, "Start again; if it stays, the address no longer serves the pinned file.", url)
 
     try:
         write_whole(path, write)
@@ -141,8 +142,19 @@ def _download(url: str, path: Path, facts: dict) -> None:
         ) from error
 
 
-def _verify(path: Path, facts: dict, next_step: str, name: str | Path = "") -> None:
-    """Compare size and digests of a file with the manifest's."""
+def verify(path: Path, facts: dict, next_step: str, name: str | Path = "", listed_in: str | Path = NAME) -> None:
+    """Compare a file with what is known of it.
+
+    Args:
+        path: the file.
+        facts: any of `size` (bytes), `blob` (git's SHA-1), `sha256`.
+        next_step: last sentence of the error.
+        name: what the error calls the file, instead of its path.
+        listed_in: where the facts stand.
+
+    Raises:
+        PekaError: the first that differs.
+    """
     checks = (
         ("size", lambda: path.stat().st_size),
         ("blob", lambda: git_blob_sha1(path)),
@@ -151,7 +163,7 @@ def _verify(path: Path, facts: dict, next_step: str, name: str | Path = "") -> N
     for what, measure in checks:
         if what in facts and (got := measure()) != facts[what]:
             kind = {"blob": "git blob SHA-1"}.get(what, what)
-            raise PekaError(f"{name or path}: {kind} is {got}, expected {facts[what]} ({NAME}). {next_step}")
+            raise PekaError(f"{name or path}: {kind} is {got}, expected {facts[what]} ({listed_in}). {next_step}")
 
 
 class Verified:

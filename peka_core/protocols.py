@@ -136,15 +136,23 @@ def variable_genes(log, adata: anndata.AnnData, rows: np.ndarray, n_genes: int, 
         here = np.flatnonzero(rows & (samples == sample))
         key = here.tobytes()
         if key not in seen:
-            seen[key] = _section_table(log[here], adata.var_names, n_genes)
+            seen[key] = section_table(log[here], adata.var_names, n_genes)
         tables.append(seen[key])
+    return best_genes(tables, adata.var_names, n_genes)
+
+
+def best_genes(tables: list[pd.DataFrame], names: pd.Index, n_genes: int) -> list[str]:
+    """The second step of `variable_genes`: the best genes over the `section_table`s, in the order of `names`."""
     table = pd.concat(tables).groupby(level=0).agg({"highly_variable": "sum", "dispersions_norm": "mean"})
     best = table.sort_values(["highly_variable", "dispersions_norm"], ascending=False).index[:n_genes]
-    return list(adata.var_names[adata.var_names.isin(best)])
+    return list(names[names.isin(best)])
 
 
-def _section_table(log, names, n_genes):
-    """scanpy's table of one section; genes that it does not express count as 0, as in scanpy's batches."""
+def section_table(log: np.ndarray, names: pd.Index, n_genes: int) -> pd.DataFrame:
+    """The first step of `variable_genes`: scanpy's table of one section, `log (n, G)`, one row a gene of `names (G,)`.
+
+    Genes that it does not express count as 0, as in scanpy's batches.
+    """
     expressed = log.any(0)
     section = anndata.AnnData(log[:, expressed], var=pd.DataFrame(index=names[expressed]))
     table = sc.pp.highly_variable_genes(section, n_top_genes=n_genes, flavor="seurat", inplace=False)

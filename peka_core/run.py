@@ -10,6 +10,7 @@
 
 import argparse
 import importlib
+import inspect
 import os
 import sys
 import time
@@ -245,7 +246,8 @@ def _fetch(arguments: argparse.Namespace) -> None:
     if not hasattr(source, "fetch"):
         print(f"profile {profile.name}: nothing to fetch, the cohort is drawn")
         return
-    options = {k: v for k, v in profile.source_options.items() if k == "sections"}
+    known = inspect.signature(source.fetch).parameters
+    options = {k: v for k, v in profile.source_options.items() if k in known}
     source.fetch(dry_run=arguments.dry_run, **options)
 
 

@@ -5,8 +5,6 @@ whoever does not notice tests on training spots. samples.csv says so (duplicate_
 """
 
 import json
-import os
-import shutil
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from hashlib import sha256
@@ -21,7 +19,7 @@ from scipy import sparse
 from tqdm.auto import tqdm
 
 from ..cohort_writing import write_cohort_tables, write_sample
-from ..files import PekaError, write_whole
+from ..files import PekaError, link_whole, write_whole
 from . import drawing, law, painting
 
 UM_PER_PX = 0.5  # of the slide that spatial coordinates refer to; drawn pixels are 1 µm
@@ -183,19 +181,6 @@ def _claim(path, world):
     write_whole(path / "unfinished.json", lambda file: file.write_text(json.dumps(world, indent=1) + "\n"))
 
 
-def _link(source, target):
-    """Hard link where the file system allows it, else a copy; whole or not at all."""
-
-    def make(temporary):
-        try:
-            os.link(source, temporary)
-        except OSError:
-            shutil.copyfile(source, temporary)
-
-    if not target.exists():
-        write_whole(target, make)
-
-
 def _check_same_tissue(source, world):
     """Refuses to take sections from a cohort that shows other tissue."""
     file = source / "source.json"
@@ -209,7 +194,7 @@ def _check_same_tissue(source, world):
 
 def _copy_section(path, original, tiles):
     for folder, suffix in (("patches", "h5"), ("adata", "h5ad")) if tiles else (("adata", "h5ad"),):
-        _link(path / folder / f"{original}.{suffix}", path / folder / f"{COPY}.{suffix}")
+        link_whole(path / folder / f"{original}.{suffix}", path / folder / f"{COPY}.{suffix}")
 
 
 def _write_law(path, genes, jobs, mean, sd, original):

@@ -5,11 +5,8 @@ selection (the same x, y, and the measured pixel centre) and the H&E image; they
 sections of a patient are near-copies of one tissue, and the array is a square grid of 200 um.
 """
 
-import json
 import logging
-import shutil
 from collections.abc import Iterable
-from importlib.metadata import version
 from pathlib import Path
 
 import anndata as ad
@@ -20,9 +17,10 @@ from scipy import sparse, stats
 
 from .. import manifest
 from ..cohort import log_cp10k, open_cohort, write_cohort_tables, write_sample
-from ..files import PekaError, write_whole
+from ..files import PekaError
 from ..protocols import variable_genes
 from ..tiles import cut_tile
+from . import resume
 
 SECTIONS = ("B4", "C2", "C3", "C4", "C5")
 PITCH_UM = 200.0  # between neighbouring spots, in x and in y
@@ -49,17 +47,16 @@ def build(path: str | Path, sections: Iterable[str] | str = SECTIONS, min_umi: i
     """
     path, sections = Path(path), _names(sections)
     options = {"source": "her2st", "recipe": RECIPE, "sections": sections, "min_umi": int(min_umi)}
-    if _finished(path, options):
+    if resume.finished(path, options):
         return path
     raw = _files(sections)
-    facts = _start(path, options)
+    facts = resume.start(path, options)
     for section in sections:
-        if section not in facts or not all(file.exists() for file in _written(path, section)):
+        if section not in facts or not resume.written(path, section):
             facts[section] = _build_section(path, section, raw[section], int(min_umi))
-            _write_json(path / "building.json", {"options": options, "sections": facts})
+            resume.progress(path, options, facts)
     _write_tables(path, {section: facts[section] for section in sections})
-    _write_json(path / "source.json", {"options": options, "sections": facts, "versions": _versions()})
-    (path / "building.json").unlink(missing_ok=True)
+    resume.finish(path, options, facts)
     return path
 
 
@@ -104,48 +101,6 @@ def _files(sections: list[str], kinds: tuple[str, ...] = ("counts", "selection",
     for (section, kind, _), path in zip(wanted, paths):
         found[section][kind] = path
     return found
-
-
-def _written(path: Path, section: str) -> list[Path]:
-    return [path / "adata" / f"{section}.h5ad", path / "patches" / f"{section}.h5"]
-
-
-def _write_json(path: Path, content: dict) -> None:
-    write_whole(path, lambda file: file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-
-
-def _finished(path: Path, options: dict) -> bool:
-    """True where source.json has these options and every section's two files are there."""
-    files = [file for section in options["sections"] for file in _written(path, section)]
-    return _read_json(path / "source.json").get("options") == options and all(file.exists() for file in files)
-
-
-def _start(path: Path, options: dict) -> dict[str, dict]:
-    """Claim the directory and return what is known of its sections that were built with the same options.
-
-    Sections of other options give way; files of another source do not.
-    """
-    before = _read_json(path / "building.json") or _read_json(path / "source.json")
-    folders = [path / name for name in ("adata", "patches", "splits")]
-    if any(folder.exists() for folder in folders) and before.get("options", {}).get("source") != "her2st":
-        raise PekaError(f"{path}: holds files that her2st did not write; expected an empty directory. Choose another path.")
-    for leftover in path.rglob(".????????-*"):  # temporary files of a killed build
-        leftover.unlink()
-    if before.get("options", options) != options:
-        for folder in folders:
-            shutil.rmtree(folder, ignore_errors=True)
-        before = {}
-    facts = before.get("sections", {})
-    _write_json(path / "building.json", {"options": options, "sections": facts})
-    (path / "source.json").unlink(missing_ok=True)
-    return facts
 
 
 # ---- one section -------------------------------------------------------------------------------------------------
@@ -242,7 +197,7 @@ def read_image(path: Path) -> np.ndarray:
     """
     image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
-        raise PekaError(f"{path}: cannot be read; expected a JPEG image. Delete it and fetch it again.")
+        raise PekaError(f"{path}: cannot be read; expected an image (JPEG or TIFF). Delete it and fetch it again.")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 
 
@@ -291,7 +246,3 @@ def _top_genes(path: Path) -> list[str]:
     """50 highly variable genes over all spots, among the genes that every section measured (an inner join)."""
     adata = open_cohort(path).adata(join="inner")
     return variable_genes(log_cp10k(adata), adata, np.ones(adata.n_obs, bool), N_GENES)
-
-
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("peka-core", "anndata", "scanpy")} | {"opencv": cv2.__version__}

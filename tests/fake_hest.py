@@ -1,0 +1,111 @@
+"""Slides drawn in HEST's layout, an index of their own, and a mirror that holds them."""
+
+import shutil
+import warnings
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from peka_core.cohort import write_sample
+from peka_core.files import sha256
+from peka_core.sources import hest
+
+GENES = [f"G{i:03d}" for i in range(120)]
+PANEL = GENES[:55]  # of TENX23
+IDS = ("TENX13", "TENX14", "TENX23", "TENX24", "D1", "D2")
+COLUMNS = (
+    "dataset_title,id,organ,disease_state,oncotree_code,species,patient,st_technology,license,study_link,download_page_link1,"
+    "spots_under_tissue,nb_genes,pixel_size_um_embedded,pixel_size_um_estimated,fullres_px_width,fullres_px_height"
+).split(",")
+
+
+def draw_slide(home, sample, genes=GENES, spots=14, seed=0, um_per_px=0.5):
+    """A slide in HEST's layout: the last two spots have no tile, tiles stand in the other order, one tile has no counts."""
+    rng = np.random.default_rng(seed)
+    bright = rng.uniform(0.3, 1.0, spots)
+    tiles = (rng.integers(0, 256, (spots, 28, 28, 3)) * bright[:, None, None, None]).astype(np.uint8).repeat(8, 1).repeat(8, 2)
+    mean = rng.gamma(2.0, 3.0, len(genes)) * np.where(np.arange(len(genes)) % 3 == 0, 3 * bright[:, None], 1.0)  # (n, G)
+    counts = rng.poisson(mean)
+    counts[3] = 0
+    names = [f"{i:03d}x010" for i in range(spots)]
+    obs, var = pd.DataFrame({"in_tissue": seed % 2}, names), pd.DataFrame(index=list(genes))
+    adata = ad.AnnData(sparse.csr_matrix(counts, dtype=np.float32), obs, var)
+    adata.obsm["spatial"] = np.stack([np.arange(spots) * 300.0 + 20, np.full(spots, 30.0)], 1)  # the first tile leaves the image
+    back, side = np.arange(spots - 2)[::-1], round(112 / um_per_px)
+    corners = (adata.obsm["spatial"] - side // 2).astype(int)[back]
+    assert corners.min() < 0
+    write_sample(home, sample, tiles[back], corners, np.array(names)[back], adata, um_per_px)
+    for folder, file in (("st", f"{sample}.h5ad"), ("metadata", f"{sample}.json")):
+        (home / folder).mkdir(exist_ok=True)
+        if folder == "st":
+            (home / "adata" / file).rename(home / "st" / file)
+        else:
+            (home / folder / file).write_text(f'{{"pixel_size_um_estimated": {um_per_px}, "patient": NaN}}')
+
+
+def row(sample, spots=14, um_per_px=0.5, **other):
+    values = dict.fromkeys(COLUMNS, "") | {
+        "dataset_title": f"study of {sample}", "id": sample, "organ": "Breast", "species": "Homo sapiens", "patient": "   ",
+        "st_technology": "Visium", "spots_under_tissue": str(spots), "pixel_size_um_estimated": str(um_per_px),
+        "pixel_size_um_embedded": "31.75", "fullres_px_width": "4000", "fullres_px_height": "100",
+    }  # fmt: skip
+    return values | other
+
+
+def write_index(home, rows):
+    """An index as HEST writes it, and what has to be said of it."""
+    home.mkdir(parents=True, exist_ok=True)
+    text = pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False, lineterminator="\n")
+    (home / "index.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    ours = [r for r in rows if (r["organ"], r["species"], r["st_technology"]) == ("Breast", "Homo sapiens", "Visium")]
+    counts = [len(ours), sum(int(r["spots_under_tissue"]) for r in ours)]
+    return {"index": "index.csv", "index_sha256": sha256(home / "index.csv"), "counts": counts}
+
+
+def copy_tiles(home, original, copy):
+    """Give a slide the tiles of another, in an order of its own."""
+    with h5py.File(home / f"patches/{original}.h5") as source, h5py.File(home / f"patches/{copy}.h5", "a") as target:
+        for name in ("img", "coords", "barcode"):
+            target[name][:] = np.roll(source[name][:], 3, axis=0)
+
+
+def draw_mirror(home):
+    """Slides IDS below `home`, TENX23 with the tiles of TENX24, and rows that are no slides of the cohort."""
+    for seed, sample in enumerate(IDS):
+        draw_slide(home, sample, PANEL if sample == "TENX23" else GENES, seed=seed)
+    copy_tiles(home, "TENX24", "TENX23")
+    ad.read_h5ad(home / "st/TENX23.h5ad")[::-1].copy().write_h5ad(home / "st/TENX23.h5ad")
+    rows = [row(sample, patient="Patient 1" if sample == "D1" else "   ") for sample in IDS]
+    others = [row("TENX1", organ="Lung"), row("TENX131", species="Mus musculus"), row("X", st_technology="Xenium")]
+    return write_index(home, [*others, *rows])
+
+
+@pytest.fixture(scope="module")
+def drawn_mirror(tmp_path_factory):
+    home = tmp_path_factory.mktemp("hest") / "hest"
+    return home, draw_mirror(home)
+
+
+@pytest.fixture
+def mirror(drawn_mirror, tmp_path, monkeypatch):
+    """A mirror of one's own, and the options that name its index."""
+    shutil.copytree(drawn_mirror[0], tmp_path / "mirror/hest")
+    monkeypatch.setenv("PEKA_MIRROR", str(tmp_path / "mirror"))
+    monkeypatch.setenv("PEKA_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "mirror/hest", drawn_mirror[1]
+
+
+def build(path, options, **other):
+    """Build, with what it warns of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        hest.build(path, **options, **other)
+    return [str(w.message) for w in caught]
+
+
+def state(folder):
+    return {f: (f.lstat().st_mtime_ns, sha256(f)) for f in sorted(folder.rglob("*")) if f.is_file()}
