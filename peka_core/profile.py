@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from .files import PekaError
-from .ladder import read_rung
+from .ladder import Rung, read_rung
 from .recipe import RECIPES, Recipe
 
 FOLDER = Path(__file__).parent / "profiles"
@@ -25,6 +25,8 @@ class Profile:
             empty where there is none.
         methods: adapter methods aligned on each split's training spots (scope nested).
         all_methods: methods aligned once on all spots (scope all).
+        scope_effect: whether `all_methods` are also aligned on the training spots of `spots/0`, to compare with scope all.
+        others: rungs that are scored beside them under the paper's protocols: other encoders, frozen or aligned on all spots.
         ladder: what `peka ladder` compares with the frozen encoder: rungs, and names of predictors.
         umap: whether chapter 5 draws UMAPs.
         overrides: what was changed from the file, by flat name.
@@ -44,8 +46,23 @@ class Profile:
     recipe: Recipe
     seed: int
     umap: bool = True
+    scope_effect: bool = True
+    others: tuple = ()
     ladder: tuple = ()
     overrides: dict = field(default_factory=dict)
+
+    def alignments(self, splits: list[str], off: list[str] = ()) -> list[tuple[Rung | str, str, str]]:
+        """(method or rung, split, world) of everything that this profile aligns, chapter 3's list.
+
+        Args:
+            splits: names of the cohort's own splits; off: those of world `off`.
+        """
+        planned = [(method, split, "on") for method in self.methods for split in splits]
+        seen = ("all", "spots/0") if self.scope_effect else ("all",)
+        planned += [(method, split, "on") for method in self.all_methods for split in seen]
+        planned += [(rung, "all", "on") for rung in self.others if rung.method != "none"]
+        planned += [("bat", split, "off") for split in list(off)[: self.cues_off_splits]]
+        return planned + [("bat", split, "few") for split in ("all", "spots/0") if self.few]
 
 
 def profile_names() -> list[str]:
@@ -70,6 +87,7 @@ def load_profile(name: str, overrides: dict | None = None) -> Profile:
         _home(values, key)[key] = value
     values["recipe"] = _recipe(values["recipe"])
     values["ladder"] = tuple(rung if isinstance(rung, str) else read_rung(rung) for rung in values.get("ladder", ()))
+    values["others"] = tuple(read_rung(rung) for rung in values.get("others", ()))
     values["methods"], values["all_methods"] = tuple(values["methods"]), tuple(values["all_methods"])
     return Profile(name=path.stem, overrides=overrides, **values)
 

@@ -1,7 +1,7 @@
 """The `peka` command line: papermill over the notebooks for a profile.
 
     peka list
-    peka run PROFILE [--device auto|cpu|cuda] [--weights ENCODER=PATH] [-p name=value] [--run NAME]
+    peka run PROFILE [--plan] [--device auto|cpu|cuda] [--weights ENCODER=PATH] [-p name=value] [--run NAME]
     peka ladder PROFILE [the same options]
     peka fetch PROFILE [--dry-run]
     peka score TASK_DIR --embeddings DIR [--protocol NAME] [--set NAME=VALUE] [--json OUT]
@@ -55,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     listing.set_defaults(command=_list)
     run = commands.add_parser("run", help="run notebooks 01 to 05 for a profile")
     _add_run_options(run)
+    run.add_argument("--plan", action="store_true", help="print what it would cost (GB, FLOPs, hours, memory, gates), run nothing")
+    run.add_argument("--gpu", default="A100", help="GPU of the plan's hours: V100, T4, L4, RTX4090, A100 or H100")
     run.set_defaults(command=_run)
     ladder = commands.add_parser("ladder", help="what did the work? every rung of a profile's ladder, scope effects, curves")
     _add_run_options(ladder)
@@ -102,6 +104,11 @@ def _run(arguments: argparse.Namespace) -> int:
     from .workspace import open_run, root
 
     overrides, weights = _values(arguments.p, "-p"), _pairs(arguments.weights, "--weights")
+    if arguments.plan:
+        from .plan import plan
+
+        print(plan(load_profile(arguments.profile, overrides), arguments.gpu))
+        return 0
     work = open_run(arguments.profile, arguments.run, arguments.device, weights, overrides)
     parameters = {
         "profile": arguments.profile, "run": work.folder.name, "device": arguments.device,

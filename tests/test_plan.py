@@ -1,0 +1,110 @@
+"""The price of a run: counted FLOPs against a hand count and against a real step, memory against real saved tensors, the text."""
+
+import pytest
+import torch
+from conftest import SHARED
+from test_encoders import tiny_encoder
+from torch.utils.flop_counter import FlopCounterMode
+
+from peka_core import alignment, plan
+from peka_core.encoders import Encoder
+from peka_core.files import PekaError
+from peka_core.profile import load_profile
+from peka_core.recipe import Recipe
+from peka_core.student import Student
+
+RECIPE = Recipe(block=8, rank=4, alpha=4.0, hidden=24, k=3)
+
+
+def on_meta(encoder: Encoder) -> Encoder:
+    return Encoder("tiny", encoder.model.to("meta"), encoder.mean, encoder.std, encoder.dim, encoder.size, encoder.resize, device="meta")
+
+
+class OneLayer(torch.nn.Module):
+    """x (n, 3, 8, 8) -> 192 values -> one Linear layer -> 64."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = torch.nn.Linear(192, 64, bias=False)
+
+    def forward(self, x):
+        return self.fc(x.flatten(1))  # (n, 192) -> (n, 64)
+
+
+@pytest.mark.parametrize("method", ["bone", "bat", "lora"])
+def test_one_layer_by_hand(method):
+    with torch.device("meta"):
+        encoder = Encoder("one", OneLayer().requires_grad_(False), (0,) * 3, (1,) * 3, 64, 8, 8, device="meta")
+    recipe = Recipe(targets=("fc",), block=16, rank=4, alpha=4.0, hidden=24)
+    cost = plan.cost_of(encoder, method, recipe, 5)
+    product, projector, thin = 2 * 192 * 64, 2 * (64 * 24 + 24 * 5), 2 * 4 * (192 + 64)
+    blocks = 2 * 192 * 64 * 16  # W_g B_g: every value of W meets a row of 16
+    assert cost.forward == product + projector + (thin if method == "lora" else 0)
+    # backward: both products of the projector's layers; of the layer W' = W + ..., g^T x for B (bone: of summed x, a 1/12 of it)
+    learn = {"bat": product, "bone": 2 * 16 * 64, "lora": thin + 2 * 4 * 64}[method]  # lora: both factors, and through B to A
+    assert cost.step == cost.forward + 2 * projector + learn
+    assert cost.batch == (2 * blocks if method == "bat" else 0)  # once forward, once for B's gradient
+
+
+@pytest.mark.parametrize("method", ["bat", "bone", "lora", "full", "projector_only"])
+def test_a_whole_step_costs_what_torch_counts_when_it_is_done(method):
+    encoder = tiny_encoder(64)
+    student = Student(encoder, method, 4, RECIPE)
+    head = torch.nn.Linear(4, 3)
+    optimiser = torch.optim.Adam([p for p in [*student.parameters(), *head.parameters()] if p.requires_grad])
+    x, targets, labels = torch.randn(6, 3, 64, 64), torch.randn(6, 4), torch.arange(6) % 3
+    with FlopCounterMode(display=False, custom_mapping=plan.ATTENTION) as counter:
+        alignment._step(student, head, optimiser, x, targets, labels, RECIPE)
+    cost = plan.cost_of(on_meta(tiny_encoder(64)), method, RECIPE, 4)
+    assert 6 * cost.step + cost.batch == pytest.approx(counter.get_total_flops() - 3 * 2 * 6 * 4 * 3, rel=0.01)  # the head aside
+
+
+def test_attention_is_counted():
+    small, none = (plan.cost_of(on_meta(tiny_encoder(64)), "none", RECIPE, 4).forward for _ in range(2))
+    assert small == none > 0
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        tiny_encoder(64).model(torch.randn(1, 3, 64, 64))
+    assert small > counter.get_total_flops()  # which leaves fused attention out
+
+
+def test_what_a_tile_holds_is_what_autograd_saves():
+    student, saved = Student(tiny_encoder(64), "bat", 4, RECIPE), []
+    keep = lambda tensor: saved.append((tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes(), tensor)) or tensor
+    sizes = []
+    for n in (2, 3):
+        saved.clear()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+            kept = student(torch.randn(n, 3, 64, 64))
+        sizes.append(sum({pointer: size for pointer, size, _ in saved}.values()))
+        del kept
+    cost = plan.cost_of(on_meta(tiny_encoder(64)), "bat", RECIPE, 4)
+    assert cost.tile == pytest.approx(sizes[1] - sizes[0], rel=0.05)
+
+
+def test_the_demo_has_a_plan():
+    text = plan.plan(load_profile("smoke"), "V100")
+    assert "4 slides, 48 spots, 2 held-out splits" in text and "V100 (112 TFLOP/s" in text and "mini, bat" in text
+    assert text.count("align bat") == 4  # two splits, all, spots/0
+    with pytest.raises(PekaError, match="'K80'; there are V100"):
+        plan.plan(load_profile("smoke"), "K80")
+
+
+@pytest.mark.skipif(not (SHARED / "data" / "hest").exists(), reason="HEST's index is not here")
+def test_the_papers_kidney_has_a_plan(monkeypatch):
+    monkeypatch.setenv("PEKA_MIRROR", str(SHARED / "data"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(plan, "meta_encoder", lambda name: on_meta(tiny_encoder(64)))  # the real one takes half a minute
+    profile = load_profile("hest-kidney", {"block": 8})
+    text = plan.plan(profile)
+    for part in ("24 slides, 74,220 spots", "73,813", "13.0 GB", "align bat on all, h-optimus-0", "HF_TOKEN is not set", "gated, accept"):
+        assert part in text, part
+
+
+def test_work_is_what_chapter_3_trains():
+    profile = load_profile("hest-kidney-nested")
+    work = list(plan.work_of(profile, 1000, 4))
+    assert [what for what, *_ in work][1:] == [f"align bat on patients/{i}" for i in range(4)] + ["align bat on all", "align bat on spots/0"]
+    assert [trained for *_, trained, _ in work] == [0] + [50 * 750] * 4 + [50 * 1000, 50 * 800]
+    full = list(plan.work_of(load_profile("hest-kidney-full"), 10, 4))
+    assert {name for _, name, *_ in full} == {"h-optimus-0", "resnet50", "ctranspath", "uni"}
+    assert sum(method != "none" for _, _, method, *_ in full) == 6  # PEKA, LoRA, AdaLoRA of two encoders
