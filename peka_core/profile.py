@@ -26,6 +26,7 @@ class Profile:
         methods: adapter methods aligned on each split's training spots (scope nested).
         all_methods: methods aligned once on all spots (scope all).
         scope_effect: whether `all_methods` are also aligned on the training spots of `spots/0`, to compare with scope all.
+        lessons: whether chapter 3 trains small examples in the open.
         others: rungs that are scored beside them under the paper's protocols: other encoders, frozen or aligned on all spots.
         ladder: what `peka ladder` compares with the frozen encoder: rungs, and names of predictors.
         umap: whether chapter 5 draws UMAPs.
@@ -47,6 +48,7 @@ class Profile:
     seed: int
     umap: bool = True
     scope_effect: bool = True
+    lessons: bool = True
     others: tuple = ()
     ladder: tuple = ()
     overrides: dict = field(default_factory=dict)

@@ -29,13 +29,16 @@ def predictors(work: Run, protocol: Protocol, methods: tuple[str, ...] | None = 
     """All that a profile scores under a protocol.
 
     Args:
-        methods: aligned students; by default the profile's `methods` where the scope is nested, else `all_methods`.
+        methods: aligned students; by default the profile's `methods` where the scope is nested, else `all_methods`. The
+            profile's `others` come along: frozen ones always, aligned ones where all spots were seen and methods are asked for.
     """
     if methods is None:
         methods = work.profile.methods if protocol.scope == "nested" else work.profile.all_methods
     rows = [("oracle", "oracle")] if work.profile.source == "demo" else []
     rows += [("encoder", "frozen")]
     rows += students(methods)
+    rows += [("encoder", rung) for rung in work.profile.others if rung.method == "none"]
+    rows += [("student", rung) for rung in work.profile.others if rung.method != "none" and methods and protocol.scope == "all"]
     rows += [("control", name) for name in ("random", "permuted_targets", *CONTROLS)]
     return rows + [("reference", name) for name in REFERENCES]
 
@@ -70,17 +73,24 @@ def score_table(work: Run, protocol: Protocol, world: str = "on", rows=None, sco
             part = summarise(scores, protocol, pooling)
             spots = part["scheme"].map(_spots(scores))
             made = stages.adapters_of(work, predictor, protocol, scope, split, world) if kind == "student" else ""
-            parts.append(part.assign(kind=kind, predictor=name, space=space, label=label, spots=spots, adapters=made))
+            who = work.encoder_name("random" if name == "random" else getattr(predictor, "encoder", ""))
+            parts.append(part.assign(kind=kind, predictor=name, space=space, label=label, spots=spots, adapters=made, encoder=who))
     table = pd.concat(parts, ignore_index=True)
     facts = provenance()
     table = table.assign(
         headline=table["pooling"] == protocol.pooling, profile=work.profile.name, world=world, protocol=protocol.name,
         zeros=protocol.zeros, scope=np.where(table["kind"] == "student", scope or protocol.scope, "none"), split=split or "all of the protocol",
-        seed=work.profile.seed, encoder=work.encoder_name(), cohort=work.cohort(world).digest[:12],
+        seed=work.profile.seed, cohort=work.cohort(world).digest[:12],
         peka_core=facts["peka_core"], commit=facts["commit"], device=facts["device"],
         versions="; ".join(f"{name} {version}" for name, version in facts["packages"].items()),
     )  # fmt: skip
-    return beside_published(table, work.profile.source_options.get("cohort", ""), work.profile.encoder)
+    return beside_published(table.assign(paper_cohort=(name := paper_cohort(work))), name)
+
+
+def paper_cohort(work: Run) -> str:
+    """Which of the paper's cohorts a run scores: only HEST-1k slides of the index that the paper used count."""
+    options = work.profile.source_options
+    return options.get("cohort", "") if work.profile.source == "hest" and not options.get("index") else ""
 
 
 def _spots(scores: pd.DataFrame) -> pd.Series:
@@ -110,7 +120,8 @@ def difference_table(
         for genes in base["genes"].unique():
             found = paired(scores, base, genes, scheme)
             parts.append({"label": f"{label} · {genes}", "rung": label, "predictor": name, "space": space, "genes": genes, **found})
-    return pd.DataFrame(parts)
+    columns = ["label", "rung", "predictor", "space", "genes", "mean", "low", "high", "p", "n", "values"]
+    return pd.DataFrame(parts, columns=columns)
 
 
 def published() -> pd.DataFrame:
@@ -118,7 +129,7 @@ def published() -> pd.DataFrame:
     return pd.read_csv(root() / "results" / "published.csv")
 
 
-def beside_published(table: pd.DataFrame, cohort: str, encoder: str) -> pd.DataFrame:
+def beside_published(table: pd.DataFrame, cohort: str) -> pd.DataFrame:
     """A score table with columns published, published_in and minus_published, empty where nothing can be compared.
 
     Compared are headline scores over all genes of one of the paper's cohorts: peka_paper and peka_official with the paper's value
@@ -134,11 +145,47 @@ def beside_published(table: pd.DataFrame, cohort: str, encoder: str) -> pd.DataF
         if row.headline and row.genes == "all" and row.alpha == "chosen" and scored_alike:
             places = [(CCRCC.get(cohort), "HEST-Benchmark")] if row.protocol == "hest_bench" else []
             places = [(cohort, "Table 2"), (cohort, "Table 1")] if row.protocol in ("peka_paper", "peka_official") else places
-        return next((known[key] for where, table in places if (key := (where, encoder, method, table)) in known), (np.nan, ""))
+        name = row.encoder.partition("@")[0]
+        return next((known[key] for where, table in places if (key := (where, name, method, table)) in known), (np.nan, ""))
 
     found = [look_up(row) for row in table.itertuples()]
     values = np.array([value for value, _ in found])
     return table.assign(published=values, published_in=[source for _, source in found], minus_published=table["mean"] - values)
+
+
+def beside_paper() -> pd.DataFrame:
+    """Every cell of the paper's Tables 1 and 2 beside what finished runs under runs/ have of it.
+
+    Columns: table, cohort, encoder, method, paper, ours, control (slide one-hot of the same run and protocol), run, note: why ours
+    differs, or why there is none.
+    """
+    from .encoder_files import rows
+
+    theirs = published().query("table.isin(['Table 1', 'Table 2'])").rename(columns={"pcc": "paper"})
+    files = sorted((root() / "runs").glob("*/results/scores.csv"))
+    found = [pd.read_csv(path).assign(run=path.parents[1].name) for path in files if "paper_cohort" in pd.read_csv(path, nrows=0)]
+    ours = pd.concat([table[table["paper_cohort"].notna()] for table in found]) if found else pd.DataFrame()
+    made = []
+    for cell in theirs.itertuples():
+        aligned = cell.encoder == "PEKA"  # Table 1's last row, without its encoder's name
+        gate = aligned or (cell.encoder in rows() and rows()[cell.encoder].gated)
+        row = {"ours": np.nan, "control": np.nan, "run": "", "note": "gated, not run" if gate else "slides gated, not run"}
+        if len(ours):
+            here = ours[(ours["paper_cohort"] == cell.cohort) & (ours["protocol"] == "peka_paper") & ours["headline"] & (ours["genes"] == "all") & (ours["alpha"] == "chosen")]
+            same = here[(aligned | (here["encoder"].str.partition("@")[0] == cell.encoder)) & (here["published"] == cell.paper)]
+            if len(same):
+                bar = here[(here["run"] == same["run"].iloc[0]) & (here["predictor"] == "slide_one_hot")]["mean"]
+                row = {"ours": same["mean"].iloc[0], "control": bar.mean(), "run": same["run"].iloc[0], "note": "zeros kept; one seed"}
+        made.append(row)
+    return pd.concat([theirs.reset_index(drop=True), pd.DataFrame(made)], axis=1).drop(columns="source")
+
+
+def paper_form(beside: pd.DataFrame, table: str) -> pd.DataFrame:
+    """One of the paper's tables as it prints it, each cell `paper | ours (slide one-hot)`, or `paper | why not`."""
+    part = beside[beside["table"] == table]
+    say = lambda c: f"{c.paper:.3f} | " + (c.note if np.isnan(c.ours) else f"{c.ours:.3f} ({c.control:.3f})")
+    part = part.assign(cell=[say(cell) for cell in part.itertuples()])
+    return part.pivot_table(index=["encoder", "method"], columns="cohort", values="cell", aggfunc="first", sort=False)
 
 
 def save_table(table: pd.DataFrame, folder: str | Path, name: str) -> Path:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -11,33 +12,33 @@ from peka_core.protocols import PROTOCOLS
 def rows(**columns) -> pd.DataFrame:
     """Two rows of a score table, frozen and bat, with some columns changed."""
     base = {"kind": ["encoder", "student"], "predictor": ["frozen", "bat"], "space": ["encoder", "projected"], "genes": "all"}
-    return pd.DataFrame(base | {"alpha": "chosen", "headline": True, "protocol": "peka_paper", "mean": [0.5, 0.7]} | columns)
+    return pd.DataFrame(base | {"alpha": "chosen", "headline": True, "protocol": "peka_paper", "mean": [0.5, 0.7], "encoder": "uni@1a"} | columns)
 
 
 def test_a_score_of_a_paper_cohort_stands_beside_the_papers_value():
-    table = tables.beside_published(rows(), "kidney", "h-optimus-0")
+    table = tables.beside_published(rows(encoder="h-optimus-0@12"), "kidney")
     assert table["published"].tolist() == [0.698, 0.755]
     np.testing.assert_allclose(table["minus_published"], [-0.198, -0.055])
     assert table["published_in"].str.startswith("PEKA paper Table 2").all()
 
 
 def test_encoders_that_only_table_1_has_are_found_there():
-    table = tables.beside_published(rows(), "lung", "ctranspath")
+    table = tables.beside_published(rows(encoder="ctranspath@3"), "lung")
     assert table["published"].iloc[0] == 0.592 and np.isnan(table["published"].iloc[1])  # no PEKA of CTransPath
 
 
 def test_hest_benchmark_is_compared_on_the_same_slides_alone():
-    table = tables.beside_published(rows(protocol="hest_bench"), "kidney", "uni")
+    table = tables.beside_published(rows(protocol="hest_bench"), "kidney")
     assert table["published"].iloc[0] == 0.240 and np.isnan(table["published"].iloc[1])
     for cohort, encoder in (("breast", "uni"), ("kidney", "resnet50")):  # other slides; HEST's resnet50 is its third layer
-        assert tables.beside_published(rows(protocol="hest_bench"), cohort, encoder)["published"].isna().all()
+        assert tables.beside_published(rows(protocol="hest_bench", encoder=encoder), cohort)["published"].isna().all()
 
 
 def test_what_cannot_be_compared_stays_empty():
     for other in (dict(protocol="strict"), dict(genes="cue"), dict(headline=False), dict(alpha="x10"), dict(kind="control")):
-        assert tables.beside_published(rows(**other), "kidney", "uni")["published"].isna().all(), other
-    assert tables.beside_published(rows(space="concat", kind="student"), "kidney", "uni")["published"].isna().all()
-    assert tables.beside_published(rows(), "", "mini")["published"].isna().all()
+        assert tables.beside_published(rows(**other), "kidney")["published"].isna().all(), other
+    assert tables.beside_published(rows(space="concat", kind="student"), "kidney")["published"].isna().all()
+    assert tables.beside_published(rows(), "")["published"].isna().all()
 
 
 def test_a_students_scores_name_the_weights_behind_them(work):
@@ -51,3 +52,30 @@ def test_a_students_scores_name_the_weights_behind_them(work):
     one = stages.adapters_of(work, "bat", strict, split=work.tasks(strict)[0].split.name)
     assert one != stages.adapters_of(work, "bat", strict) != stages.adapters_of(work, "bat", strict, scope="all")
     assert table["versions"].str.contains("torch ").all()
+
+
+def test_finished_runs_fill_the_papers_cells_and_the_rest_stays_blank(tmp_path, monkeypatch):
+    (tmp_path / "results").mkdir()
+    tables.save_table(tables.published(), tmp_path / "results", "published")
+    monkeypatch.setattr(tables, "root", lambda: tmp_path)
+    made = pd.concat([rows(encoder="h-optimus-0@1"), rows(kind="control", predictor="slide_one_hot", mean=0.6)[:1]])
+    made = tables.beside_published(made.assign(paper_cohort="kidney"), "kidney")
+    tables.save_table(made, tmp_path / "runs" / "mine" / "results", "scores")
+    tables.save_table(rows(mean=0.9).assign(paper_cohort=""), tmp_path / "runs" / "demo" / "results", "scores")
+    beside = tables.beside_paper()
+    run = beside[beside["ours"].notna()].set_index(["table", "encoder", "method"])
+    assert run["ours"].to_dict() == {
+        ("Table 1", "h-optimus-0", "none"): 0.5, ("Table 1", "PEKA", "PEKA"): 0.7,
+        ("Table 2", "h-optimus-0", "none"): 0.5, ("Table 2", "h-optimus-0", "PEKA"): 0.7,
+    }  # fmt: skip
+    assert (run["control"] == 0.6).all() and (run["run"] == "mine").all() and (run["cohort"] == "kidney").all()
+    form = tables.paper_form(beside, "Table 2")
+    assert form.loc[("h-optimus-0", "PEKA"), "kidney"] == "0.755 | 0.700 (0.600)"
+    assert form.loc[("uni", "lora"), "liver"] == "0.626 | gated, not run"
+
+
+def test_only_the_papers_own_slides_count(work):
+    assert tables.paper_cohort(work) == ""
+    for options, expected in (({"cohort": "lung"}, "lung"), ({"cohort": "lung", "index": "mine.csv"}, "")):
+        hest = dataclasses.replace(work.profile, source="hest", source_options=options)
+        assert tables.paper_cohort(dataclasses.replace(work, profile=hest)) == expected
