@@ -172,7 +172,7 @@ def beside_paper() -> pd.DataFrame:
         row = {"ours": np.nan, "control": np.nan, "run": "", "note": "gated, not run" if gate else "slides gated, not run"}
         if len(ours):
             here = ours[(ours["paper_cohort"] == cell.cohort) & (ours["protocol"] == "peka_paper") & ours["headline"] & (ours["genes"] == "all") & (ours["alpha"] == "chosen")]
-            same = here[(aligned | (here["encoder"].str.partition("@")[0] == cell.encoder)) & (here["published"] == cell.paper)]
+            same = here[(aligned | (here["encoder"].str.split("@").str[0] == cell.encoder)) & (here["published"] == cell.paper)]
             if len(same):
                 bar = here[(here["run"] == same["run"].iloc[0]) & (here["predictor"] == "slide_one_hot")]["mean"]
                 row = {"ours": same["mean"].iloc[0], "control": bar.mean(), "run": same["run"].iloc[0], "note": "zeros kept; one seed"}
