@@ -198,7 +198,9 @@ def shallow(row, depth=2):
     return backbones.build(cut(row, depth), "cpu").requires_grad_(False)
 
 
-VITS = {  # dim of a token, parameters, tensors, CLS and registers, tokens at 224 px; all but tokens from backbones_facts.json
+# Dim of a token, parameters, tensors, CLS and registers, tokens at 224 px. Parameters and tensors were counted elsewhere
+# (backbones_facts.json), but for h-optimus-1 (as h-optimus-0), phikon and kaiko-vits16 (the published ViT-B and ViT-S).
+VITS = {
     "uni": (1024, 303_350_784, 342, 1, 197),
     "h-optimus-0": (1536, 1_134_774_272, 567, 5, 261),
     "h-optimus-1": (1536, 1_134_774_272, 567, 5, 261),
