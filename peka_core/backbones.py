@@ -27,12 +27,15 @@ class ConvStem(nn.Module):
         norm_layer: makes the LayerNorm of the tokens.
     """
 
-    def __init__(self, img_size=224, patch_size=4, in_chans=3, embed_dim=96, norm_layer=nn.LayerNorm, device=None, dtype=None, **_):
+    def __init__(
+        self, img_size=224, patch_size=4, in_chans=3, embed_dim=96, norm_layer=nn.LayerNorm, device=None, dtype=None, **_
+    ):
         super().__init__()
         self.patch_size, self.grid_size = (patch_size, patch_size), (img_size // patch_size, img_size // patch_size)
         where, layers, width = {"device": device, "dtype": dtype}, [], in_chans
         for narrow in (embed_dim // 8, embed_dim // 4):
-            layers += [nn.Conv2d(width, narrow, 3, stride=2, padding=1, bias=False, **where), nn.BatchNorm2d(narrow, **where), nn.ReLU()]
+            layers.append(nn.Conv2d(width, narrow, 3, stride=2, padding=1, bias=False, **where))
+            layers += [nn.BatchNorm2d(narrow, **where), nn.ReLU()]
             width = narrow
         self.proj = nn.Sequential(*layers, nn.Conv2d(width, embed_dim, 1, **where))
         self.norm = norm_layer(embed_dim, **where)
@@ -141,7 +144,7 @@ def read_weights(path: Path, name: str) -> State:
         state = state["model"]  # as CTransPath's file has it
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         held = sorted(map(str, state))[:6] if isinstance(state, dict) else type(state).__name__
-        raise PekaError(f"{path} holds {held}, expected a state dict for encoder {name!r}: names and tensors, at most inside 'model'")
+        raise PekaError(f"{path} holds {held}, expected tensors by name for encoder {name!r}, at most inside 'model'")
     return state
 
 

@@ -48,7 +48,8 @@ def _encoder(name: str) -> Line:
     reachable = bool(row.hub_id or row.url) and not os.environ.get("PEKA_MIRROR") and (has_token or not row.gated)
     token = " (and it is not set)" if row.gated and not has_token else ""
     state = "ok" if here else "note" if reachable else "problem"
-    return (state, "encoder", f"{name}, {where}; {row.terms}{token}; {row.marks}" + ("" if here or reachable else f"; or --weights {name}=PATH"))
+    otherwise = "" if here or reachable else f"; or --weights {name}=PATH"
+    return (state, "encoder", f"{name}, {where}; {row.terms}{token}; {row.marks}{otherwise}")
 
 
 def _python() -> Line:

@@ -112,12 +112,14 @@ def no_weights(row: Row, why: str) -> PekaError:
     """The one message that ends a try to load an encoder whose file cannot be had."""
     steps = []
     if row.gated:
-        steps += [f"accept the terms on {row.page} and set HF_TOKEN to a token of that account", f"use {row.instead}, which needs no token"]
+        steps += [f"accept the terms on {row.page} and set HF_TOKEN to a token of that account"]
+        steps += [f"use {row.instead}, which needs no token"]
     elif row.hub_id or row.url:
         steps += ["start again with a network (no token is needed)"]
     else:
         steps += [f"fetch {row.files[0]} by hand from {row.page}"]
-    steps += [f"give the file as --weights {row.name}=PATH", f"put it at encoders/{row.name}/{row.files[0]} of a folder and name that folder in PEKA_MIRROR"]
+    steps += [f"give the file as --weights {row.name}=PATH"]
+    steps += [f"put it at encoders/{row.name}/{row.files[0]} of a folder and name that folder in PEKA_MIRROR"]
     return PekaError(f"encoder {row.name!r} has no weights here: {why}. Either {', or '.join(steps)}.")
 
 

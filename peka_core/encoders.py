@@ -86,7 +86,8 @@ class Encoder:
         if height == width == self.size and self.resize in (self.size, None):
             return pixels
         if self.resize is None:
-            raise PekaError(f"{self.name} takes tiles of {self.size} x {self.size} px as they are, not {height} x {width}: cut others")
+            wanted = f"{self.size} x {self.size}"
+            raise PekaError(f"{self.name} takes tiles of {wanted} px as they are, not {height} x {width}: cut others")
         scale = self.resize / min(height, width)
         sides = [int(height * scale + 1e-9), int(width * scale + 1e-9)]
         x = F.interpolate(pixels.permute(0, 3, 1, 2).float(), sides, mode=self.interpolation, antialias=True)
@@ -200,8 +201,9 @@ def _from_timm(name: str, weights: str | Path | None) -> Encoder:
     except Exception as error:  # timm and the hub raise many kinds: no such name, no network, no access, no weights
         raise PekaError(
             f"encoder {name!r} could not be made by timm ({type(error).__name__}: {str(error).splitlines()[0][:200]}). "
-            f"Names: mini, random, {', '.join(rows())}, or one of timm.list_models(pretrained=True). Without a network give the weights "
-            f"as a file: --weights {name}=PATH. For a gated model accept the terms on its page and set HF_TOKEN."
+            f"Names: mini, random, {', '.join(rows())}, or one of timm.list_models(pretrained=True). "
+            f"Without a network give the weights as a file: --weights {name}=PATH. "
+            "For a gated model accept the terms on its page and set HF_TOKEN."
         ) from error
     cfg = timm.data.resolve_model_data_config(model)
     if weights is not None:

@@ -58,7 +58,8 @@ def open_run(
         raise PekaError("changed parameters need a run name of their own: add --run NAME (in a notebook: run = \"NAME\")")
     folder = root() / "runs" / (run or loaded.name)
     started = {"profile": loaded.name, "overrides": loaded.overrides, "source_options": loaded.source_options}
-    given = {name: {"path": str(Path(path).resolve()), "sha256": weights_digest(name, path)} for name, path in (weights or {}).items()}
+    files = {name: Path(path) for name, path in (weights or {}).items()}
+    given = {name: {"path": str(path.resolve()), "sha256": weights_digest(name, path)} for name, path in files.items()}
     _same_or_new(folder / "run.json", started)
     if given:
         write_whole(folder / "weights.json", lambda p: p.write_text(json.dumps(given, indent=1) + "\n"))

@@ -8,6 +8,7 @@ import dataclasses
 import gc
 import hashlib
 import json
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -168,7 +169,8 @@ def test_ctranspath_equals_golden_from_a_file_in_the_official_layout(tmp_path):
     torch.save({"model": filled_state("ctranspath")}, tmp_path / "ctranspath.pth")
     encoder = load_encoder("ctranspath", weights=tmp_path / "ctranspath.pth", device="cpu")
     encoder.resize = None
-    modules = {f"layers.{i}": f"layers.{i + 1}.downsample" for i in (1, 2)} | {"layers.0(incl. downsample)": "layers.1.downsample"}
+    modules = {f"layers.{i}": f"layers.{i + 1}.downsample" for i in (1, 2)}
+    modules |= {"layers.0(incl. downsample)": "layers.1.downsample"}
     same = {name: name for name in ("patch_embed", "layers.3", "norm")}
     compare_with_golden(encoder, "ctranspath", modules | same)
 
@@ -196,7 +198,9 @@ def shallow(row, depth=2):
     return backbones.build(cut(row, depth), "cpu").requires_grad_(False)
 
 
-VITS = {  # dim of a token, parameters, tensors, CLS and registers, tokens at 224 px; counted elsewhere (backbones_facts.json) but for tokens
+# Dim of a token, parameters, tensors, CLS and registers, tokens at 224 px. Parameters and tensors were counted elsewhere
+# (backbones_facts.json), but for h-optimus-1 (as h-optimus-0), phikon and kaiko-vits16 (the published ViT-B and ViT-S).
+VITS = {
     "uni": (1024, 303_350_784, 342, 1, 197),
     "h-optimus-0": (1536, 1_134_774_272, 567, 5, 261),
     "h-optimus-1": (1536, 1_134_774_272, 567, 5, 261),
@@ -263,16 +267,22 @@ def hf_vit(hidden, heads, eps, layers=2):
     return model
 
 
+def hf_names(model) -> dict[str, torch.Tensor]:
+    """Its state dict as transformers writes it into a file, which is the layout on the hub."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return load_file(Path(folder) / "model.safetensors")
+
+
 @pytest.mark.parametrize("name", ["phikon", "kaiko-vits16"])
-def test_vits_of_transformers_equal_ours_from_their_file(name, tmp_path):
+def test_vits_of_transformers_equal_ours(name):
     row = rows()[name]
     dim, eps = row.dim, 1e-12 if name == "phikon" else 1e-6
     theirs = hf_vit(dim, dim // 64, eps)
-    theirs.save_pretrained(tmp_path)  # in the layout of the hub's files
-    state = backbones.read_weights(tmp_path / "model.safetensors", name)
+    state = hf_names(theirs)
     assert "encoder.layer.1.attention.attention.query.weight" in state and "pooler.dense.weight" in state
     model = backbones.build(cut(row, 2))
-    backbones.put_weights(model, backbones.from_hf_vit(state), tmp_path, name)
+    backbones.put_weights(model, backbones.from_hf_vit(state), "drawn", name)
     encoder = encoder_of(row, model.requires_grad_(False))
     x = encoder.transform(np.load(FIXTURES / "test_image_224.npz")["image"][None])
     with torch.no_grad():
@@ -285,9 +295,12 @@ def test_vits_of_transformers_equal_ours_from_their_file(name, tmp_path):
 
 def test_names_that_no_rule_knows_are_refused_not_dropped():
     row = rows()["phikon"]
-    state = {"vit." + k: v for k, v in hf_vit(768, 12, 1e-12, 1).state_dict().items()}
+    state = {"vit." + k: v for k, v in hf_vit(768, 12, 1e-12, 1).state_dict().items()}  # not the names of its files
     with pytest.raises(PekaError, match="hub.bin does not fit encoder 'phikon': missing .*unknown"):
         backbones.put_weights(backbones.build(row), backbones.from_hf_vit(state), "hub.bin", "phikon")
+    official = {**hf_names(hf_vit(768, 12, 1e-12, 1)), "embeddings.extra": torch.zeros(1)}
+    with pytest.raises(PekaError, match=r"missing 0: \[\]; unknown 1: \['embeddings.extra'\]"):
+        backbones.put_weights(backbones.build(cut(row, 1)), backbones.from_hf_vit(official), "hub.bin", "phikon")
     half = {"encoder.layer.0.attention.attention.query.weight": torch.zeros(2, 2)}
     assert backbones.from_hf_vit(half).keys() == {"blocks.0.attn.query.weight"}
 
@@ -302,7 +315,7 @@ def test_files_in_half_precision_are_read_as_float32(tmp_path):
 
 def test_files_that_hold_more_than_tensors_are_refused(tmp_path):
     torch.save({"epoch": 3, "state_dict": {}}, tmp_path / "training.pth")
-    with pytest.raises(PekaError, match=r"training.pth holds \['epoch', 'state_dict'\], expected a state dict for encoder 'uni'"):
+    with pytest.raises(PekaError, match=r"training.pth holds \['epoch', 'state_dict'\], expected tensors .* encoder 'uni'"):
         backbones.read_weights(tmp_path / "training.pth", "uni")
 
 

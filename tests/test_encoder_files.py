@@ -39,8 +39,8 @@ def empty_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A hub in memory: `.files` by name, `.asked` what was asked for, `.error` what it raises instead."""
-    hub = SimpleNamespace(files={"model.safetensors": b"first"}, asked=[], error=None)
+    """A hub in memory: `.files` by name, `.asked` what was asked for, `.error` what it raises instead, `.newest` its commit."""
+    hub = SimpleNamespace(files={"model.safetensors": b"first"}, asked=[], error=None, newest=COMMIT)
 
     def metadata(url):
         file, revision = url
@@ -49,7 +49,7 @@ def hub(tmp_path, monkeypatch):
             raise hub.error
         if file not in hub.files:
             raise error_of(errors.RemoteEntryNotFoundError, 404)
-        return SimpleNamespace(commit_hash=revision or COMMIT)
+        return SimpleNamespace(commit_hash=revision or hub.newest)
 
     def download(hub_id, file, revision, local_dir):
         hub.asked.append(("get", file, revision))
@@ -88,7 +88,7 @@ def test_a_later_download_asks_for_the_recorded_revision_and_must_match(hub, emp
     row = rows()[PHIKON]
     path = find_weights(row)[0]
     path.unlink()
-    hub.files["model.safetensors"] = b"other"
+    hub.newest, hub.files["model.safetensors"] = "d00d" * 10, b"other"
     with pytest.raises(PekaError, match=r"sha256 is .*, expected .*pin.json, written at the first download.*thrown away"):
         find_weights(row)
     assert hub.asked[-1] == ("get", "model.safetensors", COMMIT)
@@ -157,7 +157,8 @@ def test_a_gated_row_without_access_ends_in_one_message(hub, make, empty_cache):
     with pytest.raises(PekaError) as caught:
         load_encoder(UNI, device="cpu")
     said = str(caught.value)
-    for part in ("https://huggingface.co/MahmoodLab/UNI", "HF_TOKEN", "use phikon", "--weights uni=PATH", "PEKA_MIRROR", "encoders/uni/pytorch_model.bin"):
+    steps = ("https://huggingface.co/MahmoodLab/UNI", "HF_TOKEN", "use phikon", "--weights uni=PATH", "PEKA_MIRROR")
+    for part in (*steps, "encoders/uni/pytorch_model.bin"):
         assert part in said, said
     assert type(hub.error).__name__ in said and "\n" not in said
     assert not list(empty_cache.rglob("pin.json"))
@@ -242,10 +243,12 @@ def test_token_free_encoders_load_offline_from_a_mirror_and_from_a_given_file(na
 
 def test_a_real_try_without_a_network_ends_quickly_in_one_message(tmp_path):
     """The hub's own client, in its offline mode: the message is the whole of what is said."""
-    lines = "from peka_core.files import PekaError\nfrom peka_core.encoders import load_encoder\ntry:\n load_encoder('phikon', device='cpu')\nexcept PekaError as e:\n print(e)"
+    lines = "from peka_core.files import PekaError\nfrom peka_core.encoders import load_encoder\n"
+    lines += "try:\n load_encoder('phikon', device='cpu')\nexcept PekaError as e:\n print(e)"
     env = os.environ | {"HF_HUB_OFFLINE": "1", "PEKA_CACHE": str(tmp_path / "cache")}
     done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, env=env, check=True)
-    assert done.stdout.startswith("encoder 'phikon' has no weights here: owkin/phikon gave no model.safetensors (OfflineModeIsEnabled")
+    begin = "encoder 'phikon' has no weights here: owkin/phikon gave no model.safetensors (OfflineModeIsEnabled"
+    assert done.stdout.startswith(begin)
     assert done.stdout.count("\n") == 1 and done.stderr == ""
 
 
@@ -280,7 +283,8 @@ def doctors_line(encoder, tmp_path, monkeypatch):
 
 def test_the_doctor_knows_the_profiles_encoder(tmp_path, monkeypatch):
     state, text = doctors_line("uni", tmp_path, monkeypatch)
-    assert state == "problem" and all(part in text for part in ("CC-BY-NC-ND", "accept https://", "not set", "--weights uni=PATH", "MahmoodLab/UNI"))
+    parts = ("CC-BY-NC-ND", "accept https://", "not set", "--weights uni=PATH", "MahmoodLab/UNI", "unpinned")
+    assert state == "problem" and all(part in text for part in parts)
     monkeypatch.setenv("HF_TOKEN", "hf_very_secret")
     state, text = doctors_line("uni", tmp_path, monkeypatch)
     assert state == "note" and "not set" not in text and "hf_very_secret" not in text and "to be downloaded" in text
@@ -295,7 +299,8 @@ def test_the_doctor_knows_the_profiles_encoder(tmp_path, monkeypatch):
 
 
 def test_rows_say_what_is_not_known():
-    wanted = {"resnet50", "resnet50_a1", "ctranspath", "uni", "h-optimus-0", "virchow", "virchow2", "prov-gigapath", "uni2-h", "h-optimus-1", "phikon", "kaiko-vits16"}
+    wanted = {"resnet50", "resnet50_a1", "ctranspath", "uni", "h-optimus-0", "virchow", "virchow2", "prov-gigapath", "uni2-h"}
+    wanted |= {"h-optimus-1", "phikon", "kaiko-vits16"}
     assert rows().keys() == wanted
     fields = {field.name for field in dataclasses.fields(encoder_files.Row)} | {"license"}
     for row in rows().values():
