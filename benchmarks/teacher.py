@@ -3,7 +3,8 @@
     python benchmarks/teacher.py            a small network: what the front end and single calls cost
     python benchmarks/teacher.py --large    the real size too (d 768, 12 layers, 12 heads): what arithmetic costs, some minutes
 
-Weights and cells are drawn, so no download is needed. Appends a row per network and length of cell to benchmarks/teacher.csv:
+Weights and cells are drawn, so no download is needed. On a CPU one thread is used and its CPU time is taken, so that other work on
+the machine counts little; on a GPU wall time. Appends a row per network and length of cell to benchmarks/teacher.csv:
 
     plain_s     one cell at a time, written as one would first write it: a dense row over the vocabulary, torch's own encoder layers
     single_s    peka_core with one cell a batch (`tokens=1`): the same network and front end, without batches
@@ -90,14 +91,16 @@ def plain(network: ScFoundationNetwork, layers: list[nn.Module], adata: anndata.
     return np.stack(vectors)
 
 
-def seconds(function, repeats: int) -> tuple[float, np.ndarray]:
-    """Least wall seconds of `repeats` calls, and what the last returned."""
-    times = []
+def seconds(calls: list, repeats: int, clock) -> tuple[list[float], list[np.ndarray]]:
+    """Least seconds of each call, taken in turns, and what each returned last."""
+    times, made = [], [None] * len(calls)
     for _ in range(repeats):
-        start = time.perf_counter()
-        made = function()
-        times.append(time.perf_counter() - start)
-    return min(times), made
+        times.append([])
+        for i, call in enumerate(calls):
+            start = clock()
+            made[i] = call()
+            times[-1].append(clock() - start)
+    return np.min(times, axis=0).tolist(), made
 
 
 def measure(size: str, n: int, median: int, repeats: int, folder: Path) -> dict:
@@ -107,7 +110,8 @@ def measure(size: str, n: int, median: int, repeats: int, folder: Path) -> dict:
     layers = plain_layers(network, size, ours.device)
     calls = (lambda: plain(network, layers, adata, ours.device), lambda: single.embed(adata), lambda: ours.embed(adata))
     calls[2]()  # a first pass: libraries load, memory is asked for
-    (plain_s, expected), (single_s, alone), (batched_s, made) = (seconds(call, repeats) for call in calls)
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time  # the latter does not count other programs
+    (plain_s, single_s, batched_s), (expected, alone, made) = seconds(calls, repeats, clock)
     return dict(network=size, cells=n, median_genes=int(np.median(np.diff(adata.X.indptr))), plain_s=plain_s, single_s=single_s,
                 batched_s=batched_s, times_plain=plain_s / batched_s, times_single=single_s / batched_s,
                 difference_plain=np.abs(made - expected).max(), difference_single=np.abs(made - alone).max(), device=ours.device)  # fmt: skip
@@ -119,12 +123,13 @@ def main() -> None:
     parser.add_argument("--large", action="store_true", help="the real size as well")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
+    torch.set_num_threads(1)
     plan = [("small", 200, 100), ("small", 64, 300), ("small", 32, 1_700)]
     plan += [("real", 32, 100), ("real", 16, 300), ("real", 8, 1_700)] if options.large else []
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for size, n, median in plan:
-            rows.append(measure(size, n, median, options.repeats, Path(folder)) | hardware() | {"torch": torch.__version__})
+            rows.append(measure(size, n, median, options.repeats, Path(folder)) | hardware() | {"threads": torch.get_num_threads(), "torch": torch.__version__})
             if torch.cuda.is_available():
                 rows[-1]["cpu"] = torch.cuda.get_device_name()
             print(*(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in rows[-1].items()), flush=True)
