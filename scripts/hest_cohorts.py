@@ -1,0 +1,24 @@
+"""What the index of HEST-1k that the paper used has of its four cohorts, beside the paper's n: writes results/hest_cohorts.csv.
+
+    PEKA_MIRROR=../shared/data python scripts/hest_cohorts.py
+"""
+
+from pathlib import Path
+
+from peka_core.sources import hest
+from peka_core.tables import save_table
+
+
+def main() -> None:
+    """Count, print, write."""
+    table = hest.counts_table()
+    groups = {name: hest.groups(hest.slides(name)) for name in table.index}
+    table["patients, as far as known"] = [found["patient"].nunique() for found in groups.values()]
+    table["slides of unknown patients"] = [int((found["basis"] == "unknown").sum()) for found in groups.values()]
+    table["copies"] = [int((found["duplicate_of"] != "").sum()) for found in groups.values()]
+    print(table.to_string())
+    print(save_table(table.reset_index(), Path(__file__).parents[1] / "results", "hest_cohorts"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""`hest-breast` from a mirror to tables: slides that HEST's own code wrote and drawn ones, with `mini` in the place of H-optimus-0."""
+
+import shutil
+
+import pandas as pd
+import pytest
+import yaml
+from test_hest import fixture_mirror
+from test_notebooks import check_whole, finish, fresh, start
+
+from peka_core.profile import load_profile
+from peka_core.run import main
+
+SMALL = {"epochs": 2, "block": 16, "batch_size": 16, "k": 4}
+
+
+@pytest.fixture
+def profile(shared, tmp_path, monkeypatch):
+    """hest-breast on a mirror of its own: index, digest and counts come as options."""
+    _, options = fixture_mirror(shared, tmp_path, monkeypatch, drawn=4)
+    values = {
+        "base": "hest-breast", "title": "a test mirror in the form of HEST-1k", "encoder": "mini", "teacher": "pca",
+        "teacher_options": {"n_components": 12, "scale": 2.0}, "recipe": SMALL,
+        "source_options": {"cohort": "breast"} | {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()},
+    }  # fmt: skip
+    path = tmp_path / "hest-test.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+def test_its_price_and_its_files_are_told_before_anything_is_done(profile, capsys, tmp_path):
+    assert main(["run", profile, "--plan", "--gpu", "L4"]) == 0 and main(["fetch", profile, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "7 slides" in said and "align bat on all, mini" in said and "FIX1" in said
+    assert not (tmp_path / "cache" / "hest").exists()
+
+
+@pytest.mark.slow
+def test_hest_breast_runs_end_to_end(profile):
+    folder = fresh("test-hest")
+    try:
+        check_whole(folder, finish(start(profile, folder.name), timeout=900))
+        scores = pd.read_csv(folder / "results/scores.csv")
+        assert set(scores["protocol"]) >= {"peka_paper", "peka_official", "hest_bench", "strict"}
+        aligned = scores[scores["predictor"] == "bat"]
+        assert set(aligned["scope"]) == {"all"} and aligned["adapters"].notna().all()
+        assert scores["published"].isna().all() and scores["paper_cohort"].isna().all(), "these are not the paper's slides"
+        assert (folder / "cohort" / "patches" / "FIX1.h5").is_symlink()
+        alignments = list(folder.glob("units/alignment-*"))
+        files = {"adapter.safetensors", "projector.safetensors", "card.json", "history.csv", "unit.json"}
+        assert len(alignments) == 1 and {path.name for path in alignments[0].iterdir()} == files, "nothing else is trained"
+        assert load_profile(profile).methods == ()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
