@@ -123,6 +123,25 @@ def no_weights(row: Row, why: str) -> PekaError:
     return PekaError(f"encoder {row.name!r} has no weights here: {why}. Either {', or '.join(steps)}.")
 
 
+def preflight(names: list[str], given: dict[str, str]) -> None:
+    """Refuse before any work an encoder whose weights cannot come: nowhere here, and no way to download them.
+
+    Args:
+        names: encoders that a run needs; those that are no row are left to their loader.
+        given: weights that the user gave, by encoder.
+
+    Raises:
+        PekaError: the first that cannot be had.
+    """
+    from huggingface_hub import get_token
+
+    for row in [rows()[name] for name in names if name in rows() and name not in given]:
+        here, where = whereabouts(row)
+        closed = os.environ.get("PEKA_MIRROR") or not (row.hub_id or row.url) or (row.gated and get_token() is None)
+        if not here and closed:
+            raise no_weights(row, where + (", and no token is set" if row.gated and get_token() is None else ""))
+
+
 def _pin(row: Row) -> Path:
     return cache_folder() / "encoders" / row.name / "pin.json"
 

@@ -101,6 +101,7 @@ def _values(items: list[str], option: str) -> dict:
 
 def _run(arguments: argparse.Namespace) -> int:
     """Execute the notebooks in order; stop at the first that fails."""
+    from .encoder_files import preflight
     from .workspace import open_run, root
 
     overrides, weights = _values(arguments.p, "-p"), _pairs(arguments.weights, "--weights")
@@ -109,6 +110,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
         print(plan(load_profile(arguments.profile, overrides), arguments.gpu))
         return 0
+    profile = load_profile(arguments.profile, overrides)
+    preflight([profile.encoder, *(rung.encoder for rung in profile.others)], weights)
     work = open_run(arguments.profile, arguments.run, arguments.device, weights, overrides)
     parameters = {
         "profile": arguments.profile, "run": work.folder.name, "device": arguments.device,

@@ -1,0 +1,82 @@
+"""Real tissue without a token (`her2st-real`): what happens offline, and the line with networks of the real shapes and drawn weights."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL
+from safetensors.torch import save_file
+from test_backbones import hf_names, hf_vit
+
+from peka_core import backbones, stages, tables, workspace
+from peka_core.encoder_files import rows
+from peka_core.files import PekaError
+from peka_core.ladder import Rung
+from peka_core.profile import load_profile
+from peka_core.protocols import PROTOCOLS
+from peka_core.run import main
+
+
+def test_offline_a_run_ends_before_it_starts_with_one_message(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PEKA_MIRROR", str(tmp_path))
+    monkeypatch.setattr(workspace, "root", lambda: tmp_path)
+    assert main(["run", "her2st-real"]) == 1
+    said = capsys.readouterr().err
+    for part in ("encoder 'kaiko-vits16' has no weights here", "--weights kaiko-vits16=PATH", "PEKA_MIRROR"):
+        assert part in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_gated_encoder_without_a_token_is_refused_before_any_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("PEKA_MIRROR", raising=False)
+    monkeypatch.setenv("PEKA_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    monkeypatch.setattr(workspace, "root", lambda: tmp_path)
+    assert main(["run", "hest-kidney"]) == 1
+    said = capsys.readouterr().err
+    for part in ("h-optimus-0", "no token is set", "accept the terms on https://", "HF_TOKEN", "use phikon"):
+        assert part in said
+
+
+@pytest.fixture(scope="module")
+def mirror(tmp_path_factory):
+    """Weights of the profile's three encoders, drawn, in the layouts of their real files."""
+    home = tmp_path_factory.mktemp("mirror")
+    torch.manual_seed(0)
+    states = {name: backbones.build(rows()[name], "cpu").state_dict() for name in ("kaiko-vits16", "resnet50")}
+    states["phikon"] = hf_names(hf_vit(768, 12, 1e-12, 12))
+    for name, state in states.items():
+        path = home / "encoders" / name / rows()[name].files[0]
+        path.parent.mkdir(parents=True)
+        write = save_file if path.suffix == ".safetensors" else torch.save
+        write({key: value.contiguous() for key, value in state.items()}, path)
+    return home
+
+
+@pytest.mark.slow
+def test_students_of_real_shapes_are_aligned_and_scored_beside_frozen_others(mirror, tmp_path, monkeypatch):
+    """The demo's drawn tissue in the place of her2st; encoders, adapters and rows of the profile her2st-real."""
+    monkeypatch.setenv("PEKA_MIRROR", str(mirror))
+    monkeypatch.setenv("PEKA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(workspace, "root", lambda: tmp_path)
+    real = load_profile("her2st-real")
+    own = {name: getattr(real.recipe, name) for name in ("block", "hidden")}
+    work = workspace.open_run("smoke", "real", "cpu", {}, SMALL | own | {"encoder": real.encoder, "patients": 2})
+    work.profile = type(real)(**vars(work.profile) | {"others": real.others})
+    split = work.cohort().splits[0].name
+    table = tables.score_table(work, PROTOCOLS["hest_bench"], rows=[row for row in tables.predictors(work, PROTOCOLS["hest_bench"], ()) if row[0] == "encoder"])
+    assert table.groupby("label")["encoder"].first().str.partition("@")[0].to_dict() == {
+        "frozen encoder": "kaiko-vits16", "ResNet-50, frozen": "resnet50", "Phikon, frozen": "phikon",
+    }  # fmt: skip
+    widths = {name: stages.space_of(work, Rung("none", encoder=name), "").shape[1] for name in ("kaiko-vits16", "resnet50", "phikon")}
+    assert widths == {"kaiko-vits16": 384, "resnet50": 2048, "phikon": 768}
+    frozen, aligned = (stages.space_of(work, rung, split) for rung in ("frozen", "bat"))
+    assert frozen.shape == aligned.shape and not np.allclose(frozen, aligned)
+    student = stages.score(work, "bat", PROTOCOLS["strict"], split=split)
+    assert student.scores["protocol"].iloc[0] == "strict" and np.isfinite(student.scores["pcc"]).any()
+
+
+def test_an_encoder_that_is_not_there_names_the_way(tmp_path, monkeypatch):
+    monkeypatch.setenv("PEKA_MIRROR", str(tmp_path))
+    monkeypatch.setattr(workspace, "root", lambda: tmp_path)
+    with pytest.raises(PekaError, match="phikon"):
+        workspace.open_run("smoke", "x", "cpu", {}, SMALL | {"encoder": "phikon"}).encoder()
