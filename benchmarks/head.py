@@ -100,7 +100,8 @@ def main() -> None:
     rows = pd.DataFrame(made).assign(**hardware())
     for name, values in rows.items():
         print(f"{name:26}", *(f"{value:.3g}" if isinstance(value, float) else value for value in values))
-    print(f"The loop was timed on {TIMED} of {GENES} genes of one of {SPLITS} splits and scaled.")
+    if not options.memory:
+        print(f"The loop was timed on {TIMED} of {GENES} genes of one of {SPLITS} splits and scaled.")
     if TABLE.exists():
         rows = pd.concat([pd.read_csv(TABLE), rows])
     write_whole(TABLE, lambda path: rows.to_csv(path, index=False, float_format="%.4g"))
