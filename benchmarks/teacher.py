@@ -3,10 +3,10 @@
     python benchmarks/teacher.py            a small network: what the front end and single calls cost
     python benchmarks/teacher.py --large    the real size too (d 768, 12 layers, 12 heads): what arithmetic costs, some minutes
 
-Weights and cells are drawn, so no download is needed. On a CPU one thread is used and its CPU time is taken, so that other work on
-the machine counts little; on a GPU wall time. Appends a row per network and length of cell to benchmarks/teacher.csv:
+Weights and cells are drawn, so no download is needed. On a CPU one thread is used and its CPU time is taken, so that other
+work on the machine counts little; on a GPU wall time. Appends a row per network and length of cell to benchmarks/teacher.csv:
 
-    plain_s     one cell at a time, written as one would first write it: a dense row over the vocabulary, torch's own encoder layers
+    plain_s     one cell at a time as one would first write it: a dense row over the vocabulary, torch's own encoder layers
     single_s    peka_core with one cell a batch (`tokens=1`): the same network and front end, without batches
     batched_s   peka_core
 """
@@ -112,9 +112,11 @@ def measure(size: str, n: int, median: int, repeats: int, folder: Path) -> dict:
     calls[2]()  # a first pass: libraries load, memory is asked for
     clock = time.perf_counter if torch.cuda.is_available() else time.process_time  # the latter does not count other programs
     (plain_s, single_s, batched_s), (expected, alone, made) = seconds(calls, repeats, clock)
-    return dict(network=size, cells=n, median_genes=int(np.median(np.diff(adata.X.indptr))), plain_s=plain_s, single_s=single_s,
-                batched_s=batched_s, times_plain=plain_s / batched_s, times_single=single_s / batched_s,
-                difference_plain=np.abs(made - expected).max(), difference_single=np.abs(made - alone).max(), device=ours.device)  # fmt: skip
+    genes = int(np.median(np.diff(adata.X.indptr)))
+    return dict(network=size, cells=n, median_genes=genes, plain_s=plain_s, single_s=single_s, batched_s=batched_s,
+                times_plain=plain_s / batched_s, times_single=single_s / batched_s,
+                difference_plain=np.abs(made - expected).max(), difference_single=np.abs(made - alone).max(),
+                device=ours.device)  # fmt: skip
 
 
 def main() -> None:
@@ -129,10 +131,12 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for size, n, median in plan:
-            rows.append(measure(size, n, median, options.repeats, Path(folder)) | hardware() | {"threads": torch.get_num_threads(), "torch": torch.__version__})
+            made = measure(size, n, median, options.repeats, Path(folder))
+            rows.append(made | hardware() | {"threads": torch.get_num_threads(), "torch": torch.__version__})
             if torch.cuda.is_available():
                 rows[-1]["cpu"] = torch.cuda.get_device_name()
-            print(*(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in rows[-1].items()), flush=True)
+            texts = (f"{value:.3g}" if isinstance(value, float) else f"{value}" for value in rows[-1].values())
+            print(*(f"{name} {text}" for name, text in zip(rows[-1], texts)), flush=True)
     rows = pd.DataFrame(rows)
     if TABLE.exists():
         rows = pd.concat([pd.read_csv(TABLE), rows])

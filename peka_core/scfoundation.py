@@ -1,8 +1,8 @@
 """The teacher of the paper, scFoundation: raw counts -> tokens -> its encoder -> X_teacher (n, 3072) with the real weights.
 
-A spot's tokens are its expressed genes of the vocabulary (19,264 symbols), in the vocabulary's order, then two totals: T, the depth
-that the model is asked to imagine, and S, the depth that was measured. The network is in scfoundation_network.py and is imported
-when the first spot is embedded. Differences from the authors' code are told in `ScFoundation`.
+A spot's tokens are its expressed genes of the vocabulary (19,264 symbols), in the vocabulary's order, then two totals: T,
+the depth that the model is asked to imagine, and S, the depth that was measured. The network is in scfoundation_network.py
+and is imported when the first spot is embedded. Differences from the authors' code are told in `ScFoundation`.
 """
 
 import functools
@@ -36,16 +36,17 @@ QC_GENES = 200  # expressed genes of the vocabulary that scFoundation's authors 
 class ScFoundation:
     """scFoundation's embedding of spots; it was trained elsewhere, so `fit` learns nothing, and no split changes it.
 
-    Genes are found by name, so the order of columns is free. Where the authors' code stops, or gives a spot the vector of the one
-    before, the spot is *unusable* here: no expressed gene of the vocabulary, a total of 1 or less (S <= 0), or T <= 0. PEKA's code
-    takes mode `gene`, `F`, `f1`, `all`: the defaults.
+    Genes are found by name, so the order of columns is free. Where the authors' code stops, or gives a spot the vector of
+    the one before, the spot is *unusable* here: no expressed gene of the vocabulary, a total of 1 or less (S <= 0), or
+    T <= 0. PEKA's code takes mode `gene`, `F`, `f1`, `all`: the defaults.
 
     Args:
         checkpoint: models.ckpt; by default the pinned file (mirror, cache or download).
         vocabulary: OS_scRNA_gene_index.19264.tsv; by default the pinned file.
         mode: which of the file's three sets of weights: `cell`, `gene` or `rde` (read-depth enhancement).
-        pre_normalized: `F`, raw counts, which become ln(1 + 1e4 c / total over the vocabulary); `T`, values that are so already,
-            their sum taken as total, as upstream does; `A`, such values with the raw total over the vocabulary in obs["vocab_total"].
+        pre_normalized: `F`, raw counts, which become ln(1 + 1e4 c / total over the vocabulary); `T`, values that are so
+            already, their sum taken as total, as upstream does; `A`, such values with the raw total over the vocabulary
+            in obs["vocab_total"].
         target: T: `t4` is 4, `f1` log10 of 1 x the total, `a5` S + 5.
         pool: `all`, [S | T | maximum over genes | mean over genes], 4 d; or `max`, over all tokens, d.
         unusable: `error`, or `drop`: NaN in X_teacher.
@@ -85,20 +86,24 @@ class ScFoundation:
         self.paths = {"checkpoint": checkpoint, "vocabulary": vocabulary}
         for option, path in self.paths.items():
             if path and not Path(path).is_file():
-                raise PekaError(f"scfoundation: no {option} at {path}; give the path of {Path(FILES[option]).name}, or none to fetch it")
+                name = Path(FILES[option]).name
+                raise PekaError(f"scfoundation: no {option} at {path}; give the path of {name}, or none to fetch it")
 
     @functools.cached_property
     def files(self) -> dict[str, Path]:
         """Local paths of checkpoint and vocabulary; what was not given is fetched and verified."""
-        return {option: Path(path) if path else fetch(SOURCE, [FILES[option]])[0] for option, path in self.paths.items()}
+        return {name: Path(path) if path else fetch(SOURCE, [FILES[name]])[0] for name, path in self.paths.items()}
 
     @functools.cached_property
     def symbols(self) -> pd.Index:
         """The vocabulary, (19264,)."""
         path = Path(self.paths["vocabulary"] or fetch(SOURCE, [FILES["vocabulary"]])[0])
         table = pd.read_csv(path, sep="\t", keep_default_na=False)
-        if list(table) != ["gene_name", "index"] or not table["gene_name"].is_unique or (table["index"] != table.index).any():
-            raise PekaError(f"{path}: expected columns gene_name, index; names once each, index 0, 1, 2 …; give scFoundation's own file")
+        fine = list(table) == ["gene_name", "index"] and table["gene_name"].is_unique and (table["index"] == table.index).all()
+        if not fine:
+            raise PekaError(
+                f"{path}: expected columns gene_name, index; names once each, index 0, 1, 2 …; give scFoundation's own file"
+            )
         return pd.Index(table["gene_name"])
 
     @functools.cached_property
@@ -109,8 +114,8 @@ class ScFoundation:
         path = self.files["checkpoint"]
         network = build_network(read_checkpoint(path, self.mode), f"{path}, mode {self.mode}")
         if network.pos_emb.num_embeddings != len(self.symbols) + 3:  # T, S, padding
-            known = network.pos_emb.num_embeddings - 3
-            raise PekaError(f"{path} knows {known} genes, the vocabulary {self.files['vocabulary']} has {len(self.symbols)}: take a pair")
+            known, other = network.pos_emb.num_embeddings - 3, self.files["vocabulary"]
+            raise PekaError(f"{path} knows {known} genes, the vocabulary {other} has {len(self.symbols)}: take a pair")
         return network.to(self.device)
 
     def fit(self, adata: anndata.AnnData) -> "ScFoundation":
@@ -118,7 +123,7 @@ class ScFoundation:
         return self
 
     def embed(self, adata: anndata.AnnData) -> np.ndarray:
-        """Counts of spots (as `pre_normalized` says), symbols in var_names -> X_teacher float32 (n, 4 d or d); dropped spots NaN.
+        """Counts of spots (as `pre_normalized` says), symbols in var_names -> X_teacher float32 (n, 4 d or d), NaN if dropped.
 
         Raises:
             PekaError: genes or values that cannot be right, or unusable spots where these are an error.
@@ -172,11 +177,15 @@ class ScFoundation:
         known = names.isin(self.symbols)
         if not known.any():
             first = ", ".join(map(str, names[:3]))
-            raise PekaError(f"none of {len(names)} genes ({first} …) is in scFoundation's vocabulary: var_names must be gene symbols")
+            raise PekaError(
+                f"none of {len(names)} genes ({first} …) is in scFoundation's vocabulary: var_names must be gene symbols"
+            )
         twice = names[known][names[known].duplicated()].unique()
         if len(twice):
             some = ", ".join(twice[:5])
-            raise PekaError(f"{len(twice)} genes of the vocabulary come more than once ({some}): sum or choose their columns first")
+            raise PekaError(
+                f"{len(twice)} genes of the vocabulary come more than once ({some}): sum or choose their columns first"
+            )
         return known
 
     def _totals(self, adata: anndata.AnnData, x: sparse.csr_matrix, known: np.ndarray) -> np.ndarray:
@@ -193,7 +202,8 @@ class ScFoundation:
         if bad.any() and (self.unusable == "error" or bad.all()):
             counts = "; ".join(f"{reason}: {n}" for reason, n in spots["reason"][bad].value_counts().items())
             step = "look at the counts" if bad.all() else "remove them, or set unusable to drop"
-            raise PekaError(f"scFoundation cannot embed {bad.sum()} of {len(spots)} spots, {spots.index[bad][0]} first ({counts}): {step}")
+            which = f"{bad.sum()} of {len(spots)} spots, {spots.index[bad][0]} first"
+            raise PekaError(f"scFoundation cannot embed {which} ({counts}): {step}")
 
     def tokenise(self, adata: anndata.AnnData, spots: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Packed tokens of usable spots: values float32 (N,), ids int64 (N,), lengths int64 (b,); see scfoundation_network.
@@ -271,9 +281,13 @@ def _checked(adata: anndata.AnnData, known: np.ndarray, pre_normalized: str) -> 
     if not (np.isfinite(low) and np.isfinite(high)) or low < 0:
         raise PekaError(f"scfoundation: values run from {low:g} to {high:g}; expected finite values, none below 0")
     if pre_normalized == "F" and (values % 1).any():
-        raise PekaError("scfoundation: some values are no whole numbers; pre_normalized 'F' expects raw counts, 'T' or 'A' their logarithms")
+        raise PekaError(
+            "scfoundation: some values are no whole numbers; pre_normalized 'F' expects raw counts, 'T' or 'A' their logarithms"
+        )
     if pre_normalized != "F" and high > LARGEST * (1 + 1e-6):
-        raise PekaError(f"scfoundation: a value of {high:g} is no ln(1 + 1e4 c / total), which ends at {LARGEST:.2f}; raw counts take 'F'")
+        raise PekaError(
+            f"scfoundation: a value of {high:g} is no ln(1 + 1e4 c / total), which ends at {LARGEST:.2f}; raw counts take 'F'"
+        )
     return x
 
 

@@ -157,7 +157,8 @@ def read_checkpoint(path: Path, mode: str) -> dict:
         modes = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # pickle, zip and torch each raise their own
         text = str(error).splitlines()[0][:200]
-        raise PekaError(f"{path} is not a file of weights that loads safely ({type(error).__name__}: {text}): get models.ckpt again") from error
+        kind = type(error).__name__
+        raise PekaError(f"{path} is not a file of weights that loads safely ({kind}: {text}): get models.ckpt again") from error
     found = modes.get(mode) if isinstance(modes, dict) else None
     if not isinstance(found, dict) or not {"config", "state_dict"} <= set(found):
         there = sorted(map(str, modes))[:5] if isinstance(modes, dict) else type(modes).__name__
@@ -179,13 +180,14 @@ def build_network(found: dict, name: str) -> ScFoundationNetwork:
         kind = found["config"]["model"]
         config = {**found["config"]["model_config"][kind], **found["config"]["dataset_config"]["rnaseq"]}
         encoder = config["encoder"]
-        shape = (encoder["hidden_dim"], encoder["depth"], encoder["heads"], config["bin_num"], config["bin_alpha"], config["seq_len"] + 1)
+        shape = (*(encoder[name] for name in ("hidden_dim", "depth", "heads")), config["bin_num"], config["bin_alpha"])
+        positions = config["seq_len"] + 1
     except (KeyError, TypeError) as error:
         raise PekaError(f"{name}: its config has no {error}; expected the layout of scFoundation's models.ckpt") from error
     if (kind, encoder.get("module_type")) != ("mae_autobin", "transformer"):
         raise PekaError(f"{name}: expected model mae_autobin with a transformer, found {kind} with {encoder.get('module_type')}")
     with torch.device("meta"):  # no memory, no drawing: every weight comes from the file
-        network = ScFoundationNetwork(*shape)
+        network = ScFoundationNetwork(*shape, positions)
     state = {key.removeprefix("model."): value for key, value in found["state_dict"].items()}
     state = {key: value for key, value in state.items() if not key.startswith(NOT_ENCODER)}
     _same_keys(network, state, name)

@@ -168,5 +168,6 @@ def embed_spots(
         "name": teacher.name, "n_components": x_teacher.shape[1], "k": clusters.n_clusters, "label_seed": seed,
         "n_train": len(fitted), "n_genes": adata.n_vars,
     }  # fmt: skip
-    obs = adata.obs.assign(pseudo_label=pseudo_label, teacher_train=train, **({"teacher_usable": usable} if "dropped" in facts else {}))
+    marks = {"teacher_usable": usable} if "dropped" in facts else {}
+    obs = adata.obs.assign(pseudo_label=pseudo_label, teacher_train=train, **marks)
     return anndata.AnnData(obs=pd.DataFrame(obs), obsm={"X_teacher": x_teacher}, uns={"teacher": facts})

@@ -179,7 +179,8 @@ def test_the_order_of_columns_and_their_number_do_not_matter(teacher, vocabulary
     given = few()[:, np.random.default_rng(1).permutation(7160)].copy()
     np.testing.assert_array_equal(model.embed(given), plain)
     absent = names[~names.isin(GENES["gene"])]
-    full = anndata.concat([few(), anndata.AnnData(sparse.csr_matrix((5, len(absent))), few().obs, pd.DataFrame(index=absent))], axis=1)
+    nothing = anndata.AnnData(sparse.csr_matrix((5, len(absent))), few().obs, pd.DataFrame(index=absent))
+    full = anndata.concat([few(), nothing], axis=1)
     assert full.n_vars > N_GENES + 100
     np.testing.assert_array_equal(model.embed(full[:, ::-1].copy()), plain)
 
@@ -237,8 +238,8 @@ def test_values_that_cannot_be_right_are_refused(teacher):
 
 def test_options_that_do_not_exist_are_refused(teacher):
     for options, match in (
-        ({"mode": "bulk"}, "mode 'bulk' is unknown: cell, gene, rde"), ({"pool": "mean"}, "pool 'mean'"), ({"target": "x4"}, "target 'x4'"),
-        ({"pre_normalized": True}, "pre_normalized True"), ({"depth": 3}, "'depth'"), ({"precision": "float16"}, "precision"),
+        ({"mode": "bulk"}, "mode 'bulk' is unknown: cell, gene, rde"), ({"pool": "mean"}, "pool 'mean'"),
+        ({"target": "x4"}, "target 'x4'"), ({"pre_normalized": True}, "pre_normalized True"), ({"depth": 3}, "'depth'"), ({"precision": "float16"}, "precision"),
     ):  # fmt: skip
         with pytest.raises(PekaError, match=match):
             teacher(**options)
@@ -313,7 +314,8 @@ def test_spots_get_labels_and_facts_that_survive_the_h5ad(teacher, tmp_path):
         assert (made.obs["pseudo_label"][GOOD] >= 0).all() and (made.obs["pseudo_label"][~GOOD] == -1).all()
     made.write_h5ad(tmp_path / "teacher.h5ad")
     facts = anndata.read_h5ad(tmp_path / "teacher.h5ad").uns["teacher"]
-    assert (facts["name"], facts["mode"], facts["target"], facts["n_components"], facts["n_train"]) == ("scfoundation", "gene", "f1", 64, 4)
+    found = [facts[name] for name in ("name", "mode", "target", "n_components", "n_train")]
+    assert found == ["scfoundation", "gene", "f1", 64, 4]
     assert facts["checkpoint_sha256"] == sha256(CHECKPOINT) and "non-commercial" in facts["license"]
     with pytest.raises(PekaError, match="could use none of 3 training spots"):
         embed_spots(mixed(), ~GOOD, teacher(unusable="drop"))
@@ -328,7 +330,8 @@ def test_weights_that_do_not_fit_are_refused(teacher, vocabulary, tmp_path):
     without = {key: value for key, value in state.items() if key != "model.encoder.norm.bias"}
     extra = state | {"model.encoder.transformer_encoder.2.linear1.bias": torch.zeros(64)}
     other = state | {"model.pos_emb.weight": torch.zeros(9, 16)}
-    for changed, match in ((without, "missing 1 .'encoder.norm.bias'"), (extra, "unknown 1"), (other, "another shape 1 .'pos_emb.weight .9, 16., not")):
+    words = ("missing 1 .'encoder.norm.bias'", "unknown 1", "another shape 1 .'pos_emb.weight .9, 16., not")
+    for changed, match in zip((without, extra, other), words):
         with pytest.raises(PekaError, match=match):
             build_network({"config": config, "state_dict": changed}, "file, mode gene")
     with pytest.raises(PekaError, match="expected model mae_autobin with a transformer, found mae_autobin with performer"):
@@ -365,7 +368,8 @@ def test_the_real_layout_of_keys_builds_our_network(shared, mode):
     parts = {"model": "mae_autobin", "model_config": {"mae_autobin": config}, "dataset_config": {"rnaseq": {}}}
     network = build_network({mode: {"config": parts, "state_dict": state}}[mode], mode)
     ours = sum(value.numel() for value in network.state_dict().values())
-    dropped = sum(value.numel() for key, value in state.items() if key.split(".")[1] in ("decoder", "decoder_embed", "norm", "to_final"))
+    parts = ("decoder", "decoder_embed", "norm", "to_final")
+    dropped = sum(value.numel() for key, value in state.items() if key.split(".")[1] in parts)
     buffers = sum(value.numel() for key, value in state.items() if "projection_matrix" in key or "calls_since" in key)
     assert ours == sum(value.numel() for value in state.values()) - dropped - 2 * 768  # emb_mask and emb_pad
     assert sum(value.numel() for value in state.values()) - buffers == layout["n_parameters"] == 119_252_285
@@ -385,7 +389,8 @@ def test_real_weights_give_the_values_that_the_authors_printed(shared):
     if not (home / scfoundation.FILES["checkpoint"]).exists():
         pytest.skip(f"needs scFoundation's weights (1.4 GB, non-commercial) at {home / scfoundation.FILES['checkpoint']}")
     folder = shared / "fixtures/scfoundation"
-    golden, inputs = json.loads((folder / "real_weights_reference.json").read_text()), np.load(folder / "real_weights_baron_inputs.npz")
+    golden = json.loads((folder / "real_weights_reference.json").read_text())
+    inputs = np.load(folder / "real_weights_baron_inputs.npz")
     real = folder / "OS_scRNA_gene_index.19264.tsv"
     model = load_teacher("scfoundation", vocabulary=real, mode="rde", target="a5")
     x = sparse.csr_matrix((inputs["counts"].astype(np.float32), inputs["indices"].astype(int), inputs["indptr"]), inputs["shape"])
@@ -409,7 +414,8 @@ def test_the_vocabulary_comes_from_a_mirror_and_absent_weights_say_where_they_ar
     model = load_teacher("scfoundation")
     assert len(model.symbols) == N_GENES
     if not (shared / "data/scfoundation/models.ckpt").exists():
-        with pytest.raises(PekaError, match="(?s)models.ckpt.*By hand: models.ckpt .1.4 GB. from.*put it at .*scfoundation/models.ckpt"):
+        by_hand = "(?s)models.ckpt.*By hand: models.ckpt .1.4 GB. from.*put it at .*scfoundation/models.ckpt"
+        with pytest.raises(PekaError, match=by_hand):
             model.embed(few())
 
 

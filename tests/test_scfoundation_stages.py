@@ -1,4 +1,4 @@
-"""scFoundation in a run: spots that it cannot use are taught by nobody, its embeddings are made once, its files name the units."""
+"""scFoundation in a run: spots that it cannot use are taught by nobody, its embeddings are made once, files name units."""
 
 import dataclasses
 import json
@@ -56,6 +56,17 @@ def test_embeddings_are_made_once_for_all_splits(taught, usable):
     np.testing.assert_array_equal(other.obsm["X_teacher"], stages.teacher(taught, SPLIT).obsm["X_teacher"])
     assert len(list((taught.folder / "units").glob("embedding-*"))) == 1
     assert len(list((taught.folder / "units").glob("teacher-*"))) == 2
+
+
+def test_it_sees_every_gene_that_a_section_measured(taught, work, monkeypatch):
+    asked, kind = [], type(work.cohort())
+    real = kind.adata
+    record = lambda self, samples=None, join="inner": asked.append(join) or real(self, samples, join)
+    monkeypatch.setattr(kind, "adata", record)
+    stages.teacher(with_options(taught, target="a1"), SPLIT)
+    assert asked == ["outer"]
+    stages.teacher(work, "patients/1")
+    assert asked == ["outer", "inner"]
 
 
 @pytest.mark.parametrize("taught_by", ["teacher", "permuted_teacher", "genes"])
