@@ -1,6 +1,8 @@
-"""`hest-breast` from a mirror to tables: slides that HEST's own code wrote and drawn ones, with `mini` in the place of H-optimus-0."""
+"""`hest-breast` from a mirror to tables: slides that HEST's own code wrote and drawn ones, with `mini` in the place of H-optimus-0 and a tiny
+scFoundation of drawn weights as the teacher."""
 
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -11,6 +13,9 @@ from test_notebooks import check_whole, finish, fresh, start
 from peka_core.profile import load_profile
 from peka_core.run import main
 
+TINY = Path(__file__).parent / "fixtures/scfoundation/scfoundation_tiny.ckpt"
+VOCABULARY = "data/scfoundation/OS_scRNA_gene_index.19264.tsv"
+TEACHER = load_profile("hest-breast").teacher_options
 SMALL = {"epochs": 2, "block": 16, "batch_size": 16, "k": 4}
 
 
@@ -19,8 +24,8 @@ def profile(shared, tmp_path, monkeypatch):
     """hest-breast on a mirror of its own: index, digest and counts come as options."""
     _, options = fixture_mirror(shared, tmp_path, monkeypatch, drawn=4)
     values = {
-        "base": "hest-breast", "title": "a test mirror in the form of HEST-1k", "encoder": "mini", "teacher": "pca",
-        "teacher_options": {"n_components": 12, "scale": 2.0}, "recipe": SMALL,
+        "base": "hest-breast", "title": "a test mirror in the form of HEST-1k", "encoder": "mini", "recipe": SMALL,
+        "teacher_options": TEACHER | {"checkpoint": str(TINY), "vocabulary": str(shared / VOCABULARY)},
         "source_options": {"cohort": "breast"} | {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()},
     }  # fmt: skip
     path = tmp_path / "hest-test.yaml"
