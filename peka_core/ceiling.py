@@ -52,5 +52,5 @@ def _halves(adata, columns, samples, rng, min_spots) -> np.ndarray:
     for counts in thin(adata.X, rng):
         total = np.asarray(counts.sum(1)).ravel()
         half = ad.AnnData(counts, obs=adata.obs.assign(total_counts=total), var=adata.var)
-        targets.append(log_cp10k(half)[:, columns])
+        targets.append(log_cp10k(half, dense=False)[:, columns].toarray())
     return np.stack([pearson(*(t[samples == s] for t in targets), min_spots) for s in np.unique(samples)])

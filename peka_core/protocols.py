@@ -10,6 +10,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import scanpy as sc
+from scipy import sparse
 from sklearn.model_selection import KFold, train_test_split
 
 from .cohort import Split, log_cp10k
@@ -108,8 +109,8 @@ def make_tasks(cohort, protocol: Protocol) -> list[Task]:
     """
     splits = protocol.splits(cohort)
     adata = cohort.adata()
-    log = log_cp10k(adata)  # (n, G) float32, made once for all splits
-    everywhere, seen = np.ones(len(log), bool), {}
+    log = log_cp10k(adata, dense=False)  # (n, G) float32, made once for all splits
+    everywhere, seen = np.ones(adata.n_obs, bool), {}
     chosen = lambda rows: variable_genes(log, adata, rows, protocol.n_genes, seen)
     if protocol.genes_from == "file":
         fixed = _listed_genes(cohort, adata)
@@ -148,11 +149,12 @@ def best_genes(tables: list[pd.DataFrame], names: pd.Index, n_genes: int) -> lis
     return list(names[names.isin(best)])
 
 
-def section_table(log: np.ndarray, names: pd.Index, n_genes: int) -> pd.DataFrame:
+def section_table(log: np.ndarray | sparse.csr_matrix, names: pd.Index, n_genes: int) -> pd.DataFrame:
     """The first step of `variable_genes`: scanpy's table of one section, `log (n, G)`, one row a gene of `names (G,)`.
 
     Genes that it does not express count as 0, as in scanpy's batches.
     """
+    log = log.toarray() if sparse.issparse(log) else log
     expressed = log.any(0)
     section = anndata.AnnData(log[:, expressed], var=pd.DataFrame(index=names[expressed]))
     table = sc.pp.highly_variable_genes(section, n_top_genes=n_genes, flavor="seurat", inplace=False)
@@ -198,11 +200,11 @@ def _gene_folds(tasks: list[Task]) -> list[Task]:
 
 
 def _ln_cp10k(adata, log, columns) -> np.ndarray:
-    return log[:, columns].copy()
+    return log[:, columns].toarray()
 
 
 def _log2_cp10k(adata, log, columns) -> np.ndarray:
-    return log[:, columns] / np.float32(np.log(2))
+    return log[:, columns].toarray() / np.float32(np.log(2))
 
 
 def _ln_counts(adata, log, columns) -> np.ndarray:

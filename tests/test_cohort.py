@@ -163,6 +163,13 @@ def test_log_cp10k_is_the_formula(tiny_cohort):
     assert got[i, j] == pytest.approx(np.log(1 + 1e4 * dense[i, j] / adata.obs.total_counts.iloc[i]), rel=1e-6)
 
 
+def test_log_cp10k_keeps_zeros_where_it_is_asked_to(tiny_cohort):
+    adata = open_cohort(tiny_cohort).adata()
+    kept = log_cp10k(adata, dense=False)
+    assert sparse.issparse(kept) and kept.dtype == np.float32 and kept.nnz == (adata.X != 0).sum()
+    np.testing.assert_array_equal(kept.toarray(), log_cp10k(adata))
+
+
 def test_digest_follows_values_and_not_files(tiny_cohort, tmp_path):
     digest = open_cohort(tiny_cohort).digest
     assert open_cohort(write_tiny_cohort(tmp_path / "again")).digest == digest
