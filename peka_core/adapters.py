@@ -18,7 +18,7 @@ def add(network: nn.Module, method: str, recipe: Recipe, seed: int = 0) -> "Rank
     """Put the adapter of `method` into `network`; what it trains has requires_grad, everything else has not.
 
     Args:
-        recipe: targets; block (bone, bat); rank and alpha (lora, adalora), reallocate (adalora).
+        recipe: targets; block (bone, bat); rank, alpha and adapter_dropout (lora, adalora), reallocate (adalora).
         seed: draws LoRA's first factor (the second is zero, so the network starts as it was).
 
     Returns:
@@ -44,12 +44,14 @@ def _add_peft(network: nn.Module, method: str, recipe: Recipe) -> "RankAllocatio
 
     names = bone.linear_targets(network, recipe.targets)
     if method == "lora":
-        inject_adapter_in_model(LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=names), network)
+        options = {"lora_alpha": recipe.alpha, "lora_dropout": recipe.adapter_dropout, "target_modules": names}
+        inject_adapter_in_model(LoraConfig(r=recipe.rank, **options), network)
         return None
-    start = round(ADALORA_START * recipe.rank)
+    start = round(ADALORA_START * recipe.rank) if recipe.reallocate else recipe.rank
     config = AdaLoraConfig(
-        init_r=start, target_r=recipe.rank, lora_alpha=recipe.alpha * start / recipe.rank, target_modules=names, total_step=100
-    )
+        init_r=start, target_r=recipe.rank, lora_alpha=recipe.alpha * start / recipe.rank, lora_dropout=recipe.adapter_dropout,
+        target_modules=names, total_step=100,
+    )  # fmt: skip
     allocation = RankAllocation(AdaLoraModel(network, config, "default"))
     return allocation if recipe.reallocate else None
 

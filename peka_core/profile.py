@@ -100,8 +100,12 @@ def read_values(path: Path) -> dict:
     `recipe: {like: as_run, block: 16}` starts from one of `recipe.RECIPES` instead.
     """
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    under = read_values(_path_of(values.pop("base"))) if "base" in values else {}
-    recipe = values.get("recipe", {})
+    base = values.pop("base", "")
+    under = read_values(path.parent / base if str(base).endswith((".yaml", ".yml")) else _path_of(base)) if base else {}
+    recipe = values.get("recipe") or {}
+    known = {f.name for f in dataclasses.fields(Profile)} - {"name", "overrides"}
+    if unknown := set(values) - known:
+        raise PekaError(f"{path}: unknown value {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
     if (like := recipe.pop("like", "")) and like not in RECIPES:
         raise PekaError(f"{path}: recipe like {like!r} is unknown; there are {', '.join(RECIPES)}")
     start = dataclasses.asdict(RECIPES[like]) if like else under.get("recipe", {})

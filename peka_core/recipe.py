@@ -26,6 +26,7 @@ class Recipe:
         targets: ends of the names of the adapted Linear layers.
         rank, alpha: of LoRA and AdaLoRA, whose change is scaled by alpha / rank; 9 has the budget of `block` 16 on `mini`.
         reallocate: AdaLoRA moves its ranks while it trains; without, it keeps the ranks that it starts with.
+        adapter_dropout: of what goes into LoRA's and AdaLoRA's factors, in training; bat and bone have none.
         hidden, dropout: the projector's hidden width and dropout.
         clip: largest gradient, 0 for no limit; clip_by: its `norm`, or each `value`.
         pixels: what the student sees, in training and afterwards: `normalised` as the frozen encoder, or `raw`, 0 to 255.
@@ -52,6 +53,7 @@ class Recipe:
     rank: int = 9
     alpha: float = 9.0
     reallocate: bool = True
+    adapter_dropout: float = 0.0
     labels: str = "kmeans"
     hidden: int = 512
     dropout: float = 0.0
@@ -71,9 +73,10 @@ CHOICES = {  # fields that are one of a few words
 
 RECIPES = {
     # The paper's Methods. Not given there: tau, k, batch size, schedule, clipping, what chooses the epoch; taken from the
-    # authors' code where it has them (k, batch size), else left out.
+    # authors' code where it has them (k, batch size), else left out. "KNN clustering" is read as k-means, as the code does;
+    # `labels: leiden` is the other reading. Dropout .1 is "for the low rank adaptation".
     "as_written": Recipe(
-        epochs=50, lr=1e-4, batch_size=32, warmup=0, schedule="constant", k=100, block=256, rank=256, alpha=32.0, dropout=0.1,
+        epochs=50, lr=1e-4, batch_size=32, warmup=0, schedule="constant", k=100, block=256, rank=256, alpha=32.0, adapter_dropout=0.1,
         clip=0.0, flips=False, set_aside=0.0, keep="last",
     ),
     # The authors' code (RunningStone/PEKA bf9c6f5), whose method is the additive `bone`. Its "best" checkpoint is the last.

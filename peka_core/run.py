@@ -101,8 +101,7 @@ def _values(items: list[str], option: str) -> dict:
 
 def _run(arguments: argparse.Namespace) -> int:
     """Execute the notebooks in order; stop at the first that fails."""
-    from .encoder_files import preflight
-    from .workspace import open_run, root
+    from .workspace import root
 
     overrides, weights = _values(arguments.p, "-p"), _pairs(arguments.weights, "--weights")
     if arguments.plan:
@@ -110,9 +109,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
         print(plan(load_profile(arguments.profile, overrides), arguments.gpu))
         return 0
-    profile = load_profile(arguments.profile, overrides)
-    preflight([profile.encoder, *(rung.encoder for rung in profile.others)], weights)
-    work = open_run(arguments.profile, arguments.run, arguments.device, weights, overrides)
+    work = _open(arguments, overrides, weights)
     parameters = {
         "profile": arguments.profile, "run": work.folder.name, "device": arguments.device,
         "weights": weights, "overrides": overrides,
@@ -125,14 +122,27 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _open(arguments: argparse.Namespace, overrides: dict, weights: dict):
+    """The run, once all weights that it will need are here or can come."""
+    from .encoder_files import preflight
+    from .workspace import open_run
+
+    profile = load_profile(arguments.profile, overrides)
+    preflight([profile.encoder, *(rung.encoder for rung in profile.others)], weights)
+    if profile.teacher == "scfoundation":
+        from .scfoundation import fetch_files
+
+        fetch_files(profile.teacher_options)
+    return open_run(arguments.profile, arguments.run, arguments.device, weights, overrides)
+
+
 def _ladder(arguments: argparse.Namespace) -> None:
     """Every study of a profile, one table each; finished units are reused."""
     from . import studies
     from .tables import save_table
-    from .workspace import open_run
 
     overrides, weights = _values(arguments.p, "-p"), _pairs(arguments.weights, "--weights")
-    work = open_run(arguments.profile, arguments.run, arguments.device, weights, overrides)
+    work = _open(arguments, overrides, weights)
     splits = [split.name for split in work.cohort().splits]
     for name, (study, how_many) in studies.STUDIES.items():
         if name in studies.DRAWN_ONLY and work.profile.source != "demo":
@@ -241,8 +251,8 @@ def _list(arguments: argparse.Namespace) -> None:
     encoders = ENCODERS | {name: f"{row.title}; {row.terms}; {row.marks}; real weights not run here" for name, row in rows().items()} | OTHERS
     teachers = {name: teacher.about for name, teacher in TEACHERS.items()}
     profiles = {name: load_profile(name).title for name in profile_names()}
-    for title, rows in (("profiles", profiles), ("encoders", encoders), ("teachers", teachers), ("methods", METHODS)):
-        print(f"{title}\n" + "".join(f"  {name:<28} {text}\n" for name, text in rows.items()))
+    for title, named in (("profiles", profiles), ("encoders", encoders), ("teachers", teachers), ("methods", METHODS)):
+        print(f"{title}\n" + "".join(f"  {name:<28} {text}\n" for name, text in named.items()))
 
 
 def _fetch(arguments: argparse.Namespace) -> None:

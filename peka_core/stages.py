@@ -188,7 +188,7 @@ def _embed(work: Run, rung: Rung, split: str, world: str) -> dict[str, np.ndarra
     if rung.method == "none":
         return embed_tiles(model, work.tiles(world))
     student = Student.load(align(work, rung, split, world), model)
-    if rung.method == "projector_only":  # its encoder is the frozen one
+    if rung.method == "projector_only" and student.recipe.pixels == "normalised":  # its encoder is the frozen one
         frozen = features(work, Rung("none", encoder=rung.encoder), world=world).obsm["X_encoder"]
         return {"encoder": frozen, "projected": project_features(student, frozen)}
     return embed_tiles(student, work.tiles(world))

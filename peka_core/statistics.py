@@ -82,8 +82,9 @@ def variance_components(values: pd.DataFrame) -> pd.DataFrame:
         PekaError: fewer than two of a component, or a table that is not balanced.
     """
     grid = values.set_index(["cohort", "patient", "seed"])["difference"].sort_index()
-    cohorts = [part.droplevel(0).unstack().to_numpy() for _, part in grid.groupby(level=0)]
-    if len({part.shape for part in cohorts}) > 1 or min(len(cohorts), *cohorts[0].shape) < 2 or np.isnan(cohorts).any():
+    parts = [part.droplevel(0).unstack() for _, part in grid.groupby(level=0)]
+    cohorts = [part.to_numpy() for part in parts]
+    if len({(part.shape, tuple(part.columns)) for part in parts}) > 1 or min(len(cohorts), *cohorts[0].shape) < 2 or np.isnan(cohorts).any():
         raise PekaError(f"variance components need at least two cohorts with as many patients (two or more) and the same seeds each, "
                         f"here patients x seeds by cohort: {[part.shape for part in cohorts]}")  # fmt: skip
     x = np.stack(cohorts)  # (c, p, s)

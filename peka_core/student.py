@@ -33,7 +33,7 @@ class Student(nn.Module):
             projector), `projector_only` (no adapter), or `none` (nothing trains: the frozen encoder under the same
             interface, without a projector).
         d_teacher: dimension of the teacher's space.
-        recipe: block, rank, alpha, reallocate, targets, hidden, dropout and pixels are read from it.
+        recipe: block, rank, alpha, reallocate, adapter_dropout, targets, hidden, dropout and pixels are read from it.
         seed: draws the projector's weights and LoRA's first factor; every adapter starts as the identity.
 
     Raises:
@@ -63,9 +63,12 @@ class Student(nn.Module):
         return self.encoder.device
 
     def train(self, mode: bool = True) -> "Student":
-        """Training mode for the projector only: BatchNorm and dropout of the frozen encoder stay as in inference."""
+        """Training mode for the projector and LoRA's dropout only: BatchNorm and dropout of the frozen encoder stay as in inference."""
         super().train(mode)
         self.network.eval()
+        for name, module in self.network.named_modules():
+            if "lora_dropout" in name:  # the adapter's own, the frozen encoder's stays off
+                module.train(mode)
         return self
 
     def start(self, steps: int) -> None:

@@ -39,7 +39,7 @@ SWITCHES = {  # from the paper as written to its code as run, one change of the 
     "constant rate, no warm-up": Rung("bat", recipe=(("schedule", "constant"), ("warmup", 0))),
     "clipped by value": Rung("bat", recipe=(("clip_by", "value"),)),
     "no flips": Rung("bat", recipe=(("flips", False),)),
-    "dropout .1": Rung("bat", recipe=(("dropout", 0.1),)),
+    "dropout .1 in the projector": Rung("bat", recipe=(("dropout", 0.1),)),
     "a fifth of the spots aside, last epoch": Rung("bat", recipe=(("keep", "last"), ("set_aside", 0.2), ("set_aside_by", "spot"))),
 }
 SHARES = (0.25, 0.5, 0.75, 1.0)
@@ -94,14 +94,15 @@ def curves(work: Run, split: str) -> pd.DataFrame:
 def recipes(work: Run, split: str) -> pd.DataFrame:
     """minus frozen under `strict`: the profile's recipe, each switch between paper and code by itself, and both as a whole.
 
-    The whole recipes keep their epochs and rates; block and rank are the profile's, since 256 does not divide `mini`.
+    In encoder space; the whole recipes in projected space too, which is what paper and code hand to the head. They keep their
+    epochs and rates; block and rank are the profile's, since 256 does not divide `mini`.
     """
     base, size = work.profile.recipe, ("block", "rank", "alpha")
     points = [("the profile's recipe", Rung("bat"))] + list(SWITCHES.items())
     for name, method in (("as_written", "bat"), ("as_run", "bone")):
         whole = replace(RECIPES[name], **{field: getattr(base, field) for field in size})
         changes = tuple(sorted((f.name, getattr(whole, f.name)) for f in fields(whole) if getattr(whole, f.name) != getattr(base, f.name)))
-        points.append((f"{name}, whole", Rung(method, recipe=changes)))
+        points += [(f"{name}, whole ({space})", Rung(method, space, recipe=changes)) for space in ("encoder", "projected")]
     return _against_frozen(work, [("recipe", name, rung) for name, rung in points], split)
 
 
@@ -154,6 +155,7 @@ def seeds(work: Run, rungs: list[Rung], split: str, numbers: tuple[int, ...]) ->
     frozen = stages.score(work, "frozen", strict, split=split).scores
     for number in numbers:
         again = replace(work, profile=replace(work.profile, seed=number))
+        again.cohort, again.tiles, again.tasks, again.encoder = work.cohort, work.tiles, work.tasks, work.encoder  # read once
         for rung in rungs:
             found = paired(stages.score(again, rung, strict, split=split).scores, frozen)["values"]
             rows += [{"label": rung.name, "seed": number, "patient": patient, "difference": value} for patient, value in found.items()]

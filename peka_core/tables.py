@@ -21,6 +21,9 @@ LABELS = {
     "permuted_targets": "permuted targets", "library_size": "library size", "nearest_spots": "nearest spots",
     "slide_and_library_size": "slide + library size", "teacher": "teacher → genes",
 }
+ALL_SPLITS = "all of the protocol"
+PAPER_METHODS = {"frozen": "none", "bat": "PEKA"}  # a predictor -> its name in the paper's tables
+TABLE_1_PEKA = {"liver": "uni"}  # the encoder of Table 1's row PEKA; H-optimus-0 elsewhere, by its values in Table 2
 CCRCC = {"kidney": "CCRCC"}  # the paper's cohort -> HEST-Benchmark's task on the same slides
 Row = tuple[str, Rung | str]  # kind (oracle, encoder, student, control, reference) and what is scored
 
@@ -74,12 +77,14 @@ def score_table(work: Run, protocol: Protocol, world: str = "on", rows=None, sco
             spots = part["scheme"].map(_spots(scores))
             made = stages.adapters_of(work, predictor, protocol, scope, split, world) if kind == "student" else ""
             who = work.encoder_name("random" if name == "random" else getattr(predictor, "encoder", ""))
-            parts.append(part.assign(kind=kind, predictor=name, space=space, label=label, spots=spots, adapters=made, encoder=who))
+            plain = isinstance(predictor, str) or not (predictor.recipe or predictor.share != 1 or predictor.taught_by != "teacher")
+            own = {"adapters": made, "encoder": who, "method": PAPER_METHODS.get(name, name) if plain else ""}
+            parts.append(part.assign(kind=kind, predictor=name, space=space, label=label, spots=spots, **own))
     table = pd.concat(parts, ignore_index=True)
     facts = provenance()
     table = table.assign(
         headline=table["pooling"] == protocol.pooling, profile=work.profile.name, world=world, protocol=protocol.name,
-        zeros=protocol.zeros, scope=np.where(table["kind"] == "student", scope or protocol.scope, "none"), split=split or "all of the protocol",
+        zeros=protocol.zeros, scope=np.where(table["kind"] == "student", scope or protocol.scope, "none"), split=split or ALL_SPLITS,
         seed=work.profile.seed, cohort=work.cohort(world).digest[:12],
         peka_core=facts["peka_core"], commit=facts["commit"], device=facts["device"],
         versions="; ".join(f"{name} {version}" for name, version in facts["packages"].items()),
@@ -88,9 +93,10 @@ def score_table(work: Run, protocol: Protocol, world: str = "on", rows=None, sco
 
 
 def paper_cohort(work: Run) -> str:
-    """Which of the paper's cohorts a run scores: only HEST-1k slides of the index that the paper used count."""
+    """Which of the paper's cohorts a run scores: all HEST-1k slides of the index that the paper used, no value of the profile changed."""
     options = work.profile.source_options
-    return options.get("cohort", "") if work.profile.source == "hest" and not options.get("index") else ""
+    changed = options.get("index") or options.get("leave_out") or work.profile.overrides or work.profile.teacher != "scfoundation"
+    return options.get("cohort", "") if work.profile.source == "hest" and not changed else ""
 
 
 def _spots(scores: pd.DataFrame) -> pd.Series:
@@ -132,21 +138,21 @@ def published() -> pd.DataFrame:
 def beside_published(table: pd.DataFrame, cohort: str) -> pd.DataFrame:
     """A score table with columns published, published_in and minus_published, empty where nothing can be compared.
 
-    Compared are headline scores over all genes of one of the paper's cohorts: peka_paper and peka_official with the paper's value
-    of the same encoder and method (its PEKA is bat in the projected space); hest_bench of kidney with HEST-Benchmark's CCRCC,
-    the same slides.
+    Compared are headline scores over all genes and splits of one of the paper's cohorts: peka_paper and peka_official with the
+    paper's value of the same encoder and method (its PEKA is bat, aligned on all spots, in the projected space); hest_bench of
+    kidney with HEST-Benchmark's CCRCC, which has the same slides but genes and folds of its own.
     """
     known = {(row.cohort, row.encoder, row.method, row.table): (row.pcc, row.source) for row in published().itertuples()}
 
     def look_up(row) -> tuple[float, str]:
-        method = {"frozen": "none", "bat": "PEKA"}.get(row.predictor, row.predictor)
-        scored_alike = row.kind == "encoder" or (row.kind == "student" and row.space == "projected")
+        scored_alike = row.kind == "encoder" or (row.kind == "student" and row.space == "projected" and row.scope == "all")
+        scored_alike = scored_alike and row.split == ALL_SPLITS
         places = []
         if row.headline and row.genes == "all" and row.alpha == "chosen" and scored_alike:
             places = [(CCRCC.get(cohort), "HEST-Benchmark")] if row.protocol == "hest_bench" else []
             places = [(cohort, "Table 2"), (cohort, "Table 1")] if row.protocol in ("peka_paper", "peka_official") else places
         name = row.encoder.partition("@")[0]
-        return next((known[key] for where, table in places if (key := (where, name, method, table)) in known), (np.nan, ""))
+        return next((known[key] for where, table in places if (key := (where, name, row.method, table)) in known), (np.nan, ""))
 
     found = [look_up(row) for row in table.itertuples()]
     values = np.array([value for value, _ in found])
@@ -167,12 +173,12 @@ def beside_paper() -> pd.DataFrame:
     ours = pd.concat([table[table["paper_cohort"].notna()] for table in found]) if found else pd.DataFrame()
     made = []
     for cell in theirs.itertuples():
-        aligned = cell.encoder == "PEKA"  # Table 1's last row, without its encoder's name
-        gate = aligned or (cell.encoder in rows() and rows()[cell.encoder].gated)
+        encoder = cell.encoder if cell.encoder != "PEKA" else TABLE_1_PEKA.get(cell.cohort, "h-optimus-0")
+        gate = encoder in rows() and rows()[encoder].gated
         row = {"ours": np.nan, "control": np.nan, "run": "", "note": "gated, not run" if gate else "slides gated, not run"}
         if len(ours):
             here = ours[(ours["paper_cohort"] == cell.cohort) & (ours["protocol"] == "peka_paper") & ours["headline"] & (ours["genes"] == "all") & (ours["alpha"] == "chosen")]
-            same = here[(aligned | (here["encoder"].str.split("@").str[0] == cell.encoder)) & (here["published"] == cell.paper)]
+            same = here[(here["encoder"].str.split("@").str[0] == encoder) & (here["method"] == cell.method) & here["published"].notna()]
             if len(same):
                 bar = here[(here["run"] == same["run"].iloc[0]) & (here["predictor"] == "slide_one_hot")]["mean"]
                 row = {"ours": same["mean"].iloc[0], "control": bar.mean(), "run": same["run"].iloc[0], "note": "zeros kept; one seed"}

@@ -53,6 +53,11 @@ def test_a_profile_says_only_what_differs_from_its_base(tmp_path):
     profile, smoke = load_profile(str(tmp_path / "mine.yaml")), load_profile("smoke")
     assert profile.recipe == dataclasses.replace(smoke.recipe, epochs=4) and profile.methods == smoke.methods
     assert profile.source_options == {"spots": 20}  # a whole: options of another source mean nothing
+    (tmp_path / "grandchild.yaml").write_text("base: mine.yaml\nrecipe:\n")  # beside it, and nothing under recipe
+    assert load_profile(str(tmp_path / "grandchild.yaml")).recipe == profile.recipe
+    (tmp_path / "odd.yaml").write_text("base: smoke\nmethod: [bat]\n")
+    with pytest.raises(PekaError, match="odd.yaml: unknown value method; known: .*methods"):
+        load_profile(str(tmp_path / "odd.yaml"))
     (tmp_path / "lost.yaml").write_text("base: smokes\n")
     with pytest.raises(PekaError, match="no profile 'smokes'"):
         load_profile(str(tmp_path / "lost.yaml"))

@@ -12,7 +12,8 @@ from test_encoders import tiny_encoder
 from torch import nn
 from torch.nn import functional as F
 
-from peka_core import alignment
+from conftest import SMALL
+from peka_core import alignment, stages, workspace
 from peka_core.alignment import learning_rate
 from peka_core.classifier import fit_classifier
 from peka_core.files import PekaError
@@ -28,7 +29,7 @@ def test_the_two_recipes_differ_where_paper_and_code_do():
     written, run = (dataclasses.asdict(RECIPES[name]) for name in ("as_written", "as_run"))
     differ = {name for name in written if written[name] != run[name]}
     assert differ == {
-        "epochs", "schedule", "tau", "tau_squared", "classifier_epochs", "reallocate", "dropout", "clip", "clip_by", "pixels",
+        "epochs", "schedule", "tau", "tau_squared", "classifier_epochs", "reallocate", "adapter_dropout", "clip", "clip_by", "pixels",
         "set_aside", "set_aside_by",
     }  # fmt: skip
     assert (run["epochs"], run["tau"], run["k"], run["clip"], run["set_aside"], written["epochs"]) == (10, 2.0, 100, 1.0, 0.2, 50)
@@ -127,8 +128,31 @@ def test_the_last_epoch_is_kept_where_the_recipe_says_so(world):  # noqa: F811
 
 def test_adalora_without_reallocation_keeps_its_ranks(world):  # noqa: F811
     student, history = train(world, "adalora", changed(reallocate=False, rank=2, alpha=2.0))
+    factors = [p.shape for name, p in student.named_parameters() if "lora_A" in name and p.requires_grad]
+    assert factors and all(shape[0] == 2 for shape in factors)
     assert student.allocation is None and not [name for name in history if name.startswith("rank_")]
     assert math.isfinite(history["total"].iloc[-1])
+
+
+@pytest.mark.parametrize("method", ["lora", "adalora"])
+def test_the_adapters_dropout_works_in_training_alone(world, method):  # noqa: F811
+    student, _ = train(world, method, changed(adapter_dropout=0.5, rank=2, alpha=2.0, lr=0.05))
+    x = student.encoder.transform(world["tiles"][:4])
+    twice = lambda: [student(x)[0].detach() for _ in range(2)]
+    assert torch.equal(*twice())
+    student.train()
+    assert not torch.equal(*twice())
+
+
+def test_a_projector_trained_on_raw_pixels_is_not_given_normalised_features(tmp_path, monkeypatch):
+    monkeypatch.setattr(workspace, "root", lambda: tmp_path)
+    work = workspace.open_run("smoke", "raw", "cpu", {}, SMALL | {"pixels": "raw"})
+    split = work.cohort().splits[0].name
+    made = stages.features(work, "projector_only", split).obsm
+    student = Student.load(stages.align(work, "projector_only", split), work.encoder())
+    expected = embed_tiles(student, work.tiles(), progress=False)
+    np.testing.assert_allclose(made["X_projected"], expected["projected"], atol=1e-4)
+    assert np.abs(made["X_encoder"] - stages.space_of(work, "frozen", "")).max() > 0.01
 
 
 @pytest.mark.parametrize("name", [name for name in CHOICES if name != "labels"])

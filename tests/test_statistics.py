@@ -186,6 +186,7 @@ def test_shares_are_those_of_a_cohorts_mean_at_one_seed():
 
 def test_an_unbalanced_table_has_no_components():
     table = components_drawn(3, 4, 2, (0.1, 0.1, 0.1, 0.1), 0)
-    for broken in (table[1:], table[table["seed"] == 0], table[table["cohort"] == 0]):
+    other = table.assign(seed=table["seed"] + (table["cohort"] == 2))  # other seeds in one cohort
+    for broken in (other, table[1:], table[table["seed"] == 0], table[table["cohort"] == 0]):
         with pytest.raises(PekaError, match="variance components need"):
             variance_components(broken)

@@ -6,13 +6,17 @@ import pandas as pd
 
 from peka_core import stages, tables
 from peka_core.files import sha256
+from peka_core.profile import load_profile
 from peka_core.protocols import PROTOCOLS
+
+
+RIGHT = {"scope": "all", "split": tables.ALL_SPLITS}
 
 
 def rows(**columns) -> pd.DataFrame:
     """Two rows of a score table, frozen and bat, with some columns changed."""
     base = {"kind": ["encoder", "student"], "predictor": ["frozen", "bat"], "space": ["encoder", "projected"], "genes": "all"}
-    return pd.DataFrame(base | {"alpha": "chosen", "headline": True, "protocol": "peka_paper", "mean": [0.5, 0.7], "encoder": "uni@1a"} | columns)
+    return pd.DataFrame(base | {"alpha": "chosen", "headline": True, "protocol": "peka_paper", "mean": [0.5, 0.7], "encoder": "uni@1a", "method": ["none", "PEKA"]} | RIGHT | columns)
 
 
 def test_a_score_of_a_paper_cohort_stands_beside_the_papers_value():
@@ -35,7 +39,7 @@ def test_hest_benchmark_is_compared_on_the_same_slides_alone():
 
 
 def test_what_cannot_be_compared_stays_empty():
-    for other in (dict(protocol="strict"), dict(genes="cue"), dict(headline=False), dict(alpha="x10"), dict(kind="control")):
+    for other in (dict(scope="nested", kind="student"), dict(split="spots/0"), dict(method=""), dict(protocol="strict"), dict(genes="cue"), dict(headline=False), dict(alpha="x10"), dict(kind="control")):
         assert tables.beside_published(rows(**other), "kidney")["published"].isna().all(), other
     assert tables.beside_published(rows(space="concat", kind="student"), "kidney")["published"].isna().all()
     assert tables.beside_published(rows(), "")["published"].isna().all()
@@ -61,9 +65,15 @@ def test_finished_runs_fill_the_papers_cells_and_the_rest_stays_blank(tmp_path, 
     made = pd.concat([rows(encoder="h-optimus-0@1"), rows(kind="control", predictor="slide_one_hot", mean=0.6)[:1]])
     made = tables.beside_published(made.assign(paper_cohort="kidney"), "kidney")
     tables.save_table(made, tmp_path / "runs" / "mine" / "results", "scores")
+    lung = tables.beside_published(rows(encoder="uni@2", mean=0.1).assign(paper_cohort="lung"), "lung")  # UNI's .774 is H-optimus-0's too
+    liver = tables.beside_published(rows(encoder="uni@2", mean=0.2).assign(paper_cohort="liver"), "liver")
+    tables.save_table(pd.concat([lung, liver]), tmp_path / "runs" / "a" / "results", "scores")
     tables.save_table(rows(mean=0.9).assign(paper_cohort=""), tmp_path / "runs" / "demo" / "results", "scores")
     beside = tables.beside_paper()
-    run = beside[beside["ours"].notna()].set_index(["table", "encoder", "method"])
+    cells = beside.set_index(["table", "cohort", "encoder", "method"])["ours"]
+    assert np.isnan(cells["Table 1", "lung", "PEKA", "PEKA"]) and cells["Table 1", "liver", "PEKA", "PEKA"] == 0.2
+    assert cells["Table 2", "lung", "uni", "PEKA"] == 0.1
+    run = beside[beside["ours"].notna() & (beside["cohort"] == "kidney")].set_index(["table", "encoder", "method"])
     assert run["ours"].to_dict() == {
         ("Table 1", "h-optimus-0", "none"): 0.5, ("Table 1", "PEKA", "PEKA"): 0.7,
         ("Table 2", "h-optimus-0", "none"): 0.5, ("Table 2", "h-optimus-0", "PEKA"): 0.7,
@@ -76,6 +86,9 @@ def test_finished_runs_fill_the_papers_cells_and_the_rest_stays_blank(tmp_path, 
 
 def test_only_the_papers_own_slides_count(work):
     assert tables.paper_cohort(work) == ""
-    for options, expected in (({"cohort": "lung"}, "lung"), ({"cohort": "lung", "index": "mine.csv"}, "")):
-        hest = dataclasses.replace(work.profile, source="hest", source_options=options)
-        assert tables.paper_cohort(dataclasses.replace(work, profile=hest)) == expected
+    hest = load_profile("hest-lung")
+    for changed, expected in (
+        ({}, "lung"), ({"source_options": {"cohort": "lung", "index": "mine.csv"}}, ""), ({"overrides": {"epochs": 1}}, ""),
+        ({"source_options": {"cohort": "lung", "leave_out": ["TENX1"]}}, ""), ({"teacher": "pca"}, ""),
+    ):  # fmt: skip
+        assert tables.paper_cohort(dataclasses.replace(work, profile=dataclasses.replace(hest, **changed))) == expected

@@ -53,9 +53,9 @@ def build(
         PekaError: as `slides` and `fetch`; slides without genes in common; tiles that are not 224 px; or a directory built by
             another source.
     """
-    path, leave_out = Path(path), _listed(leave_out)
+    path = Path(path)
     found = index_path(index, index_sha256)
-    table = _without(read_slides(found, cohort, counts), leave_out)
+    table = without(read_slides(found, cohort, counts), leave_out)
     whose = groups(table, unknown)
     options = {
         "source": "hest", "recipe": RECIPE, "cohort": cohort, "index_sha256": sha256(found), "sections": list(table.index),
@@ -97,14 +97,16 @@ def fetch(
         rules = rules_of(cohort)
         print(f"{cohort}: {rules.slides} slides, {rules.spots} spots; which ones, and their sizes, is known once the index is here")
         return {}
-    return fetch_slides(_without(read_slides(found, cohort, counts), _listed(leave_out)), wsis, dry_run)
+    return fetch_slides(without(read_slides(found, cohort, counts), leave_out), wsis, dry_run)
 
 
 def _listed(names: Iterable[str]) -> list[str]:
     return sorted(set(names.replace(",", " ").split() if isinstance(names, str) else names))
 
 
-def _without(table: pd.DataFrame, leave_out: list[str]) -> pd.DataFrame:
+def without(table: pd.DataFrame, leave_out: Iterable[str] | str) -> pd.DataFrame:
+    """Rows of `slides` without some ids; PekaError where one is none of them."""
+    leave_out = _listed(leave_out)
     if unknown := sorted(set(leave_out) - set(table.index)):
         raise PekaError(f"hest: leave_out names {unknown}; expected some of {', '.join(table.index)}.")
     return table.drop(index=leave_out)
