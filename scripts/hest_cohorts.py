@@ -13,7 +13,7 @@ def main() -> None:
     """Count, print, write."""
     table = hest.counts_table()
     groups = {name: hest.groups(hest.slides(name)) for name in table.index}
-    table["patients, as far as known"] = [found["patient"].nunique() for found in groups.values()]
+    table["groups"] = [found["patient"].nunique() for found in groups.values()]
     table["slides of unknown patients"] = [int((found["basis"] == "unknown").sum()) for found in groups.values()]
     table["copies"] = [int((found["duplicate_of"] != "").sum()) for found in groups.values()]
     print(table.to_string())
