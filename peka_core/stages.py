@@ -19,6 +19,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
+from .files import PekaError
 from .ladder import Rung, as_rung
 from .protocols import PROTOCOLS, Protocol
 from .recipe import Recipe
@@ -264,7 +265,9 @@ def adapters_of(work: Run, rung: Rung | str, protocol: Protocol, scope: str = ""
         return ""
     _, seen = _wanted(work, protocol, scope or protocol.scope, split, world)
     cards = {what: align(work, rung, what, world, "card.json") / "card.json" for what in sorted(set(seen.values()))}
-    digests = {what: json.loads(card.read_text())["sha256"] for what, card in cards.items()}
+    digests = {what: json.loads(card.read_text()).get("sha256") for what, card in cards.items()}
+    if old := [what for what, digest in digests.items() if digest is None]:
+        raise PekaError(f"{cards[old[0]]}: names no digest of its weights, so an earlier version wrote it: start a new run, --run NAME")
     return digest_of(digests)
 
 

@@ -3,9 +3,10 @@ import json
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from peka_core import stages, tables
-from peka_core.files import sha256
+from peka_core.files import PekaError, sha256
 from peka_core.profile import load_profile
 from peka_core.protocols import PROTOCOLS
 
@@ -56,6 +57,15 @@ def test_a_students_scores_name_the_weights_behind_them(work):
     one = stages.adapters_of(work, "bat", strict, split=work.tasks(strict)[0].split.name)
     assert one != stages.adapters_of(work, "bat", strict) != stages.adapters_of(work, "bat", strict, scope="all")
     assert table["versions"].str.contains("torch ").all()
+
+
+def test_a_card_of_an_earlier_version_is_told(work):
+    card = stages.align(work, "bat", "all") / "card.json"
+    before = card.read_text()
+    card.write_text(json.dumps({name: value for name, value in json.loads(before).items() if name != "sha256"}))
+    with pytest.raises(PekaError, match="card.json: names no digest"):
+        stages.adapters_of(work, "bat", PROTOCOLS["peka_paper"])
+    card.write_text(before)
 
 
 def test_finished_runs_fill_the_papers_cells_and_the_rest_stays_blank(tmp_path, monkeypatch):
