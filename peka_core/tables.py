@@ -177,7 +177,7 @@ def beside_paper() -> pd.DataFrame:
         gate = encoder in rows() and rows()[encoder].gated
         row = {"ours": np.nan, "control": np.nan, "run": "", "note": "gated, not run" if gate else "slides gated, not run"}
         if len(ours):
-            here = ours[(ours["paper_cohort"] == cell.cohort) & (ours["protocol"] == "peka_paper") & ours["headline"] & (ours["genes"] == "all") & (ours["alpha"] == "chosen")]
+            here = headline(ours).query("paper_cohort == @cell.cohort and protocol == 'peka_paper'")
             same = here[(here["encoder"].str.split("@").str[0] == encoder) & (here["method"] == cell.method) & here["published"].notna()]
             if len(same):
                 bar = here[(here["run"] == same["run"].iloc[0]) & (here["predictor"] == "slide_one_hot")]["mean"]
