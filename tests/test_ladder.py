@@ -14,8 +14,10 @@ from peka_core import stages, studies
 from peka_core.files import PekaError
 from peka_core.ladder import Rung, as_rung, read_rung
 from peka_core.profile import load_profile
+from peka_core.protocols import PROTOCOLS
 from peka_core.provenance import MINI_WEIGHTS
 from peka_core.recipe import Recipe
+from peka_core.statistics import paired
 
 
 def test_a_rung_changes_the_recipe_and_nothing_else():
@@ -146,3 +148,12 @@ def test_units_of_other_k_teacher_or_weights_are_other_units(work, tmp_path):
     assert not known[0].equals(known[1])
     quality = [stages.quality(run, "frozen", "patients/0")["r2"] for run in (work, others["teacher"])]
     assert quality[0] != quality[1]
+
+
+def test_seeds_train_again_on_the_same_tissue_and_are_compared_patient_by_patient(work):
+    split = work.cohort().splits[0].name
+    table = studies.seeds(work, [Rung("bat", name="bat")], split, (0, 1))
+    grid = table.pivot(index="patient", columns="seed", values="difference")
+    expected = paired(stages.score(work, "bat", PROTOCOLS["strict"], split=split).scores, stages.score(work, "frozen", PROTOCOLS["strict"], split=split).scores)
+    assert grid[0].to_dict() == pytest.approx(expected["values"].to_dict(), nan_ok=True)
+    assert work.profile.seed == 0 and not np.allclose(grid[0], grid[1])

@@ -100,6 +100,13 @@ def test_the_papers_kidney_has_a_plan(monkeypatch):
         assert part in text, part
 
 
+@pytest.mark.skipif(not (SHARED / "data" / "hest").exists(), reason="HEST's index is not here")
+def test_slides_that_are_left_out_are_not_paid_for(monkeypatch):
+    monkeypatch.setenv("PEKA_MIRROR", str(SHARED / "data"))
+    whole, less = (plan._size(load_profile("hest-breast", {"leave_out": out}))[:2] for out in ([], ["TENX23"]))
+    assert whole == (8, 30_543) and less == (7, 30_543 - 4_325)
+
+
 def test_work_is_what_chapter_3_trains():
     profile = load_profile("hest-kidney-nested")
     work = list(plan.work_of(profile, 1000, 4))
