@@ -6,9 +6,12 @@
 Weights and cells are drawn, so no download is needed. On a CPU one thread is used and its CPU time is taken, so that other
 work on the machine counts little; on a GPU wall time. Appends a row per network and length of cell to benchmarks/teacher.csv:
 
-    plain_s     one cell at a time as one would first write it: a dense row over the vocabulary, torch's own encoder layers
-    single_s    peka_core with one cell a batch (`tokens=1`): the same network and front end, without batches
-    batched_s   peka_core
+    plain_s         one cell at a time as one would first write it: a dense row over the vocabulary, torch's own encoder layers
+    single_s        peka_core with one cell a batch (`tokens=1`): the same network and front end, without batches
+    batched_s       peka_core
+    bfloat16_s      peka_core with precision bfloat16: no equal output, so its lowest cosine with float32 stands beside it
+    share_...       multiplications a second, as a share of what a large product of matrices reaches in the same run. Where `share_plain` is
+                    .8, no batching can be more than 1.25 times as fast, but for what attention over masks wastes
 """
 
 import argparse
@@ -23,6 +26,7 @@ import torch
 from head import hardware
 from scipy import sparse
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from peka_core.files import write_whole
 from peka_core.scfoundation import ScFoundation
@@ -103,19 +107,40 @@ def seconds(calls: list, repeats: int, clock) -> tuple[list[float], list[np.ndar
     return np.min(times, axis=0).tolist(), made
 
 
+def product_flops(device: str, clock, rows: int = 8_192, dim: int = 768) -> float:
+    """FLOPs a second of one large product in float32, the best of five."""
+    a, b = torch.randn(rows, dim, device=device), torch.randn(dim, 4 * dim, device=device)
+    times = []
+    for _ in range(6):
+        start = clock()
+        (a @ b)[0, 0].item()  # waits for a GPU
+        times.append(clock() - start)
+    return 2 * rows * dim * 4 * dim / min(times[1:])
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Lowest cosine of the rows of a and b, (n, d) each."""
+    return float(((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min())
+
+
 def measure(size: str, n: int, median: int, repeats: int, folder: Path) -> dict:
     """One row of the table."""
     network, adata = drawn_network(size), drawn_cells(n, median)
-    ours, single = drawn_teacher(folder, network), drawn_teacher(folder, network, tokens=1)
+    ours, single, half = (drawn_teacher(folder, network, **o) for o in ({}, {"tokens": 1}, {"precision": "bfloat16"}))
     layers = plain_layers(network, size, ours.device)
-    calls = (lambda: plain(network, layers, adata, ours.device), lambda: single.embed(adata), lambda: ours.embed(adata))
-    calls[2]()  # a first pass: libraries load, memory is asked for
+    calls = [lambda: plain(network, layers, adata, ours.device), *(lambda t=t: t.embed(adata) for t in (single, ours, half))]
+    with FlopCounterMode(display=False) as counter:  # a first pass: libraries load, memory is asked for
+        ours.embed(adata)
+    half.embed(adata)
     clock = time.perf_counter if torch.cuda.is_available() else time.process_time  # the latter does not count other programs
-    (plain_s, single_s, batched_s), (expected, alone, made) = seconds(calls, repeats, clock)
+    (plain_s, single_s, batched_s, bfloat16_s), (expected, alone, made, rounded) = seconds(calls, repeats, clock)
+    share = counter.get_total_flops() / product_flops(ours.device, clock)  # seconds that the arithmetic alone would take
     genes = int(np.median(np.diff(adata.X.indptr)))
     return dict(network=size, cells=n, median_genes=genes, plain_s=plain_s, single_s=single_s, batched_s=batched_s,
                 times_plain=plain_s / batched_s, times_single=single_s / batched_s,
                 difference_plain=np.abs(made - expected).max(), difference_single=np.abs(made - alone).max(),
+                share_plain=share / plain_s, share_batched=share / batched_s,
+                bfloat16_s=bfloat16_s, times_bfloat16=plain_s / bfloat16_s, cosine_bfloat16=cosine(made, rounded),
                 device=ours.device)  # fmt: skip
 
 

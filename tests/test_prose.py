@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SCORES = {"mean", "low", "high", "pcc", "nested", "all", "frozen", "balanced_accuracy", "sd"}
+SCORES = {"mean", "low", "high", "pcc", "r2", "nested", "all", "frozen", "balanced_accuracy", "sd"}
 ASIDE = (
     r"```.*?```", r"`[^`]*`", r"\$\$.*?\$\$", r"\$[^$]*\$", r"\]\([^)]*\)", r"<[^>]*>", r"## Exercises.*",
     r"\b(?:at|of|=) (?:lr|alpha|tau) ?=? ?[\d.]+",
