@@ -1,14 +1,15 @@
 """What a profile costs, before it is paid: slides, spots, GB, FLOPs, hours on a GPU, memory by method, tokens and gates.
 
 `peka run hest-kidney --plan`. Nothing is downloaded and no memory is taken: networks are built without their weights, and torch's
-own counter counts what their products do. No plan was compared with a GPU yet.
+own counter counts what their products do. Hours are of the precision in which this package would run: training in bfloat16 where
+the GPU has it, else float32; vision transformers embed alike, other encoders in float32. No plan was compared with a GPU yet.
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from timm.models import VisionTransformer
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -21,8 +22,9 @@ from .profile import Profile
 from .recipe import Recipe
 from .student import Student
 
-GPUS = {  # dense products in half precision, FLOP/s, and GB, from the makers' data sheets
-    "V100": (112e12, 32), "T4": (65e12, 16), "L4": (121e12, 24), "RTX4090": (165e12, 24), "A100": (312e12, 80), "H100": (989e12, 80),
+GPUS = {  # dense products, FLOP/s, in bfloat16 (0 where it has none) and float32, and GB, from the makers' data sheets
+    "V100": (0, 15.7e12, 32), "T4": (0, 8.1e12, 16), "L4": (121e12, 30.3e12, 24), "RTX4090": (165e12, 82.6e12, 24),
+    "A100": (312e12, 19.5e12, 80), "H100": (989e12, 67e12, 80),
 }  # fmt: skip
 SHARE = 0.35  # of the peak that training reaches
 TOKENS = 2_500  # expressed genes of a spot, for the teacher's cost: an assumption
@@ -42,7 +44,8 @@ class Cost:
         forward: FLOPs of one tile through it, adapters included.
         step, batch: FLOPs of a training step: `step` for each tile, and `batch` whatever the number of tiles (Bat's W_g B_g).
         fixed: bytes that a training step holds whatever the batch: weights, and gradients and Adam's moments of what trains.
-        tile: bytes that a tile of the batch holds between forward and backward, under bfloat16 autocast.
+        tile: bytes that a tile of the batch holds between forward and backward.
+        weights: bytes of the frozen weights' file, in float32.
     """
 
     forward: int
@@ -50,24 +53,27 @@ class Cost:
     batch: int
     fixed: int
     tile: int
+    weights: int
 
 
-def cost_of(encoder: Encoder, method: str, recipe: Recipe, d_teacher: int) -> Cost:
+def cost_of(encoder: Encoder, method: str, recipe: Recipe, d_teacher: int, bfloat16: bool = True) -> Cost:
     """Count a student's FLOPs and bytes.
 
     Args:
         encoder: with its network on the meta device.
         d_teacher: dimension of the teacher's space.
+        bfloat16: whether the step runs under bfloat16 autocast, which halves much of what a tile holds.
     """
     student = Student(encoder, method, d_teacher, recipe)
     with FakeTensorMode(allow_non_fake_inputs=True):  # tensors with a shape and no memory
         student = student.to_empty(device="cpu")
         one, two = (torch.empty(n, 3, encoder.size, encoder.size) for n in (1, 2))
         (f1, f2), (s1, s2) = ([_flops(student, x, train) for x in (one, two)] for train in (False, True))
-        b1, b2 = (_saved_bytes(student, x) for x in (one, two))  # weights cast to bfloat16 are there whatever the batch
+        b1, b2 = (_saved_bytes(student, x, bfloat16) for x in (one, two))  # weights cast to bfloat16 are there whatever the batch
     trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
     fixed = 4 * sum(p.numel() for p in student.parameters()) + 12 * trained + 2 * b1 - b2
-    return Cost(f2 - f1, s2 - s1, 2 * s1 - s2, fixed, b2 - b1)
+    weights = 4 * sum(p.numel() for p in encoder.model.parameters())
+    return Cost(f2 - f1, s2 - s1, 2 * s1 - s2, fixed, b2 - b1, weights)
 
 
 def _flops(student: Student, x: torch.Tensor, train: bool) -> int:
@@ -78,7 +84,7 @@ def _flops(student: Student, x: torch.Tensor, train: bool) -> int:
     return counter.get_total_flops()
 
 
-def _saved_bytes(student: Student, x: torch.Tensor) -> int:
+def _saved_bytes(student: Student, x: torch.Tensor, bfloat16: bool) -> int:
     """Bytes that autograd keeps for the backward pass, weights aside."""
     saved, weights = {}, {p.untyped_storage()._cdata for p in student.parameters()}
 
@@ -86,7 +92,7 @@ def _saved_bytes(student: Student, x: torch.Tensor) -> int:
         saved[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         student(x)
     return sum(size for storage, size in saved.items() if storage not in weights)
 
@@ -123,28 +129,30 @@ def plan(profile: Profile, gpu: str = "A100") -> str:
     if gpu not in GPUS:
         raise PekaError(f"no peak is known of GPU {gpu!r}; there are {', '.join(GPUS)}")
     slides, spots, splits, lines = _size(profile)
-    peak, gb = GPUS[gpu]
+    half, full, gb = GPUS[gpu]
     dim = SCFOUNDATION["dim"] if profile.teacher == "scfoundation" else profile.teacher_options["n_components"]
-    encoders = {name: meta_encoder(name) for name in dict.fromkeys(e for _, e, _, _, _ in work_of(profile, spots, splits))}
-    costs = {}
-    table, whole = [], 0
-    for what, name, method, trained, embedded in work_of(profile, spots, splits):
-        if (name, method) not in costs:
-            costs[name, method] = cost_of(encoders[name], method, profile.recipe, dim)
+    work = list(work_of(profile, spots, splits))
+    encoders = {name: meta_encoder(name) for name in dict.fromkeys(name for _, name, *_ in work)}
+    costs = {key: cost_of(encoders[key[0]], key[1], profile.recipe, dim, half > 0) for key in dict.fromkeys(w[1:3] for w in work)}
+    table = []  # what, FLOPs, seconds at the whole peak
+    for what, name, method, trained, embedded in work:
         cost = costs[name, method]
-        flops = trained * cost.step + trained / profile.recipe.batch_size * cost.batch + embedded * cost.forward
-        table.append((f"{what}, {name}", flops))
-        whole += flops
+        learn, look = trained * cost.step + trained / profile.recipe.batch_size * cost.batch, embedded * cost.forward
+        look_at = (half or full) if isinstance(encoders[name].model, VisionTransformer) else full
+        table.append((f"{what}, {name}", learn + look, learn / (half or full) + look / look_at))
     if profile.teacher == "scfoundation":
-        table.append((f"scFoundation, {TOKENS} genes a spot assumed", spots * teacher_flops()))
-        whole += table[-1][1]
-    yet = [f"{title:<52} {f'{flops / 1e15:,.3g}':>10} PFLOP {f'{flops / (SHARE * peak) / 3600:.2g}':>8} h" for title, flops in [*table, ("together", whole)]]
+        precision, flops = profile.teacher_options.get("precision", "float32"), spots * teacher_flops()
+        peak = half if half and precision == "bfloat16" else full
+        table.append((f"scFoundation in {precision}, {TOKENS} genes a spot assumed", flops, flops / peak))
+    table.append(("together", sum(flops for _, flops, _ in table), sum(seconds for *_, seconds in table)))
+    yet = [f"{title:<56} {f'{flops / 1e15:,.3g}':>10} PFLOP {f'{seconds / SHARE / 3600:.2g}':>8} h" for title, flops, seconds in table]
     targets = 4 * spots * dim  # X_teacher lies on the device whole
     memory = [_memory(name, method, cost, profile.recipe.batch_size, gb, targets) for (name, method), cost in costs.items() if method != "none"]
+    peaks = f"{half / 1e12:.0f} TFLOP/s in bfloat16, {full / 1e12:.1f} in float32" if half else f"{full / 1e12:.1f} TFLOP/s in float32: it has no bfloat16"
     return "\n".join([
         f"{profile.name}: {profile.title}", f"cohort: {slides} slides, {spots:,} spots, {splits} held-out splits", *lines,
-        f"\nhours at {SHARE:.0%} of the peak of {gpu} ({peak / 1e12:.0f} TFLOP/s in half precision); head and figures on the CPU come on top",
-        *yet, "\nmemory of a training step", *(memory or ["nothing is trained"]), "\ntokens and gates", *_gates(profile, encoders),
+        f"\nhours at {SHARE:.0%} of the peak of {gpu} ({peaks}); head and figures on the CPU come on top",
+        *yet, "\nmemory of a training step", *(memory or ["nothing is trained"]), "\ntokens, gates and weights", *_gates(profile, costs),
     ])  # fmt: skip
 
 
@@ -173,17 +181,22 @@ def _size(profile: Profile) -> tuple[int, int, int, list[str]]:
     from .sources import hest
     from .sources.hest_files import COUNT_BYTES, TILE_BYTES
 
-    table = hest.slides(options["cohort"], *(options.get(name, "") for name in ("index", "index_sha256")), options.get("counts"))
-    table = hest.without(table, options.get("leave_out", ()))
-    spots, paper = int(table["spots"].sum()), hest.COHORTS[options["cohort"]].n_paper
-    splits = len(hest.make_splits(hest.groups(table, options.get("unknown", "slide")), dict(table["spots"]), options.get("folds", 6)))
-    gb = spots * (TILE_BYTES + COUNT_BYTES) / 1e9
+    rules, own = hest.COHORTS[options["cohort"]], [options.get(name, "") for name in ("index", "index_sha256")]
+    if hest.index_path(*own, dry_run=True).exists():
+        table = hest.without(hest.slides(options["cohort"], *own, options.get("counts")), options.get("leave_out", ()))
+        slides, spots = len(table), int(table["spots"].sum())
+        whose = hest.groups(table, options.get("unknown", "slide"))
+        splits, known = len(hest.make_splits(whose, dict(table["spots"]), options.get("folds", 6))), []
+    else:
+        slides, spots, splits = rules.slides, rules.spots, options.get("folds", 6)
+        known = [f"HEST-1k's index is not here (peka fetch {profile.name} brings it): counts as known of v1_1_0, {splits} splits at most, no slide left out"]
     lines = [
-        f"the paper's n of this cohort: {paper:,}",
-        f"to download and keep: about {gb:.1f} GB ({TILE_BYTES / 1e3:.0f} kB a tile, {COUNT_BYTES / 1e3:.0f} kB of counts a spot; an estimate: "
-        f"peka fetch {profile.name} --dry-run asks the hub), linked into the cohort, not copied",
+        f"the paper's n of this cohort: {rules.n_paper:,}", *known,
+        f"to download and keep: about {spots * (TILE_BYTES + COUNT_BYTES) / 1e9:.1f} GB of slides ({TILE_BYTES / 1e3:.0f} kB a tile, "
+        f"{COUNT_BYTES / 1e3:.0f} kB of counts a spot; an estimate: peka fetch {profile.name} --dry-run asks the hub), linked into the cohort, "
+        "not copied; weights below",
     ]
-    return len(table), spots, splits, lines
+    return slides, spots, splits, lines
 
 
 def _memory(name: str, method: str, cost: Cost, batch: int, gb: float, targets: int) -> str:
@@ -193,12 +206,15 @@ def _memory(name: str, method: str, cost: Cost, batch: int, gb: float, targets: 
     return f"{name}, {method} ({METHODS[method].split(',')[0]}), batch {batch}: about {need:.1f} GB; {gb} GB: {fits}"
 
 
-def _gates(profile: Profile, encoders: dict[str, Encoder]) -> list[str]:
-    lines = [f"HF_TOKEN is {'set' if os.environ.get('HF_TOKEN') else 'not set'}"]
+def _gates(profile: Profile, costs: dict[tuple[str, str], Cost]) -> list[str]:
+    from huggingface_hub import get_token
+
+    lines = ["a token for the hub is here" if get_token() else "HF_TOKEN is not set, and nobody is logged in to the hub"]
     if profile.source == "hest":
         lines.append("HEST-1k: gated, granted at once, CC BY-NC-SA 4.0")
-    for name in encoders:
-        lines.append(f"{name}: {rows()[name].terms}; {whereabouts(rows()[name])[1]}" if name in rows() else f"{name}: in the package")
+    for name, cost in {name: cost for (name, _), cost in costs.items()}.items():
+        where = f"{rows()[name].terms}; about {cost.weights / 1e9:.2f} GB, {whereabouts(rows()[name])[1]}" if name in rows() else "in the package"
+        lines.append(f"{name}: {where}")
     if profile.teacher == "scfoundation":
         lines.append(f"scfoundation: weights for non-commercial research, {SCFOUNDATION['gb']} GB, no gate")
     return lines
