@@ -12,11 +12,12 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from . import backbones
+from . import backbones, scfoundation
 from .encoder_files import rows, whereabouts
 from .encoders import Encoder
 from .files import PekaError
 from .ladder import METHODS, as_rung
+from .manifest import load_manifest
 from .profile import Profile
 from .recipe import Recipe
 from .student import Student
@@ -26,7 +27,7 @@ GPUS = {  # dense products in half precision, FLOP/s, and GB, from the makers' d
 }  # fmt: skip
 SHARE = 0.35  # of the peak that training reaches
 TOKENS = 2_500  # expressed genes of a spot, for the teacher's cost: an assumption
-SCFOUNDATION = {"width": 768, "layers": 12, "dim": 3072, "gb": 1.43}
+SCFOUNDATION = {"width": 768, "layers": 12, "dim": 3072}
 CONTEXT_GB = 1.0  # CUDA itself, and work space
 ATTENTION = {  # fused on the CPU, which the counter does not know
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
@@ -200,5 +201,6 @@ def _gates(profile: Profile, encoders: dict[str, Encoder]) -> list[str]:
     for name in encoders:
         lines.append(f"{name}: {rows()[name].terms}; {whereabouts(rows()[name])[1]}" if name in rows() else f"{name}: in the package")
     if profile.teacher == "scfoundation":
-        lines.append(f"scfoundation: weights for non-commercial research, {SCFOUNDATION['gb']} GB, no gate")
+        size = load_manifest()["sources"]["scfoundation"]["files"][scfoundation.FILES["checkpoint"]]["size"]
+        lines.append(f"scfoundation: weights for non-commercial research, {size / 1e9:.2f} GB, no gate")
     return lines
