@@ -69,11 +69,15 @@ def told_when_full(path: Path):
         refused = getattr(error, "errno", None) in CANNOT_WRITE and _is_near(getattr(error, "filename", None), path)
         if isinstance(error, PekaError) or not (full or refused):
             raise
-        why = "the disk is full" if full else error.strerror
-        raise PekaError(
-            f"{path} cannot be written ({why}): nothing half-written is left and what is finished stays. Make room or choose "
-            "another disk, then run the same command again."
-        ) from error
+        raise cannot_write(path, "the disk is full" if full else error.strerror) from error
+
+
+def cannot_write(path: str | Path, why: str) -> PekaError:
+    """The one message about a place that takes no (more) files."""
+    return PekaError(
+        f"{path} cannot be written ({why}): nothing half-written is left and what is finished stays. Make room or choose "
+        "another disk, then run the same command again."
+    )
 
 
 @contextlib.contextmanager
