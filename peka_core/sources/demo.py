@@ -220,6 +220,9 @@ def _tissue_digest(world, job):
 
 
 def _write_tables(path, world, jobs, original):
+    from ..cohort import open_cohort  # slow to import, and worker processes do without
+    from ..protocols import top_genes
+
     rows = [
         {"sample_id": name, "patient": name[:-1], "duplicate_of": "", "evidence": "", "tiles_sha256": _tissue_digest(world, job)}
         for name, job in jobs.items()
@@ -238,17 +241,8 @@ def _write_tables(path, world, jobs, original):
     for fold in range(folds):
         test = [name for name in samples.index if owner[name] % folds == fold]
         splits.append(([name for name in samples.index if name not in test], test))
-    write_cohort_tables(path, samples, splits, [])
-    write_cohort_tables(path, samples, splits, _top_genes(path))
-
-
-def _top_genes(path):
-    """50 highly variable genes over all spots."""
-    from ..cohort import log_cp10k, open_cohort  # slow to import, and worker processes do without
-    from ..protocols import variable_genes
-
-    adata = open_cohort(path).adata()
-    return sorted(variable_genes(log_cp10k(adata), adata, np.ones(adata.n_obs, bool), N_GENES))
+    write_cohort_tables(path, samples, splits, [])  # first without genes, which are chosen on the opened cohort
+    write_cohort_tables(path, samples, splits, top_genes(open_cohort(path), N_GENES))
 
 
 # ---------------------------------------------------------------- the best prediction there is

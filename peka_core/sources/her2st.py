@@ -16,9 +16,9 @@ import pandas as pd
 from scipy import sparse, stats
 
 from .. import manifest
-from ..cohort import log_cp10k, open_cohort, write_cohort_tables, write_sample
+from ..cohort import open_cohort, write_cohort_tables, write_sample
 from ..files import PekaError
-from ..protocols import variable_genes
+from ..protocols import top_genes
 from ..tiles import cut_tile
 from . import resume
 
@@ -224,7 +224,7 @@ def _write_tables(path: Path, facts: dict[str, dict]) -> None:
     ]
     table, splits = pd.DataFrame(rows), make_splits(list(facts))
     write_cohort_tables(path, table, splits, [])
-    write_cohort_tables(path, table, splits, _top_genes(path))
+    write_cohort_tables(path, table, splits, top_genes(open_cohort(path), N_GENES))
 
 
 def make_splits(sections: list[str]) -> list[tuple[list[str], list[str]]]:
@@ -240,9 +240,3 @@ def _leave_one_out(parts: dict[str, list[str]]) -> list[tuple[list[str], list[st
     if len(parts) < 2:
         return []
     return [([s for other in parts if other != name for s in parts[other]], parts[name]) for name in parts]
-
-
-def _top_genes(path: Path) -> list[str]:
-    """50 highly variable genes over all spots, among the genes that every section measured (an inner join)."""
-    adata = open_cohort(path).adata(join="inner")
-    return variable_genes(log_cp10k(adata), adata, np.ones(adata.n_obs, bool), N_GENES)
