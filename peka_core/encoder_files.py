@@ -8,11 +8,10 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .files import PekaError, alone, sha256, write_whole
+from .files import PekaError, alone, sha256, write_json, write_whole
 from .manifest import NAME, Verified, cache_folder, load_manifest
 
 
@@ -173,8 +172,7 @@ def _verify(row: Row, path: Path, next_step: str) -> str:
 
 
 def _record(row: Row, file: str, revision: str, digest: str, source: str) -> None:
-    text = json.dumps({"file": file, "revision": revision, "sha256": digest, "source": source}, indent=1) + "\n"
-    write_whole(_pin(row), lambda path: path.write_text(text))
+    write_json(_pin(row), {"file": file, "revision": revision, "sha256": digest, "source": source})
 
 
 def _download(row: Row, folder: Path) -> Path:

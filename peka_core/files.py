@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -11,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-
 
 # errors of the system that mean: this place takes no (more) files
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ENOTDIR)
@@ -39,6 +39,11 @@ def write_whole(path: str | Path, write: Callable[[Path], None]) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def write_json(path: str | Path, content) -> Path:
+    """Write what JSON can hold, whole or not at all."""
+    return write_whole(path, lambda file: file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
 
 
 def link_whole(original: str | Path, path: str | Path, symbolic: bool = False) -> Path:

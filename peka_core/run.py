@@ -18,7 +18,7 @@ from pathlib import Path
 
 import yaml
 
-from .files import CANNOT_WRITE, PekaError, alone, cannot_write
+from .files import CANNOT_WRITE, PekaError, alone, cannot_write, write_json
 from .ladder import METHODS
 from .profile import Profile, load_profile, profile_names
 
@@ -150,7 +150,7 @@ def _ladder(arguments: argparse.Namespace) -> None:
 
 def _score(arguments: argparse.Namespace) -> None:
     """Score given embeddings, print the means, write the genes."""
-    from .scoring import save_scores, score_embeddings
+    from .scoring import score_embeddings
 
     switches = _values(arguments.set, "--set")
     scores = score_embeddings(arguments.task_dir, arguments.embeddings, arguments.protocol, switches)
@@ -159,7 +159,7 @@ def _score(arguments: argparse.Namespace) -> None:
     changed = f" {switches}" if switches else ""
     print(f"{arguments.protocol}{changed}, scope given, {scores['n_spots']} spots: PCC {scores['mean']:.4f}")
     if arguments.json:
-        save_scores(scores, arguments.json)
+        write_json(arguments.json, scores)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

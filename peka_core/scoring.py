@@ -4,7 +4,6 @@ Embeddings are read as HEST and TRIDENT write them, `<sample>.h5` with `embeddin
 and a profile are not needed.
 """
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pandas as pd
 from .cohort import Cohort, open_cohort
 from .cohort_files import open_h5, unique
 from .evaluation import evaluate
-from .files import PekaError, write_whole
+from .files import PekaError
 from .protocols import PROTOCOLS, Protocol, make_tasks
 
 SWITCHES = {  # --set NAME=VALUE -> field of the protocol and its value
@@ -105,8 +104,3 @@ def _read(file: h5py.File, path: Path) -> tuple[pd.Index, np.ndarray]:
     if values.ndim != 2 or len(values) != len(barcodes):
         raise PekaError(f"{path}: embeddings {values.shape} for {len(barcodes)} barcodes; expected (m, d) and (m, 1).")
     return unique(barcodes, path, "barcode"), values
-
-
-def save_scores(scores: dict, path: str | Path) -> Path:
-    """Write `score_embeddings`'s answer as JSON, whole or not at all."""
-    return write_whole(path, lambda part: part.write_text(json.dumps(scores, indent=1) + "\n"))

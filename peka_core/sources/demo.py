@@ -19,7 +19,7 @@ from scipy import sparse
 from tqdm.auto import tqdm
 
 from ..cohort_writing import write_cohort_tables, write_sample
-from ..files import PekaError, link_whole, write_whole
+from ..files import PekaError, link_whole, write_json, write_whole
 from . import drawing, law, painting
 
 UM_PER_PX = 0.5  # of the slide that spatial coordinates refer to; drawn pixels are 1 µm
@@ -89,7 +89,7 @@ def build(
     _copy_section(path, original, tiles)
     _write_law(path, genes, jobs, mean, sd, original)
     _write_tables(path, world, jobs, original)
-    write_whole(path / "source.json", lambda file: file.write_text(json.dumps(world, indent=1) + "\n"))
+    write_json(path / "source.json", world)
     (path / "unfinished.json").unlink(missing_ok=True)
     return path
 
@@ -178,7 +178,7 @@ def _claim(path, world):
             )
     if (path / "adata").exists() and not any((path / n).exists() for n in ("source.json", "unfinished.json")):
         raise PekaError(f"{path}: holds a cohort that demo.build did not make. Build into another directory.")
-    write_whole(path / "unfinished.json", lambda file: file.write_text(json.dumps(world, indent=1) + "\n"))
+    write_json(path / "unfinished.json", world)
 
 
 def _check_same_tissue(source, world):
