@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -121,3 +122,14 @@ def sha256(path: str | Path) -> str:
     """Hex sha256 of a file's bytes, read in blocks."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def sha256_once(path: str | Path) -> str:
+    """`sha256`, taken once in a process as long as the file's size and time of change stay."""
+    state = Path(path).stat()
+    return _sha256_of(Path(path).resolve(), state.st_size, state.st_mtime_ns)
+
+
+@functools.cache
+def _sha256_of(path: Path, size: int, changed: int) -> str:
+    return sha256(path)
