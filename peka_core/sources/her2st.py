@@ -95,12 +95,10 @@ def _paths(section: str) -> dict[str, str]:
 
 def _files(sections: list[str], kinds: tuple[str, ...] = ("counts", "selection", "image")) -> dict[str, dict[str, Path]]:
     """Verified local paths of every section's files."""
-    wanted = [(section, kind, _paths(section)[kind]) for section in sections for kind in kinds]
-    paths = manifest.fetch("her2st", [file for _, _, file in wanted])
-    found: dict[str, dict[str, Path]] = {section: {} for section in sections}
-    for (section, kind, _), path in zip(wanted, paths):
-        found[section][kind] = path
-    return found
+    wanted = {section: _paths(section) for section in sections}
+    names = [wanted[section][kind] for section in sections for kind in kinds]
+    local = dict(zip(names, manifest.fetch("her2st", names)))
+    return {section: {kind: local[wanted[section][kind]] for kind in kinds} for section in sections}
 
 
 # ---- one section -------------------------------------------------------------------------------------------------
