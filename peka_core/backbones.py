@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .encoder_files import Row
 from .files import PekaError
+from .provenance import given_weights
 
 State = dict[str, Tensor]
 
@@ -132,8 +133,7 @@ def read_weights(path: Path, name: str) -> State:
     Raises:
         PekaError: no such file, or none that loads safely.
     """
-    if not path.exists():
-        raise PekaError(f"no weights for encoder {name!r} at {path}: give the file as --weights {name}=PATH")
+    given_weights(name, path)
     try:
         safe = path.suffix == ".safetensors"
         state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)

@@ -135,7 +135,7 @@ class Cohort:
             (x, y), other numeric obsm that all have; var columns on which the samples agree.
         """
         chosen = self._chosen(samples)
-        genes = _joined_genes([section.genes for section in chosen], join)
+        genes = joined_genes([section.genes for section in chosen], join)
         counts = sparse.vstack([on_genes(read_counts(s), s.genes, genes) for s in chosen], format="csr")
         _, arrays, var = zip(*(read_spots(section) for section in chosen))
         obs = self.obs[self.obs["sample"].isin([section.sample for section in chosen])].copy()
@@ -198,7 +198,7 @@ def open_cohort(path: str | Path) -> Cohort:
     )
     unknown = samples.um_per_px.isna()
     samples.loc[unknown, "um_per_px"] = np.array([s.um_per_px for s in sections])[unknown]
-    cohort_checks.genes_in_common(path, sections)
+    cohort_checks.genes_in_common(sections)
     for note in notes:
         warnings.warn(note, stacklevel=2)
     return Cohort(path, samples, sections, read_genes(path), read_splits(path, samples), has_tiles, tuple(notes))
@@ -216,7 +216,7 @@ def log_cp10k(adata: ad.AnnData, dense: bool = True) -> np.ndarray | sparse.csr_
     return logged.toarray().astype(np.float32) if dense else logged.tocsr().astype(np.float32)
 
 
-def _joined_genes(lists: list[pd.Index], join: str) -> pd.Index:
+def joined_genes(lists: list[pd.Index], join: str = "inner") -> pd.Index:
     """Genes of several sections, in order of first appearance."""
     if join not in ("inner", "outer"):
         raise ValueError(f"join is 'inner' or 'outer', not {join!r}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 CENTRE_TOLERANCE = 2.0  # px of the slide: rounding of both HEST rules stays below
 
 
-def genes_in_common(path: Path, sections: tuple[Section, ...]) -> None:
+def genes_in_common(sections: tuple[Section, ...]) -> None:
     """Raise PekaError where the sections share no gene, naming the first that empties the set."""
     genes = sections[0].genes
     for section in sections[1:]:

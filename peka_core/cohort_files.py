@@ -112,8 +112,8 @@ def tile_barcodes(file: h5py.File, path: Path, side: int = TILE) -> pd.Index:
     Raises:
         PekaError: no images or barcodes, images of another form, or not as many of one as of the other.
     """
-    name = next((name for name in ("barcode", "barcodes") if name in file), None)
-    if "img" not in file or name is None:
+    barcodes = barcodes_in(file)
+    if "img" not in file or barcodes is None:
         raise PekaError(f"{path}: expected the datasets `img` and `barcode`, found {sorted(file)}. Fetch it again.")
     images = file["img"]
     if images.shape[1:] != (side, side, 3) or images.dtype != np.uint8:
@@ -121,9 +121,17 @@ def tile_barcodes(file: h5py.File, path: Path, side: int = TILE) -> pd.Index:
             f"{path}: tiles are {images.dtype} {images.shape[1:]}; expected uint8 ({side}, {side}, 3), which shows "
             f"{TILE * TILE_UM_PER_PX:.0f} um. Take a newer release of this file, or cut the tiles again."
         )
+    if len(barcodes) != len(images):
+        raise PekaError(f"{path}: {len(images)} tiles but {len(barcodes)} barcodes; expected one each. Fetch it again.")
+    return barcodes
+
+
+def barcodes_in(file: h5py.File) -> pd.Index | None:
+    """The barcodes (n,) of an open file of tiles or embeddings, under either name that HEST gives them; None where it has none."""
+    name = next((name for name in ("barcode", "barcodes") if name in file), None)
+    if name is None:
+        return None
     words = np.asarray(file[name]).reshape(-1)  # (n, 1) -> (n,)
-    if len(words) != len(images):
-        raise PekaError(f"{path}: {len(images)} tiles but {len(words)} barcodes; expected one each. Fetch it again.")
     return pd.Index([word.decode() if isinstance(word, bytes) else str(word) for word in words], dtype=object)
 
 
@@ -147,17 +155,12 @@ def tile_centres(section: Section) -> np.ndarray | None:
         return coords[:, ::-1]
 
 
-def read_counts(section: Section, rows: np.ndarray | None = None) -> sparse.csr_matrix:
-    """Raw counts (n, G) float32 of a section, all its genes.
-
-    Args:
-        section: the section.
-        rows: rows of the h5ad; the section's own spots where None.
+def read_counts(section: Section) -> sparse.csr_matrix:
+    """Raw counts (n, G) float32 of a section's spots, all its genes.
 
     Raises:
         PekaError: a count is NaN, negative or not an integer.
     """
-    rows = section.h5ad_rows if rows is None else rows
     with open_h5(section.h5ad) as file:
         if "X" not in file:
             raise PekaError(f"{section.h5ad}: no `X` in it; expected raw counts there. Write them into X.")
@@ -167,7 +170,7 @@ def read_counts(section: Section, rows: np.ndarray | None = None) -> sparse.csr_
         else:
             counts = sparse.csr_matrix(ad.io.read_elem(file["X"]))
     _check_counts(counts.data, section.h5ad)
-    counts = counts if len(rows) == counts.shape[0] else counts[rows]
+    counts = counts if len(section.h5ad_rows) == counts.shape[0] else counts[section.h5ad_rows]
     counts.sort_indices()
     return counts.astype(np.float32)
 

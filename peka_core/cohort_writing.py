@@ -1,7 +1,6 @@
 """Write a cohort directory: sections in HEST's current form, and the tables beside them."""
 
 import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,8 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from .files import write_json, write_whole
 from .tiles import TILE, TILE_UM_PER_PX
-from .files import write_whole
 
 
 def write_sample(
@@ -96,8 +95,7 @@ def write_cohort_tables(
                 path / "splits" / f"{side}_{i}.csv", pd.DataFrame(rows, columns=["sample_id", "patches_path", "expr_path"])
             )
     if genes:
-        text = json.dumps({"genes": genes}, indent=1) + "\n"
-        write_whole(path / f"var_{len(genes)}genes.json", lambda file: file.write_text(text, encoding="utf-8"))
+        write_json(path / f"var_{len(genes)}genes.json", {"genes": genes})
 
 
 def _write_csv(path: Path, table: pd.DataFrame) -> None:

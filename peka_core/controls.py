@@ -14,8 +14,8 @@ from scipy.spatial import cKDTree
 
 from .evaluation import Predictor, head_answers
 from .protocols import Task
+from .tiles import in_chunks
 
-CHUNK = 256  # tiles read at a time
 NEIGHBOURS = 8
 
 
@@ -29,10 +29,7 @@ def colour(cohort) -> np.ndarray:
 
     Optical density is -ln((value + 1) / 256).
     """
-    tiles = cohort.tiles()
-    return np.concatenate([
-        _colour_of(tile)[None] for start in range(0, len(tiles), CHUNK) for tile in tiles[start : start + CHUNK]
-    ])
+    return np.stack([_colour_of(tile) for images in in_chunks(cohort.tiles()) for tile in images])
 
 
 def permuted_targets(features, seed: int = 0) -> Predictor:

@@ -8,11 +8,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from huggingface_hub import get_token
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from .encoder_files import rows, whereabouts
+from .encoder_files import lacks_token, reachable, rows, whereabouts
 from .files import free_bytes
 from .manifest import cache_folder
 from .profile import load_profile
@@ -44,11 +43,10 @@ def _encoder(name: str) -> Line:
     if name not in rows():
         return ("ok", "encoder", f"{name}, " + ("in the package" if name in ("mini", "random") else "from timm, on first use"))
     row = rows()[name]
-    (here, where), has_token = whereabouts(row), get_token() is not None
-    reachable = bool(row.hub_id or row.url) and not os.environ.get("PEKA_MIRROR") and (has_token or not row.gated)
-    token = " (and it is not set)" if row.gated and not has_token else ""
-    state = "ok" if here else "note" if reachable else "problem"
-    otherwise = "" if here or reachable else f"; or --weights {name}=PATH"
+    (here, where), can_come = whereabouts(row), reachable(row)
+    token = " (and it is not set)" if lacks_token(row) else ""
+    state = "ok" if here else "note" if can_come else "problem"
+    otherwise = "" if here or can_come else f"; or --weights {name}=PATH"
     return (state, "encoder", f"{name}, {where}; {row.terms}{token}; {row.marks}{otherwise}")
 
 

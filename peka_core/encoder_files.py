@@ -8,11 +8,10 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .files import PekaError, alone, sha256, write_whole
+from .files import PekaError, alone, sha256, write_json, write_whole
 from .manifest import NAME, Verified, cache_folder, load_manifest
 
 
@@ -133,13 +132,22 @@ def preflight(names: list[str], given: dict[str, str]) -> None:
     Raises:
         PekaError: the first that cannot be had.
     """
-    from huggingface_hub import get_token
-
     for row in [rows()[name] for name in names if name in rows() and name not in given]:
         here, where = whereabouts(row)
-        closed = os.environ.get("PEKA_MIRROR") or not (row.hub_id or row.url) or (row.gated and get_token() is None)
-        if not here and closed:
-            raise no_weights(row, where + (", and no token is set" if row.gated and get_token() is None else ""))
+        if not here and not reachable(row):
+            raise no_weights(row, where + (", and no token is set" if lacks_token(row) else ""))
+
+
+def reachable(row: Row) -> bool:
+    """Whether a download of the row's file may be tried: it has an address, its gate may open, and no mirror stands for the hub."""
+    return bool(row.hub_id or row.url) and not os.environ.get("PEKA_MIRROR") and not lacks_token(row)
+
+
+def lacks_token(row: Row) -> bool:
+    """Whether the row is gated and no token is set."""
+    from huggingface_hub import get_token
+
+    return row.gated and get_token() is None
 
 
 def _pin(row: Row) -> Path:
@@ -173,8 +181,7 @@ def _verify(row: Row, path: Path, next_step: str) -> str:
 
 
 def _record(row: Row, file: str, revision: str, digest: str, source: str) -> None:
-    text = json.dumps({"file": file, "revision": revision, "sha256": digest, "source": source}, indent=1) + "\n"
-    write_whole(_pin(row), lambda path: path.write_text(text))
+    write_json(_pin(row), {"file": file, "revision": revision, "sha256": digest, "source": source})
 
 
 def _download(row: Row, folder: Path) -> Path:

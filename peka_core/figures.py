@@ -121,10 +121,7 @@ def score_dots(table: pd.DataFrame, ax: plt.Axes | None = None, label: str = "la
         color = PALETTE.get(row["predictor"], PALETTE.get(row["kind"], "#444444"))
         ax.plot([row["low"], row["high"]], [y, y], color=color, lw=2)
         ax.plot(row["mean"], y, "o", color=color)
-    ax.set_yticks(range(len(table)), table[label])
-    ax.axvline(0, color="grey", lw=0.8)
-    ax.set(xlabel="PCC")
-    return ax
+    return _name_rows(ax, table[label], "PCC")
 
 
 def paired_dots(differences: pd.DataFrame, ax: plt.Axes | None = None) -> plt.Axes:
@@ -133,15 +130,13 @@ def paired_dots(differences: pd.DataFrame, ax: plt.Axes | None = None) -> plt.Ax
     `differences`: columns `label`, `predictor`, `mean`, `low`, `high`, `values` (Series over patients).
     """
     ax = ax or plt.subplots(figsize=(6.5, 0.45 * len(differences) + 1))[1]
-    for y, (_, row) in enumerate(differences.iloc[::-1].iterrows()):
+    rows = differences.iloc[::-1]
+    for y, (_, row) in enumerate(rows.iterrows()):
         values = row["values"].dropna()
         color = PALETTE.get(row["predictor"], "#444444")
         ax.plot(values, y + 0.22 * np.linspace(-1, 1, len(values)), "o", ms=3.5, alpha=0.6, color=color, mew=0)
-        ax.errorbar(row["mean"], y, xerr=[[row["mean"] - row["low"]], [row["high"] - row["mean"]]], color="black", fmt="|", ms=11, capsize=3)
-    ax.axvline(0, color="grey", lw=0.8)
-    ax.set_yticks(range(len(differences)), differences["label"].iloc[::-1])
-    ax.set(xlabel="PCC, aligned minus frozen")
-    return ax
+    ax.errorbar(rows["mean"], range(len(rows)), xerr=_whiskers(rows), color="black", fmt="|", ms=11, capsize=3)
+    return _name_rows(ax, rows["label"], "PCC, aligned minus frozen")
 
 
 GENE_SETS = {"all": ("#000000", 0.0), "cue": ("#E69F00", 0.24), "composition": ("#56B4E9", -0.24)}  # colour, offset
@@ -159,12 +154,9 @@ def rungs(table: pd.DataFrame, ax: plt.Axes | None = None, xlabel: str = "PCC mi
         color, offset = GENE_SETS[name]
         y = np.array([order.index(label) for label in part["label"]]) + offset
         ax.errorbar(part["mean"].to_numpy(), y, xerr=_whiskers(part), fmt="o", color=color, ms=6 if name == "all" else 4, capsize=2, lw=1.2, label=f"{name} genes")
-    ax.axvline(0, color="grey", lw=0.8)
-    ax.set_yticks(range(len(order)), order)
-    ax.set(xlabel=xlabel)
     if table["genes"].nunique() > 1:
         ax.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
-    return ax
+    return _name_rows(ax, order, xlabel)
 
 
 def curves(table: pd.DataFrame, columns: int = 3) -> list[plt.Axes]:
@@ -187,6 +179,14 @@ def curves(table: pd.DataFrame, columns: int = 3) -> list[plt.Axes]:
     axes[0].set_ylabel("PCC minus frozen")
     axes[0].legend(fontsize="xx-small")
     return axes
+
+
+def _name_rows(ax: plt.Axes, names, xlabel: str) -> plt.Axes:
+    """The names of rows 0, 1, ... from below, a line at zero, and what x is."""
+    ax.axvline(0, color="grey", lw=0.8)
+    ax.set_yticks(range(len(names)), names)
+    ax.set(xlabel=xlabel)
+    return ax
 
 
 def _whiskers(table: pd.DataFrame) -> np.ndarray:

@@ -2,7 +2,9 @@
 
 import contextlib
 import errno
+import functools
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -11,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-
 
 # errors of the system that mean: this place takes no (more) files
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ENOTDIR)
@@ -39,6 +40,11 @@ def write_whole(path: str | Path, write: Callable[[Path], None]) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def write_json(path: str | Path, content) -> Path:
+    """Write what JSON can hold, whole or not at all."""
+    return write_whole(path, lambda file: file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
 
 
 def link_whole(original: str | Path, path: str | Path, symbolic: bool = False) -> Path:
@@ -69,11 +75,15 @@ def told_when_full(path: Path):
         refused = getattr(error, "errno", None) in CANNOT_WRITE and _is_near(getattr(error, "filename", None), path)
         if isinstance(error, PekaError) or not (full or refused):
             raise
-        why = "the disk is full" if full else error.strerror
-        raise PekaError(
-            f"{path} cannot be written ({why}): nothing half-written is left and what is finished stays. Make room or choose "
-            "another disk, then run the same command again."
-        ) from error
+        raise cannot_write(path, "the disk is full" if full else error.strerror) from error
+
+
+def cannot_write(path: str | Path, why: str) -> PekaError:
+    """The one message about a place that takes no (more) files."""
+    return PekaError(
+        f"{path} cannot be written ({why}): nothing half-written is left and what is finished stays. Make room or choose "
+        "another disk, then run the same command again."
+    )
 
 
 @contextlib.contextmanager
@@ -112,3 +122,14 @@ def sha256(path: str | Path) -> str:
     """Hex sha256 of a file's bytes, read in blocks."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def sha256_once(path: str | Path) -> str:
+    """`sha256`, taken once in a process as long as the file's size and time of change stay."""
+    state = Path(path).stat()
+    return _sha256_of(Path(path).resolve(), state.st_size, state.st_mtime_ns)
+
+
+@functools.cache
+def _sha256_of(path: Path, size: int, changed: int) -> str:
+    return sha256(path)

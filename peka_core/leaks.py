@@ -5,7 +5,8 @@ import numpy as np
 import pandas as pd
 from scipy.spatial import cKDTree
 
-CHUNK = 256  # tiles read at a time
+from .tiles import in_chunks
+
 SIDE = 8  # of the picture that is hashed
 NEAR = 1.5  # neighbours are spots closer than this many times the pitch
 
@@ -15,7 +16,7 @@ def difference_hash(tiles) -> np.ndarray:
 
     Copies have equal hashes; recompressed or slightly recoloured copies differ in a few of the 64 bits. Blank tiles look alike.
     """
-    parts = [_hash(tiles[start : start + CHUNK]) for start in range(0, len(tiles), CHUNK)]
+    parts = [_hash(images) for images in in_chunks(tiles)]
     return np.concatenate(parts) if parts else np.zeros(0, np.uint64)
 
 

@@ -4,6 +4,7 @@ A mirror is a directory with the manifest's relative paths, named by the environ
 files are used in place. Otherwise files are downloaded once into PEKA_CACHE, or the user's cache folder.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ import pooch
 import requests
 import yaml
 
-from .files import PekaError, sha256, write_whole
+from .files import PekaError, sha256, write_json, write_whole
 
 NAME = "data_manifest.yaml"
 
@@ -195,10 +196,8 @@ class Verified:
     def save(self) -> None:
         """Write the list where it can be written; it only saves time."""
         if self._changed:
-            try:
-                write_whole(self.path, lambda file: file.write_text(json.dumps(self._known, indent=1) + "\n"))
-            except OSError:
-                pass
+            with contextlib.suppress(OSError):
+                write_json(self.path, self._known)
 
 
 def _table(entry: dict, files: list[str], paths: list[Path], mirror: bool) -> str:

@@ -5,11 +5,8 @@ adapters, hooks) works on it. Its weights come from scripts/pretrain_mini.py; pe
 """
 
 import torch
-from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
-
-from .provenance import MINI_WEIGHTS
 
 MINI_MEAN = (0.75, 0.50, 0.80)
 MINI_STD = (0.18, 0.19, 0.10)
@@ -83,11 +80,3 @@ def build_mini(seed=None):
             embed_layer=MiniStem,
         )
     return explicit_attention(model)
-
-
-def load_mini(weights=MINI_WEIGHTS):
-    """The trained network in float32 and evaluation mode; weights are stored in float16."""
-    model = build_mini(seed=0)
-    state = {name: value.float() if value.is_floating_point() else value for name, value in load_file(weights).items()}
-    model.load_state_dict(state)
-    return model.eval()

@@ -13,11 +13,12 @@ from timm.models import VisionTransformer
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from . import backbones
+from . import backbones, scfoundation
 from .encoder_files import rows, whereabouts
 from .encoders import Encoder
 from .files import PekaError
 from .ladder import METHODS, as_rung
+from .manifest import load_manifest
 from .profile import Profile
 from .recipe import Recipe
 from .student import Student
@@ -28,7 +29,7 @@ GPUS = {  # dense products, FLOP/s, in bfloat16 (0 where it has none) and float3
 }  # fmt: skip
 SHARE = 0.35  # of the peak that training reaches
 TOKENS = 2_500  # expressed genes of a spot, for the teacher's cost: an assumption
-SCFOUNDATION = {"width": 768, "layers": 12, "dim": 3072, "gb": 1.43}
+SCFOUNDATION = {"width": 768, "layers": 12, "dim": 3072}
 CONTEXT_GB = 1.0  # CUDA itself, and work space
 ATTENTION = {  # fused on the CPU, which the counter does not know
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
@@ -216,5 +217,6 @@ def _gates(profile: Profile, costs: dict[tuple[str, str], Cost]) -> list[str]:
         where = f"{rows()[name].terms}; about {cost.weights / 1e9:.2f} GB, {whereabouts(rows()[name])[1]}" if name in rows() else "in the package"
         lines.append(f"{name}: {where}")
     if profile.teacher == "scfoundation":
-        lines.append(f"scfoundation: weights for non-commercial research, {SCFOUNDATION['gb']} GB, no gate")
+        size = load_manifest()["sources"]["scfoundation"]["files"][scfoundation.FILES["checkpoint"]]["size"]
+        lines.append(f"scfoundation: weights for non-commercial research, {size / 1e9:.2f} GB, no gate")
     return lines

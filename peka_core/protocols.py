@@ -13,7 +13,7 @@ import scanpy as sc
 from scipy import sparse
 from sklearn.model_selection import KFold, train_test_split
 
-from .cohort import Split, log_cp10k
+from .cohort import Cohort, Split, joined_genes, log_cp10k
 from .files import PekaError
 
 HELD_OUT = {"patients": "group", "sections": "sample"}  # scheme -> the column whose values a split must not share
@@ -159,6 +159,13 @@ def section_table(log: np.ndarray | sparse.csr_matrix, names: pd.Index, n_genes:
     section = anndata.AnnData(log[:, expressed], var=pd.DataFrame(index=names[expressed]))
     table = sc.pp.highly_variable_genes(section, n_top_genes=n_genes, flavor="seurat", inplace=False)
     return table[["highly_variable", "dispersions_norm"]].astype(float).reindex(names, fill_value=0)
+
+
+def top_genes(cohort: Cohort, n_genes: int) -> list[str]:
+    """`variable_genes` over all spots, among the genes that every section measured; one section in memory at a time."""
+    common = joined_genes([section.genes for section in cohort.sections])
+    logs = (log_cp10k(cohort.adata([sample])[:, common]) for sample in cohort.samples.index)
+    return best_genes([section_table(log, common, n_genes) for log in logs], common, n_genes)
 
 
 def _task(adata, log, split, genes, protocol):

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from .files import PekaError, sha256
+from .files import PekaError, sha256, sha256_once
 
 PACKAGES = ("torch", "timm", "scanpy", "anndata", "scikit-learn", "numpy", "pandas")
 MINI_WEIGHTS = Path(__file__).parent / "weights" / "mini.safetensors"
@@ -65,7 +65,9 @@ def weights_digest(name: str, weights: str | Path | None = None, seed: int = 0) 
         PekaError: the user's file is not there.
     """
     if weights:
-        return _digest_of_given(name, Path(weights))
+        digest = sha256_once(given_weights(name, weights))
+        _say_once(f"encoder {name}: weights of {Path(weights).resolve()}, sha256 {digest}")
+        return digest
     if name == "mini":
         return sha256(MINI_WEIGHTS)
     if name == "random":
@@ -75,19 +77,16 @@ def weights_digest(name: str, weights: str | Path | None = None, seed: int = 0) 
     return known_digest(rows()[name]) if name in rows() else ""
 
 
-def _digest_of_given(name: str, path: Path) -> str:
-    if not path.is_file():
+def given_weights(name: str, path: str | Path) -> Path:
+    """The user's file for an encoder; PekaError where it is not there."""
+    if not Path(path).is_file():
         raise PekaError(f"no weights for encoder {name!r} at {path}: give the file as --weights {name}=PATH")
-    state = path.stat()
-    return _print_digest(name, path.resolve(), state.st_size, state.st_mtime_ns)
+    return Path(path)
 
 
 @functools.cache
-def _print_digest(name: str, path: Path, size: int, changed: int) -> str:
-    """sha256 of a file, taken and printed once in a process as long as the file does not change."""
-    digest = sha256(path)
-    print(f"encoder {name}: weights of {path}, sha256 {digest}", flush=True)
-    return digest
+def _say_once(text: str) -> None:
+    print(text, flush=True)
 
 
 @functools.cache

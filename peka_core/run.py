@@ -18,9 +18,9 @@ from pathlib import Path
 
 import yaml
 
-from .files import CANNOT_WRITE, PekaError, alone
+from .files import CANNOT_WRITE, PekaError, alone, cannot_write, write_json
 from .ladder import METHODS
-from .profile import load_profile, profile_names
+from .profile import Profile, load_profile, profile_names
 
 CHAPTERS = ("01_data", "02_teacher_embeddings", "03_alignment", "04_evaluation", "05_figures")
 
@@ -43,8 +43,7 @@ def main(words: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in CANNOT_WRITE:
             raise
-        print(f"peka: {error.filename or 'the disk'} cannot be written ({error.strerror}). Make room or choose another disk, then "
-              "run the same command again: what is finished stays.", file=sys.stderr)
+        print(f"peka: {cannot_write(error.filename or 'the disk', error.strerror)}", file=sys.stderr)
         return 1
 
 
@@ -129,10 +128,7 @@ def _open(arguments: argparse.Namespace, overrides: dict, weights: dict):
 
     profile = load_profile(arguments.profile, overrides)
     preflight([profile.encoder, *(rung.encoder for rung in profile.others)], weights)
-    if profile.teacher == "scfoundation":
-        from .scfoundation import fetch_files
-
-        fetch_files(profile.teacher_options)
+    _fetch_teacher(profile)
     return open_run(arguments.profile, arguments.run, arguments.device, weights, overrides)
 
 
@@ -154,7 +150,7 @@ def _ladder(arguments: argparse.Namespace) -> None:
 
 def _score(arguments: argparse.Namespace) -> None:
     """Score given embeddings, print the means, write the genes."""
-    from .scoring import save_scores, score_embeddings
+    from .scoring import score_embeddings
 
     switches = _values(arguments.set, "--set")
     scores = score_embeddings(arguments.task_dir, arguments.embeddings, arguments.protocol, switches)
@@ -163,7 +159,7 @@ def _score(arguments: argparse.Namespace) -> None:
     changed = f" {switches}" if switches else ""
     print(f"{arguments.protocol}{changed}, scope given, {scores['n_spots']} spots: PCC {scores['mean']:.4f}")
     if arguments.json:
-        save_scores(scores, arguments.json)
+        write_json(arguments.json, scores)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -258,10 +254,7 @@ def _list(arguments: argparse.Namespace) -> None:
 def _fetch(arguments: argparse.Namespace) -> None:
     """Download and verify what a profile's source needs; with --dry-run show it."""
     profile = load_profile(arguments.profile)
-    if profile.teacher == "scfoundation":
-        from .scfoundation import fetch_files
-
-        fetch_files(profile.teacher_options, arguments.dry_run)
+    _fetch_teacher(profile, arguments.dry_run)
     source = importlib.import_module(f"peka_core.sources.{profile.source}")
     if not hasattr(source, "fetch"):
         print(f"profile {profile.name}: nothing to fetch, the cohort is drawn")
@@ -271,5 +264,9 @@ def _fetch(arguments: argparse.Namespace) -> None:
     source.fetch(dry_run=arguments.dry_run, **options)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _fetch_teacher(profile: Profile, dry_run: bool = False) -> None:
+    """Have the files of the profile's teacher here, verified; only scFoundation has any."""
+    if profile.teacher == "scfoundation":
+        from .scfoundation import fetch_files
+
+        fetch_files(profile.teacher_options, dry_run)

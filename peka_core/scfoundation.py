@@ -16,7 +16,7 @@ from scipy import sparse
 from tqdm.auto import tqdm
 
 from .cohort import on_genes
-from .files import PekaError, sha256
+from .files import PekaError, sha256_once
 from .manifest import fetch, load_manifest
 from .provenance import best_device
 
@@ -246,7 +246,8 @@ def fetch_files(options: dict, dry_run: bool = False) -> list[Path]:
 
 def digests(paths: dict) -> dict[str, str]:
     """sha256 of checkpoint and vocabulary: of the files at the given paths, else as pinned (then no file is needed)."""
-    return {option: _digest(paths.get(option)) or _source()["files"][file]["sha256"] for option, file in FILES.items()}
+    digest = lambda option, file: sha256_once(paths[option]) if paths.get(option) else _source()["files"][file]["sha256"]
+    return {option: digest(option, file) for option, file in FILES.items()}
 
 
 def named_options(options: dict) -> dict:
@@ -258,16 +259,6 @@ def named_options(options: dict) -> dict:
 def _source() -> dict:
     """scFoundation's entry in the manifest."""
     return load_manifest()["sources"][SOURCE]
-
-
-def _digest(path: str | Path | None) -> str:
-    return _sha256_once(str(path), Path(path).stat().st_size, Path(path).stat().st_mtime_ns) if path else ""
-
-
-@functools.lru_cache
-def _sha256_once(path: str, size: int, changed: int) -> str:
-    """sha256 of a large file, again only where its size or time of change differ."""
-    return sha256(path)
 
 
 def _checked(adata: anndata.AnnData, known: np.ndarray, pre_normalized: str) -> sparse.csr_matrix:

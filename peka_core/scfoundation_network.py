@@ -18,7 +18,6 @@ from .files import PekaError
 
 # parts of a mode's weights that a spot's embedding never uses: the decoder, and two embeddings of special values
 NOT_ENCODER = ("decoder.", "decoder_embed.", "norm.", "to_final.", "token_emb.emb_mask.", "token_emb.emb_pad.")
-POOLS = {"all": 4, "max": 1}  # how many vectors of width d make the one of a spot
 
 
 class ValueEmbedding(nn.Module):

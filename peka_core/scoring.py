@@ -4,7 +4,6 @@ Embeddings are read as HEST and TRIDENT write them, `<sample>.h5` with `embeddin
 and a profile are not needed.
 """
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from .cohort import Cohort, open_cohort
-from .cohort_files import open_h5, unique
+from .cohort_files import barcodes_in, open_h5, unique
 from .evaluation import evaluate
-from .files import PekaError, write_whole
+from .files import PekaError
 from .protocols import PROTOCOLS, Protocol, make_tasks
 
 SWITCHES = {  # --set NAME=VALUE -> field of the protocol and its value
@@ -96,17 +95,10 @@ def with_embeddings(cohort: Cohort, folder: Path) -> tuple[Cohort, np.ndarray]:
 
 
 def _read(file: h5py.File, path: Path) -> tuple[pd.Index, np.ndarray]:
-    name = next((name for name in ("barcodes", "barcode") if name in file), None)
-    if "embeddings" not in file or name is None:
+    barcodes = barcodes_in(file)
+    if "embeddings" not in file or barcodes is None:
         raise PekaError(f"{path}: expected the datasets `embeddings` and `barcodes`, found {sorted(file)}.")
-    words = np.asarray(file[name]).reshape(-1)  # (m, 1) -> (m,)
-    barcodes = pd.Index([word.decode() if isinstance(word, bytes) else str(word) for word in words], dtype=object)
     values = np.asarray(file["embeddings"], np.float32)
     if values.ndim != 2 or len(values) != len(barcodes):
         raise PekaError(f"{path}: embeddings {values.shape} for {len(barcodes)} barcodes; expected (m, d) and (m, 1).")
     return unique(barcodes, path, "barcode"), values
-
-
-def save_scores(scores: dict, path: str | Path) -> Path:
-    """Write `score_embeddings`'s answer as JSON, whole or not at all."""
-    return write_whole(path, lambda part: part.write_text(json.dumps(scores, indent=1) + "\n"))

@@ -12,6 +12,7 @@ What is trained or scored is a rung: the name of a method, or a `Rung` that says
 import dataclasses
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
+from .controls import CONTROLS, REFERENCES, oracle, permuted_targets
+from .evaluation import Evaluation, evaluate
 from .files import PekaError
 from .ladder import Rung, as_rung
 from .protocols import PROTOCOLS, Protocol
@@ -26,10 +29,9 @@ from .recipe import Recipe
 from .units import Unit, changed_fields, digest_of, make, partial
 from .workspace import Run
 
-NOT_A_STUDENT = ("oracle", "permuted_targets", "slide_one_hot", "colour", "teacher", "library_size", "slide_and_library_size", "nearest_spots")
+NOT_A_STUDENT = ("oracle", "permuted_targets", "teacher", *CONTROLS, *REFERENCES)
 
 if TYPE_CHECKING:  # torch and timm take seconds to import, and only alignment and new features need them
-    from .evaluation import Evaluation
     from .student import Student
 
 
@@ -59,34 +61,32 @@ def teacher(work: Run, split: str, world: str = "on", rung: Rung | str = "bat") 
         embedded = embed_spots(adata, seen, model, recipe.k, work.profile.seed, recipe.labels, known)
         embedded.write_h5ad(folder / "teacher.h5ad", compression="gzip")
 
-    return _read(make(work.folder, unit, write, "teacher.h5ad") / "teacher.h5ad")
+    return _read(_file(work, unit, "teacher.h5ad", write))
 
 
 def _embedding(work: Run, world: str, model, adata: ad.AnnData) -> np.ndarray:
     """X_teacher (n, d_t) of a teacher that learns nothing: no split or seed changes it, so it is made once."""
     unit = work.unit("embedding", world, teacher=work.teacher_name)
-    write = lambda folder: np.save(folder / "x_teacher.npy", model.embed(adata))
-    return np.load(make(work.folder, unit, write, "x_teacher.npy") / "x_teacher.npy")
+    return np.load(_file(work, unit, "x_teacher.npy", lambda folder: np.save(folder / "x_teacher.npy", model.embed(adata))))
 
 
 def lesson(work: Run, rung: Rung | str, split: str, world: str = "on") -> tuple[np.ndarray, np.ndarray]:
     """What a rung's student is trained towards: targets `(n, d_t)` and pseudo-labels `(n,)` of all spots.
 
     A spot that the teacher could not use has label -1, whatever the targets; nobody trains on it.
-    `permuted_teacher` shuffles both within each section, training spots among themselves; `genes` are the split's own target genes, standardised on
-    its training spots (no test spot has a say in them).
+    `permuted_teacher` shuffles both within each section, training spots among themselves; `genes` are the split's own target
+    genes, standardised on its training spots (no test spot has a say in them).
     """
     rung = as_rung(rung)
     embedded = teacher(work, split, world, rung)
     x_teacher, labels = embedded.obsm["X_teacher"], embedded.obs["pseudo_label"].to_numpy().astype(int)
+    seen, _ = work.rows(split, world, rung.share)
     if rung.taught_by == "permuted_teacher":
-        seen, _ = work.rows(split, world, rung.share)
         sides = work.cohort(world).obs["sample"].to_numpy() + np.where(seen, "", " unseen")  # no test spot's vector is taught
         sides = sides + np.where(labels < 0, " unusable", "")  # and no empty one
         order = shuffled_within(sides, work.profile.seed)
         return x_teacher[order], labels[order]
     if rung.taught_by == "genes":
-        seen, _ = work.rows(split, world, rung.share)
         protocol = PROTOCOLS["peka_paper" if split == "all" or split.startswith("spots/") else "strict"]
         tasks = work.tasks(protocol, world)
         targets = next((task for task in tasks if task.split.name == split), tasks[0]).targets  # (n, g)
@@ -108,8 +108,7 @@ def hashes(work: Run) -> np.ndarray:
     from .leaks import difference_hash
 
     unit = work.unit("hashes", "on")
-    write = lambda folder: np.save(folder / "hashes.npy", difference_hash(work.tiles()))
-    return np.load(make(work.folder, unit, write, "hashes.npy") / "hashes.npy")
+    return np.load(_file(work, unit, "hashes.npy", lambda folder: np.save(folder / "hashes.npy", difference_hash(work.tiles()))))
 
 
 # ---- 03 alignment --------------------------------------------------------------------------------
@@ -178,7 +177,7 @@ def features(work: Run, rung: Rung | str = "frozen", split: str = "", world: str
             table.obsm[f"X_{space}"] = values
         table.write_h5ad(folder / "features.h5ad", compression="gzip")
 
-    return _read(make(work.folder, unit, write, "features.h5ad") / "features.h5ad")
+    return _read(_file(work, unit, "features.h5ad", write))
 
 
 def _embed(work: Run, rung: Rung, split: str, world: str) -> dict[str, np.ndarray]:
@@ -208,7 +207,7 @@ def quality(work: Run, rung: Rung | str, split: str, world: str = "on") -> dict:
         found = alignment_quality(x[seen], x_teacher[seen], x[test], x_teacher[test])
         (folder / "quality.json").write_text(json.dumps(found) + "\n")
 
-    return json.loads((make(work.folder, unit, write, "quality.json") / "quality.json").read_text())
+    return json.loads(_file(work, unit, "quality.json", write).read_text())
 
 
 def space_of(work: Run, rung: Rung | str, split: str, world: str = "on") -> np.ndarray:
@@ -227,7 +226,7 @@ def space_of(work: Run, rung: Rung | str, split: str, world: str = "on") -> np.n
 def score(
     work: Run, predictor: Rung | str, protocol: Protocol, scope: str = "", split: str = "", world: str = "on",
     predictions: bool = False,
-) -> "Evaluation":
+) -> Evaluation:
     """Score one predictor under one protocol; finished scores are read, not made again.
 
     Args:
@@ -237,8 +236,6 @@ def score(
         split: score these splits alone (names, with commas); empty means all splits of the protocol.
         predictions: the predicted values are needed, not the scores alone.
     """
-    from .evaluation import Evaluation, evaluate
-
     scope = scope or protocol.scope
     wanted = functools.partial(_wanted, work, protocol, scope, split, world)
     rules = {"protocol": protocol.name, "zeros": protocol.zeros, "rules": digest_of(changed_fields(protocol))}
@@ -279,8 +276,6 @@ def _wanted(work: Run, protocol: Protocol, scope: str, split: str, world: str) -
 
 def _predictor(work: Run, predictor: Rung | str, seen: dict[str, str], world: str):
     """What `evaluate` takes: features, or a callable. `seen`: test split -> the split whose training spots align."""
-    from .controls import CONTROLS, REFERENCES, oracle, permuted_targets
-
     if predictor == "oracle":
         return oracle(work.cohort(world))
     if predictor == "permuted_targets":
@@ -320,8 +315,12 @@ def umap(work: Run, rung: Rung | str, split: str, labels_of: str) -> pd.DataFram
         points = points.assign(pseudo_label=teacher(work, labels_of).obs["pseudo_label"], patient=table.obs["patient"])
         points.to_csv(folder / "umap.csv", index_label="spot")
 
-    path = make(work.folder, unit, write, "umap.csv") / "umap.csv"
-    return pd.read_csv(path, index_col="spot", dtype={"patient": str, "pseudo_label": str})
+    return pd.read_csv(_file(work, unit, "umap.csv", write), index_col="spot", dtype={"patient": str, "pseudo_label": str})
+
+
+def _file(work: Run, unit: Unit, name: str, write: Callable[[Path], None]) -> Path:
+    """The file `name` of a unit, which `write(folder)` makes where it is not there."""
+    return make(work.folder, unit, write, name) / name
 
 
 @functools.lru_cache(maxsize=8)

@@ -166,10 +166,15 @@ def paired(scores_a: pd.DataFrame, scores_b: pd.DataFrame, genes: str = "all", s
         raise PekaError(f"paired scores must cover the same splits and sections: {len(a)} against {len(b)} values, "
                         f"{len(a.index.intersection(b.index))} in common. Evaluate both with the same tasks.")
     values = (a - b).groupby("patient").mean()  # sections first, then patients; undefined ones left out
-    defined = values.dropna()
+    return dict(over_patients(values), values=values)
+
+
+def over_patients(differences: pd.Series) -> dict:
+    """mean, low, high, p and n of the defined differences, one a patient; no interval and no p under three of them."""
+    defined = differences.dropna()
     if len(defined) < MIN_PATIENTS:
-        return dict(mean=defined.mean(), low=np.nan, high=np.nan, p=np.nan, n=len(defined), values=values)
-    return dict(paired_t(defined.to_numpy())._asdict(), values=values)
+        return dict(mean=defined.mean(), low=np.nan, high=np.nan, p=np.nan, n=len(defined))
+    return paired_t(defined.to_numpy())._asdict()
 
 
 def _centre(values, scored, count):

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from . import adapters
 from .encoders import Encoder, in_batches
-from .files import PekaError, sha256, write_whole
+from .files import PekaError, sha256, write_json, write_whole
 from .ladder import METHODS
 from .provenance import versions
 from .recipe import Recipe
-
 
 RAW = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}  # a transform that leaves pixels at 0..255
 
@@ -114,8 +113,7 @@ class Student(nn.Module):
             tensors = {name.removeprefix(prefix): t for name, t in trained.items() if name.startswith(prefix)}
             write_whole(folder / f"{part}.safetensors", lambda path, tensors=tensors: save_file(tensors, path))
         digests = {part: sha256(folder / f"{part}.safetensors") for part in ("adapter", "projector")}
-        text = json.dumps({**(extra or {}), **self._card(), "sha256": digests}, indent=1) + "\n"
-        write_whole(folder / "card.json", lambda path: path.write_text(text))
+        write_json(folder / "card.json", {**(extra or {}), **self._card(), "sha256": digests})
 
     def _card(self) -> dict:
         encoder, recipe = self.encoder, self.recipe

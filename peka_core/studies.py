@@ -19,7 +19,7 @@ from .evaluation import evaluate
 from .ladder import Rung
 from .protocols import PROTOCOLS
 from .recipe import RECIPES
-from .statistics import MIN_PATIENTS, paired, paired_t, t_interval
+from .statistics import over_patients, paired, t_interval
 from .workspace import Run
 
 CURVES = {
@@ -140,7 +140,7 @@ def forgetting(work: Run, split: str = "") -> pd.DataFrame:
     found = {label: _type_accuracy(work, rung, splits) for label, rung in tqdm(rungs.items(), desc="forgetting")}
     rows = []
     for label, accuracy in found.items():
-        change = _interval(accuracy - found["frozen encoder"]) if label != "frozen encoder" else {}
+        change = over_patients(accuracy - found["frozen encoder"]) if label != "frozen encoder" else {}
         rows.append({"label": label, "balanced_accuracy": accuracy.mean(), "n": len(accuracy)} | change)
     return _named(work, pd.DataFrame(rows)).assign(task="tissue_type", splits=split or "all")
 
@@ -185,12 +185,6 @@ def _against_frozen(work: Run, points: list, split: str) -> pd.DataFrame:
         table = tables.difference_table(work, PROTOCOLS["strict"], [("student", rung)], world=world[0] if world else "on", split=split)
         rows.append(table.drop(columns=["label", "rung", "predictor", "values"]).assign(curve=curve, value=str(value)))
     return _named(work, pd.concat(rows, ignore_index=True)).assign(protocol="strict", scope="nested", split=split)
-
-
-def _interval(differences: pd.Series) -> dict:
-    if len(differences) < MIN_PATIENTS:
-        return {"mean": differences.mean(), "low": np.nan, "high": np.nan, "p": np.nan}
-    return {key: value for key, value in paired_t(differences.to_numpy())._asdict().items() if key != "n"}
 
 
 def _without_values(found: dict) -> dict:

@@ -1,6 +1,7 @@
 """Tiles: cut from a slide by HEST's current rule, and read back from the patches files of a cohort."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,7 @@ import numpy as np
 TILE = 224  # px
 TILE_UM_PER_PX = 0.5
 KEEP_IN_MEMORY = 2e9  # bytes
+CHUNK = 256  # tiles read at a time
 
 
 def cut_tile(image: np.ndarray, centre_xy: tuple[float, float], um_per_px: float) -> tuple[np.ndarray, tuple[int, int]]:
@@ -36,6 +38,11 @@ def cut_tile(image: np.ndarray, centre_xy: tuple[float, float], um_per_px: float
     if x0 < x1 and y0 < y1:
         crop[y0 - y : y1 - y, x0 - x : x1 - x] = image[y0:y1, x0:x1]
     return cv2.resize(crop, (TILE, TILE), interpolation=cv2.INTER_LINEAR), (x, y)
+
+
+def in_chunks(tiles) -> Iterator[np.ndarray]:
+    """Tiles of an array or a reader, `CHUNK` at a time."""
+    return (tiles[start : start + CHUNK] for start in range(0, len(tiles), CHUNK))
 
 
 class TileReader:

@@ -14,10 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .files import alone, told_when_full
+from .files import alone, told_when_full, write_json
 from .provenance import Cost, provenance
 from .recipe import Recipe
-
 
 
 @dataclass(frozen=True)
@@ -124,11 +123,10 @@ def _make(target: Path, unit: Unit, write: Callable[[Path], None]) -> Path:
     folder.mkdir()
     cost = Cost()
     try:
-        with told_when_full(target), cost:
-            write(folder)
-        facts = {"unit": dataclasses.asdict(unit), **cost.facts(), **provenance()}
-        with told_when_full(target):
-            (folder / "unit.json").write_text(json.dumps(facts, indent=1) + "\n")
+        with told_when_full(target):  # asked while what filled the disk is still there
+            with cost:
+                write(folder)
+            write_json(folder / "unit.json", {"unit": dataclasses.asdict(unit), **cost.facts(), **provenance()})
         _move_into_place(folder, target)
         shutil.rmtree(target.with_name(f".{target.name}.partial"), ignore_errors=True)
         return target

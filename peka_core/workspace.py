@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .files import PekaError, alone, write_whole
+from .files import PekaError, alone, write_json, write_whole
 from .ladder import Rung
 from .profile import Profile, load_profile
 from .provenance import best_device, provenance, weights_digest
@@ -62,7 +62,7 @@ def open_run(
     given = {name: {"path": str(path.resolve()), "sha256": weights_digest(name, path)} for name, path in files.items()}
     _same_or_new(folder / "run.json", started)
     if given:
-        write_whole(folder / "weights.json", lambda p: p.write_text(json.dumps(given, indent=1) + "\n"))
+        write_json(folder / "weights.json", given)
     return Run(folder, loaded, best_device() if device == "auto" else device, dict(weights or {}))
 
 

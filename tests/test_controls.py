@@ -5,7 +5,7 @@ import pytest
 from fake_cohort import draw
 from scipy.spatial.distance import cdist
 
-from peka_core import controls
+from peka_core import controls, tiles
 from peka_core.cohort import open_cohort
 from peka_core.evaluation import evaluate
 from peka_core.protocols import PROTOCOLS, make_tasks
@@ -113,7 +113,7 @@ def test_colour_equals_numpy_on_the_pixels(tiny_cohort):
 def test_colour_follows_the_spots_in_every_chunk(tiny_cohort, monkeypatch):
     cohort = open_cohort(tiny_cohort)
     whole = controls.colour(cohort)
-    monkeypatch.setattr(controls, "CHUNK", 5)
+    monkeypatch.setattr(tiles, "CHUNK", 5)
     np.testing.assert_array_equal(controls.colour(cohort), whole)
 
 

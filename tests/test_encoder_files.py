@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from test_backbones import cut, encoder_of, hf_vit, shallow
 from test_encoders import smooth_tiles
 
-from peka_core import backbones, doctor, encoder_files, provenance, workspace
+from peka_core import backbones, doctor, encoder_files, files, provenance, workspace
 from peka_core.encoder_files import find_weights, known_digest, no_weights, read_pin, rows, whereabouts
 from peka_core.encoders import load_encoder
 from peka_core.files import PekaError, sha256
@@ -33,7 +33,7 @@ def empty_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "no_token"))
     for name in ("PEKA_MIRROR", "HF_TOKEN"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(doctor, "get_token", lambda: os.environ.get("HF_TOKEN"))
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: os.environ.get("HF_TOKEN"))
     return tmp_path / "cache"
 
 
@@ -262,7 +262,7 @@ def test_given_weights_are_hashed_once_printed_and_recorded_in_the_run(tmp_path,
     work = workspace.open_run("smoke", "own", "cpu", {"kaiko-vits16": str(path)}, {"encoder": "kaiko-vits16"})
     digest = sha256(path)
     assert json.loads((tmp_path / "runs/own/weights.json").read_text()) == {"kaiko-vits16": {"path": str(path), "sha256": digest}}
-    monkeypatch.setattr(provenance, "sha256", lambda path: pytest.fail("hashed again"))
+    monkeypatch.setattr(files, "sha256", lambda path: pytest.fail("hashed again"))
     assert work.encoder_name() == f"kaiko-vits16@{digest[:12]}" and work.encoder().digest == digest
     assert capsys.readouterr().out.count(digest) == 1
 

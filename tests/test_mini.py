@@ -7,15 +7,16 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
+from peka_core.encoders import load_encoder
 from peka_core.files import sha256
-from peka_core.mini import MINI_MEAN, MINI_STD, build_mini, load_mini
+from peka_core.mini import MINI_MEAN, MINI_STD, build_mini
 from peka_core.provenance import MINI_WEIGHTS
 from peka_core.sources import drawing, painting
 
 
 @pytest.fixture(scope="module")
 def mini():
-    return load_mini()
+    return load_encoder("mini", device="cpu").model
 
 
 def test_shapes_and_names_are_those_of_a_timm_vit(mini):

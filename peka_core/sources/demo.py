@@ -19,7 +19,7 @@ from scipy import sparse
 from tqdm.auto import tqdm
 
 from ..cohort_writing import write_cohort_tables, write_sample
-from ..files import PekaError, link_whole, write_whole
+from ..files import PekaError, link_whole, write_json, write_whole
 from . import drawing, law, painting
 
 UM_PER_PX = 0.5  # of the slide that spatial coordinates refer to; drawn pixels are 1 µm
@@ -89,7 +89,7 @@ def build(
     _copy_section(path, original, tiles)
     _write_law(path, genes, jobs, mean, sd, original)
     _write_tables(path, world, jobs, original)
-    write_whole(path / "source.json", lambda file: file.write_text(json.dumps(world, indent=1) + "\n"))
+    write_json(path / "source.json", world)
     (path / "unfinished.json").unlink(missing_ok=True)
     return path
 
@@ -178,7 +178,7 @@ def _claim(path, world):
             )
     if (path / "adata").exists() and not any((path / n).exists() for n in ("source.json", "unfinished.json")):
         raise PekaError(f"{path}: holds a cohort that demo.build did not make. Build into another directory.")
-    write_whole(path / "unfinished.json", lambda file: file.write_text(json.dumps(world, indent=1) + "\n"))
+    write_json(path / "unfinished.json", world)
 
 
 def _check_same_tissue(source, world):
@@ -220,6 +220,9 @@ def _tissue_digest(world, job):
 
 
 def _write_tables(path, world, jobs, original):
+    from ..cohort import open_cohort  # slow to import, and worker processes do without
+    from ..protocols import top_genes
+
     rows = [
         {"sample_id": name, "patient": name[:-1], "duplicate_of": "", "evidence": "", "tiles_sha256": _tissue_digest(world, job)}
         for name, job in jobs.items()
@@ -238,17 +241,8 @@ def _write_tables(path, world, jobs, original):
     for fold in range(folds):
         test = [name for name in samples.index if owner[name] % folds == fold]
         splits.append(([name for name in samples.index if name not in test], test))
-    write_cohort_tables(path, samples, splits, [])
-    write_cohort_tables(path, samples, splits, _top_genes(path))
-
-
-def _top_genes(path):
-    """50 highly variable genes over all spots."""
-    from ..cohort import log_cp10k, open_cohort  # slow to import, and worker processes do without
-    from ..protocols import variable_genes
-
-    adata = open_cohort(path).adata()
-    return sorted(variable_genes(log_cp10k(adata), adata, np.ones(adata.n_obs, bool), N_GENES))
+    write_cohort_tables(path, samples, splits, [])  # first without genes, which are chosen on the opened cohort
+    write_cohort_tables(path, samples, splits, top_genes(open_cohort(path), N_GENES))
 
 
 # ---------------------------------------------------------------- the best prediction there is

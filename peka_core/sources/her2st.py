@@ -16,9 +16,9 @@ import pandas as pd
 from scipy import sparse, stats
 
 from .. import manifest
-from ..cohort import log_cp10k, open_cohort, write_cohort_tables, write_sample
+from ..cohort import open_cohort, write_cohort_tables, write_sample
 from ..files import PekaError
-from ..protocols import variable_genes
+from ..protocols import top_genes
 from ..tiles import cut_tile
 from . import resume
 
@@ -95,12 +95,10 @@ def _paths(section: str) -> dict[str, str]:
 
 def _files(sections: list[str], kinds: tuple[str, ...] = ("counts", "selection", "image")) -> dict[str, dict[str, Path]]:
     """Verified local paths of every section's files."""
-    wanted = [(section, kind, _paths(section)[kind]) for section in sections for kind in kinds]
-    paths = manifest.fetch("her2st", [file for _, _, file in wanted])
-    found: dict[str, dict[str, Path]] = {section: {} for section in sections}
-    for (section, kind, _), path in zip(wanted, paths):
-        found[section][kind] = path
-    return found
+    wanted = {section: _paths(section) for section in sections}
+    names = [wanted[section][kind] for section in sections for kind in kinds]
+    local = dict(zip(names, manifest.fetch("her2st", names)))
+    return {section: {kind: local[wanted[section][kind]] for kind in kinds} for section in sections}
 
 
 # ---- one section -------------------------------------------------------------------------------------------------
@@ -224,7 +222,7 @@ def _write_tables(path: Path, facts: dict[str, dict]) -> None:
     ]
     table, splits = pd.DataFrame(rows), make_splits(list(facts))
     write_cohort_tables(path, table, splits, [])
-    write_cohort_tables(path, table, splits, _top_genes(path))
+    write_cohort_tables(path, table, splits, top_genes(open_cohort(path), N_GENES))
 
 
 def make_splits(sections: list[str]) -> list[tuple[list[str], list[str]]]:
@@ -240,9 +238,3 @@ def _leave_one_out(parts: dict[str, list[str]]) -> list[tuple[list[str], list[st
     if len(parts) < 2:
         return []
     return [([s for other in parts if other != name for s in parts[other]], parts[name]) for name in parts]
-
-
-def _top_genes(path: Path) -> list[str]:
-    """50 highly variable genes over all spots, among the genes that every section measured (an inner join)."""
-    adata = open_cohort(path).adata(join="inner")
-    return variable_genes(log_cp10k(adata), adata, np.ones(adata.n_obs, bool), N_GENES)

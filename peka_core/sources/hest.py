@@ -6,25 +6,29 @@ the h5ad), tiles of 256 px (cut again, where the slide's image is at hand).
 """
 
 import hashlib
+import json
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from ..cohort import Cohort, log_cp10k, open_cohort, write_cohort_tables
+from ..cohort import Cohort, joined_genes, open_cohort, write_cohort_tables
 from ..files import PekaError, sha256
-from ..protocols import best_genes, section_table
+from ..protocols import top_genes
+from ..tiles import TILE_UM_PER_PX, TileReader
 from . import resume
 from .hest_files import fetch_slides, home
 from .hest_index import COHORTS, counts_table, groups, index_path, read_slides, rules_of, slides
-from .hest_report import compare_genes, compare_tiles, narrow, notes_on
 from .hest_slide import convert_slide, symbols_of_ensembl
 
 __all__ = ["COHORTS", "build", "counts_table", "fetch", "groups", "make_splits", "slides"]
 
 RECIPE = 1  # raise it when the same options would give another cohort
 N_GENES = 50
+LOOK_AT = 32  # tiles compared where one slide is said to be a copy of another
+SAME = 5.0  # grey levels by which tiles of one section may differ, after another compression
 
 
 def build(
@@ -100,13 +104,9 @@ def fetch(
     return fetch_slides(without(read_slides(found, cohort, counts), leave_out), wsis, dry_run)
 
 
-def _listed(names: Iterable[str]) -> list[str]:
-    return sorted(set(names.replace(",", " ").split() if isinstance(names, str) else names))
-
-
 def without(table: pd.DataFrame, leave_out: Iterable[str] | str) -> pd.DataFrame:
     """Rows of `slides` without some ids; PekaError where one is none of them."""
-    leave_out = _listed(leave_out)
+    leave_out = sorted(set(leave_out.replace(",", " ").split() if isinstance(leave_out, str) else leave_out))
     if unknown := sorted(set(leave_out) - set(table.index)):
         raise PekaError(f"hest: leave_out names {unknown}; expected some of {', '.join(table.index)}.")
     return table.drop(index=leave_out)
@@ -121,13 +121,13 @@ def _write_tables(path: Path, table: pd.DataFrame, facts: dict[str, dict], folds
     write_cohort_tables(path, samples, [], [])
     cohort = open_cohort(path)
     spots = {sample: made["spots"] for sample, made in facts.items()}
-    common = _genes_in_common(cohort)
+    common = joined_genes([section.genes for section in cohort.sections])
     if len(common) < N_GENES:
         raise PekaError("; ".join([
             f"{path}: {len(common)} genes are measured in every slide; expected {N_GENES} or more, for the targets. Leave slides out",
             *narrow(cohort, common),
         ]))  # fmt: skip
-    genes = _top_genes(cohort, common)
+    genes = top_genes(cohort, N_GENES)
     write_cohort_tables(path, samples, make_splits(samples, spots, folds), genes)
     copies = {s: compare_tiles(cohort, s, original) for s, original in samples.duplicate_of.items() if original}
     notes = notes_on(cohort, samples, facts, common, copies)
@@ -171,17 +171,67 @@ def make_splits(samples: pd.DataFrame, spots: dict[str, int], folds: int) -> lis
     return [([s for s in samples.index if s not in part], part) for part in parts] if folds > 1 else []
 
 
-def _genes_in_common(cohort: Cohort) -> pd.Index:
-    """Genes that every slide measured, in the order of the first."""
-    common = cohort.sections[0].genes
-    for section in cohort.sections[1:]:
-        common = common[common.isin(section.genes)]
-    return common
+# ---- what a reader has to know before trusting a score: kept in source.json, and warned of -------------------------
 
 
-def _top_genes(cohort: Cohort, common: pd.Index) -> list[str]:
-    """50 highly variable genes over all spots among the genes in common; one slide in memory at a time."""
-    tables = []
-    for sample in cohort.samples.index:
-        tables.append(section_table(log_cp10k(cohort.adata([sample])[:, common]), common, N_GENES))
-    return best_genes(tables, common, N_GENES)
+def compare_genes(path: Path, genes: list[str], common: pd.Index) -> dict:
+    """How the authors' list of target genes compares with ours, where the mirror has it."""
+    if not path.is_file():
+        return {"file": path.name, "found": False}
+    theirs = json.loads(path.read_text(encoding="utf-8"))["genes"]
+    return {
+        "file": path.name, "found": True, "genes": len(theirs), "in_every_slide": int(common.isin(theirs).sum()),
+        "shared_with_ours": len(set(theirs) & set(genes)),
+    }  # fmt: skip
+
+
+def compare_tiles(cohort: Cohort, sample: str, original: str) -> dict:
+    """Some tiles of a slide beside those of the slide that it is said to copy, by barcode."""
+    sections = [next(s for s in cohort.sections if s.sample == name) for name in (sample, original)]
+    shared, *rows = np.intersect1d(*(s.barcodes.astype(str) for s in sections), return_indices=True)
+    pick = np.unique(np.linspace(0, len(shared) - 1, min(LOOK_AT, len(shared))).astype(int))
+    tiles = [TileReader([(s.patches, s.tile_rows)])[at[pick]].astype(int) for s, at in zip(sections, rows)]  # (m, 224, 224, 3)
+    differ = np.abs(tiles[0] - tiles[1]).mean(axis=(1, 2, 3))  # (m,) grey levels
+    return {
+        "of": original, "shared_barcodes": len(shared), "tiles_compared": len(pick),
+        "identical": int((differ == 0).sum()), "mean_difference": round(float(differ.mean()), 3) if len(pick) else None,
+    }  # fmt: skip
+
+
+def notes_on(cohort: Cohort, samples: pd.DataFrame, facts: dict, common: pd.Index, copies: dict) -> list[str]:
+    """What a reader has to know before trusting a score."""
+    notes = [f"{sample}: {note}" for sample, made in facts.items() for note in made["notes"]]
+    coarse = samples.um_per_px[samples.um_per_px > TILE_UM_PER_PX]
+    if len(coarse):
+        scales = f"{coarse.min():.2f} to {coarse.max():.2f} um/px"
+        notes.append(f"{len(coarse)} slides at {scales}: their tiles are up-sampled to 0.5 ({', '.join(coarse.index)})")
+    if unknown := list(samples.index[samples.basis == "unknown"]):
+        notes.append(
+            f"{len(unknown)} slides of unknown patients count as one patient each, so a split may have one on both sides: "
+            + ", ".join(unknown)
+        )
+    if samples.patient.nunique() == 1:
+        notes.append("one patient: splits leave slides out, which says nothing about a new patient")
+    return notes + narrow(cohort, common) + _no_copies(copies)
+
+
+def _no_copies(copies: dict) -> list[str]:
+    """Slides that are said to be copies and do not look like it."""
+    return [
+        f"{sample}: said to copy {found['of']}, but of {found['shared_barcodes']} spots in common the tiles differ by "
+        f"{found['mean_difference']} grey levels"
+        for sample, found in copies.items()
+        if found["mean_difference"] is None or found["mean_difference"] > SAME
+    ]
+
+
+def narrow(cohort: Cohort, common: pd.Index) -> list[str]:
+    """Slides without which more than twice as many genes would be in common."""
+    times = pd.Series(np.concatenate([s.genes for s in cohort.sections])).value_counts()
+    almost = times.index[times == len(cohort.sections) - 1]
+    found = {s.sample: len(common) + int((~almost.isin(s.genes)).sum()) for s in cohort.sections}
+    return [
+        f"{sample}: without it {genes} genes would be in common instead of {len(common)}: leave_out: [{sample}]"
+        for sample, genes in found.items()
+        if len(cohort.sections) > 1 and genes > 2 * len(common)
+    ]

@@ -17,7 +17,7 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HTTPError
 
 from .. import manifest
-from ..files import CANNOT_WRITE, PekaError, free_bytes, sha256, write_whole
+from ..files import CANNOT_WRITE, PekaError, free_bytes, sha256, write_json
 
 SUFFIXES = {"st": "h5ad", "patches": "h5", "metadata": "json", "wsis": "tif"}  # folder -> what is in it
 PAGE = "https://huggingface.co/datasets/"
@@ -73,8 +73,7 @@ class Pins:
     def add(self, name: str, facts: dict) -> None:
         """Note what a file has to be from now on."""
         self.files[name] = facts
-        text = json.dumps({"revision": self.revision, "files": self.files}, indent=1) + "\n"
-        write_whole(self.path, lambda file: file.write_text(text))
+        write_json(self.path, {"revision": self.revision, "files": self.files})
 
     def check(self, names: list[str]) -> None:
         """Raise PekaError where a file is not what was noted; note the new ones. Large files are hashed once."""

@@ -211,10 +211,10 @@ def paint(section):
     return np.rint(image).clip(0, 255).astype(np.uint8)
 
 
-def cut(image, centres):
-    """(n, 112, 112, 3) uint8: what surrounds each spot centre, at 1 µm/px."""
-    corners = centres.astype(int) - TILE // 2
-    return np.stack([image[y : y + TILE, x : x + TILE] for x, y in corners])
+def cut(image, centres, px_per_um=1):
+    """(n, 112, 112, 3) uint8, or as many times larger: what surrounds each spot centre (n, 2), µm."""
+    side, corners = px_per_um * TILE, px_per_um * (centres.astype(int) - TILE // 2)
+    return np.stack([image[y : y + side, x : x + side] for x, y in corners])
 
 
 def double(image):
@@ -228,6 +228,4 @@ def double(image):
 
 def tiles(section):
     """Tiles of a planned section as every encoder takes them, uint8 (n, 224, 224, 3), 0.5 µm/px."""
-    image = double(paint(section))
-    corners = 2 * (section.centres.astype(int) - TILE // 2)
-    return np.stack([image[y : y + 2 * TILE, x : x + 2 * TILE] for x, y in corners])
+    return cut(double(paint(section)), section.centres, px_per_um=2)

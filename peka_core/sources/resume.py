@@ -8,7 +8,7 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
-from ..files import PekaError, write_whole
+from ..files import PekaError, write_json
 
 FOLDERS = ("adata", "patches", "splits")
 
@@ -55,19 +55,15 @@ def start(path: Path, options: dict) -> dict[str, dict]:
 
 def progress(path: Path, options: dict, facts: dict[str, dict]) -> None:
     """Note what is known of the sections so far."""
-    _write(path / "building.json", {"options": options, "sections": facts})
+    write_json(path / "building.json", {"options": options, "sections": facts})
 
 
 def finish(path: Path, options: dict, facts: dict[str, dict], **more) -> None:
     """Write source.json, with versions and whatever `more` is to be kept; the directory is finished then."""
     versions = {name: version(name) for name in ("peka-core", "anndata", "scanpy")}
     versions["opencv"] = version("opencv-python-headless")
-    _write(path / "source.json", {"options": options, "sections": facts, **more, "versions": versions})
+    write_json(path / "source.json", {"options": options, "sections": facts, **more, "versions": versions})
     (path / "building.json").unlink(missing_ok=True)
-
-
-def _write(path: Path, content: dict) -> None:
-    write_whole(path, lambda file: file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
 
 
 def _read(path: Path) -> dict:
