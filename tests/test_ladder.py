@@ -16,7 +16,7 @@ from peka_core.ladder import Rung, as_rung, read_rung
 from peka_core.profile import load_profile
 from peka_core.protocols import PROTOCOLS
 from peka_core.provenance import MINI_WEIGHTS
-from peka_core.recipe import Recipe
+from peka_core.recipe import RECIPES, Recipe
 from peka_core.statistics import paired
 
 
@@ -157,3 +157,23 @@ def test_seeds_train_again_on_the_same_tissue_and_are_compared_patient_by_patien
     expected = paired(stages.score(work, "bat", PROTOCOLS["strict"], split=split).scores, stages.score(work, "frozen", PROTOCOLS["strict"], split=split).scores)
     assert grid[0].to_dict() == pytest.approx(expected["values"].to_dict(), nan_ok=True)
     assert work.profile.seed == 0 and not np.allclose(grid[0], grid[1])
+
+
+def test_recipes_are_scored_one_switch_at_a_time_and_whole_in_both_spaces(work, monkeypatch):
+    base, split = work.profile.recipe, work.cohort().splits[0].name
+    short = {name: dataclasses.replace(recipe, epochs=1, classifier_epochs=min(1, recipe.classifier_epochs)) for name, recipe in RECIPES.items()}
+    monkeypatch.setattr(studies, "RECIPES", short)
+    monkeypatch.setattr(studies, "SWITCHES", {"no flips": studies.SWITCHES["no flips"]})
+    table = studies.recipes(work, split).set_index(["value", "genes"])["mean"]
+    own = {field: getattr(base, field) for field in ("block", "rank", "alpha")}  # 256 does not fit mini
+    expected = {"the profile's recipe": (base, "bat", "encoder"), "no flips": (dataclasses.replace(base, flips=False), "bat", "encoder")}
+    for name, method in (("as_written", "bat"), ("as_run", "bone")):
+        for space in ("encoder", "projected"):
+            expected[f"{name}, whole ({space})"] = (dataclasses.replace(short[name], **own), method, space)
+    assert list(table.index.unique("value")) == list(expected)
+    frozen = stages.score(work, "frozen", PROTOCOLS["strict"], split=split).scores
+    for value, (recipe, method, space) in expected.items():  # the same students from profiles that have these recipes
+        there = dataclasses.replace(work, profile=dataclasses.replace(work.profile, recipe=recipe))
+        found = paired(stages.score(there, Rung(method, space), PROTOCOLS["strict"], split=split).scores, frozen)
+        assert table[value, "all"] == found["mean"], value
+    assert table.xs("all", level="genes").nunique() == len(expected), "two of them are the same student"
