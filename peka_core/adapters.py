@@ -25,10 +25,13 @@ def add(network: nn.Module, method: str, recipe: Recipe, seed: int = 0) -> "Rank
         for adalora that reallocates the object that moves ranks between layers while training, otherwise None.
 
     Raises:
-        PekaError: targets that name no Linear layer.
+        PekaError: targets that name no Linear layer, or a block size that does not divide one.
     """
     if method in bone.WEIGHTS:
-        bone.inject(network, recipe.targets, method, recipe.block)
+        try:
+            bone.inject(network, recipe.targets, method, recipe.block)
+        except ValueError as error:
+            raise PekaError(f"{error}: change the profile's block (-p block=... --run NAME) or its targets") from error
     elif method in ("lora", "adalora"):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

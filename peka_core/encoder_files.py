@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .files import PekaError, alone, sha256, write_json, write_whole
 from .manifest import NAME, Verified, cache_folder, load_manifest
+from .provenance import given_weights
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def no_weights(row: Row, why: str) -> PekaError:
     steps = []
     if row.gated:
         steps += [f"accept the terms on {row.page} and set HF_TOKEN to a token of that account"]
-        steps += [f"use {row.instead}, which needs no token"]
+        steps += [f"use {row.instead}, whose weights need no token"]
     elif row.hub_id or row.url:
         steps += ["start again with a network (no token is needed)"]
     else:
@@ -123,19 +124,31 @@ def no_weights(row: Row, why: str) -> PekaError:
 
 
 def preflight(names: list[str], given: dict[str, str]) -> None:
-    """Refuse before any work an encoder whose weights cannot come: nowhere here, and no way to download them.
+    """Refuse before any work encoders whose weights cannot come: nowhere here, and no way to download them.
 
     Args:
-        names: encoders that a run needs; those that are no row are left to their loader.
+        names: encoders that a run needs.
         given: weights that the user gave, by encoder.
 
     Raises:
-        PekaError: the first that cannot be had.
+        PekaError: what is wrong with the names, the given files, or all encoders that cannot be had.
     """
+    import timm  # a second to import
+
+    for name in names:
+        if name not in ("mini", "random") and name not in rows() and not timm.is_model(name):
+            raise PekaError(f"no encoder {name!r}: there are mini, random, {', '.join(rows())}, and the names of timm.list_models()")
+    for name, path in given.items():
+        if name not in names:
+            raise PekaError(f"--weights {name}={path}: this run has no encoder {name!r}; it has {', '.join(names)}")
+        given_weights(name, path)
+    missing = []
     for row in [rows()[name] for name in names if name in rows() and name not in given]:
         here, where = whereabouts(row)
         if not here and not reachable(row):
-            raise no_weights(row, where + (", and no token is set" if lacks_token(row) else ""))
+            missing.append(no_weights(row, where + (", and no token is set" if lacks_token(row) else "")))
+    if missing:
+        raise PekaError("\n".join(map(str, missing)))
 
 
 def reachable(row: Row) -> bool:

@@ -110,7 +110,7 @@ def work_of(profile: Profile, spots: int, splits: int) -> Iterator[tuple[str, st
     Left out: the demo's other worlds, chapter 3's small examples, and the spots set aside, which are only looked at.
     """
     recipe = profile.recipe
-    for name in dict.fromkeys([profile.encoder, *(rung.encoder or profile.encoder for rung in profile.others)]):
+    for name in profile.encoders:
         yield "frozen features", name, "none", 0, spots
     for what, split, world in profile.alignments([f"patients/{i}" for i in range(splits)]):
         if world == "on":
@@ -183,7 +183,7 @@ def _size(profile: Profile) -> tuple[int, int, int, list[str]]:
     from .sources.hest_files import COUNT_BYTES, TILE_BYTES
 
     rules, own = hest.COHORTS[options["cohort"]], [options.get(name, "") for name in ("index", "index_sha256")]
-    if hest.index_path(*own, dry_run=True).exists():
+    if own[0] or hest.index_place().exists():  # an index of one's own is never downloaded
         table = hest.without(hest.slides(options["cohort"], *own, options.get("counts")), options.get("leave_out", ()))
         slides, spots = len(table), int(table["spots"].sum())
         whose = hest.groups(table, options.get("unknown", "slide"))

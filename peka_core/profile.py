@@ -53,6 +53,11 @@ class Profile:
     ladder: tuple = ()
     overrides: dict = field(default_factory=dict)
 
+    @property
+    def encoders(self) -> list[str]:
+        """Every encoder that a run needs, its own first."""
+        return list(dict.fromkeys([self.encoder, *(rung.encoder for rung in self.others if rung.encoder)]))
+
     def alignments(self, splits: list[str], off: list[str] = ()) -> list[tuple[Rung | str, str, str]]:
         """(method or rung, split, world) of everything that this profile aligns, chapter 3's list.
 

@@ -1,6 +1,6 @@
 """Hyper-parameters of one alignment, and the two recipes behind the paper: as it is written, and as its code runs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -86,3 +86,9 @@ RECIPES = {
         set_aside_by="spot", keep="last",
     ),
 }  # fmt: skip
+
+
+def name_of_recipe(recipe: Recipe) -> str:
+    """`as_written` or `as_run` where a recipe is one of them but for its batch size, which memory decides; else empty."""
+    same = (name for name, known in RECIPES.items() if replace(recipe, batch_size=known.batch_size) == known)
+    return next(same, "")

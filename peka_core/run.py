@@ -122,14 +122,36 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _open(arguments: argparse.Namespace, overrides: dict, weights: dict):
-    """The run, once all weights that it will need are here or can come."""
+    """The run, once all that it will need is here or can come: weights first, which are cheap to ask for, then slides, then the teacher."""
     from .encoder_files import preflight
-    from .workspace import open_run
+    from .workspace import open_run, root
 
     profile = load_profile(arguments.profile, overrides)
-    preflight([profile.encoder, *(rung.encoder for rung in profile.others)], weights)
+    source = _source(profile)
+    checks = [lambda: preflight(profile.encoders, weights)]
+    if hasattr(source, "preflight") and not (root() / "runs" / (arguments.run or profile.name) / "cohort").exists():
+        checks.append(lambda: source.preflight(**_options_of(source.preflight, profile)))
+    problems = []
+    for check in checks:
+        try:
+            check()
+        except PekaError as problem:
+            problems.append(str(problem))
+    if problems:
+        raise PekaError("\n".join(problems))
     _fetch_teacher(profile)
     return open_run(arguments.profile, arguments.run, arguments.device, weights, overrides)
+
+
+def _source(profile: Profile):
+    """The module that builds a profile's cohort."""
+    return importlib.import_module(f"peka_core.sources.{profile.source}")
+
+
+def _options_of(function, profile: Profile) -> dict:
+    """Those of the profile's source options that a function of its source takes."""
+    known = inspect.signature(function).parameters
+    return {name: value for name, value in profile.source_options.items() if name in known}
 
 
 def _ladder(arguments: argparse.Namespace) -> None:
@@ -252,16 +274,18 @@ def _list(arguments: argparse.Namespace) -> None:
 
 
 def _fetch(arguments: argparse.Namespace) -> None:
-    """Download and verify what a profile's source needs; with --dry-run show it."""
+    """Download and verify what a profile needs: slides or sections, encoders, the teacher; with --dry-run show it."""
+    from .encoder_files import find_weights, rows, whereabouts
+
     profile = load_profile(arguments.profile)
+    for row in [rows()[name] for name in profile.encoders if name in rows()]:
+        print(f"encoder {row.name}: {whereabouts(row)[1] if arguments.dry_run else find_weights(row)[0]}", flush=True)
     _fetch_teacher(profile, arguments.dry_run)
-    source = importlib.import_module(f"peka_core.sources.{profile.source}")
+    source = _source(profile)
     if not hasattr(source, "fetch"):
         print(f"profile {profile.name}: nothing to fetch, the cohort is drawn")
         return
-    known = inspect.signature(source.fetch).parameters
-    options = {k: v for k, v in profile.source_options.items() if k in known}
-    source.fetch(dry_run=arguments.dry_run, **options)
+    source.fetch(dry_run=arguments.dry_run, **_options_of(source.fetch, profile))
 
 
 def _fetch_teacher(profile: Profile, dry_run: bool = False) -> None:

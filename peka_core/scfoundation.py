@@ -27,6 +27,7 @@ CHOICES = {
     "mode": ("cell", "gene", "rde"), "pre_normalized": ("F", "T", "A"), "pool": ("all", "max"),
     "unusable": ("error", "drop"), "precision": ("float32", "bfloat16"),
 }  # fmt: skip
+AUTHORS = {"mode": "gene", "pre_normalized": "F", "target": "f1", "pool": "all"}
 LARGEST = np.log1p(1e4)  # a normalised value: all counts of a spot in one gene
 MASK_VALUE = 102.0  # from here on a value would mean mask or padding to the network
 ALIKE = 0.9  # shortest spot of a batch, as a share of its longest
@@ -248,6 +249,12 @@ def digests(paths: dict) -> dict[str, str]:
     """sha256 of checkpoint and vocabulary: of the files at the given paths, else as pinned (then no file is needed)."""
     digest = lambda option, file: sha256_once(paths[option]) if paths.get(option) else _source()["files"][file]["sha256"]
     return {option: digest(option, file) for option, file in FILES.items()}
+
+
+def as_authors(options: dict) -> bool:
+    """Whether options embed spots as PEKA's authors do, with the pinned files (a local copy of them too)."""
+    mine = {name: options.get(name, value) for name, value in AUTHORS.items()}
+    return mine == AUTHORS and digests(options) == digests({})
 
 
 def named_options(options: dict) -> dict:

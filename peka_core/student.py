@@ -36,8 +36,7 @@ class Student(nn.Module):
         seed: draws the projector's weights and LoRA's first factor; every adapter starts as the identity.
 
     Raises:
-        PekaError: unknown method, or targets that name no Linear layer.
-        ValueError: the block size does not divide a layer's features.
+        PekaError: unknown method, targets that name no Linear layer, or a block size that does not divide one.
     """
 
     def __init__(self, encoder: Encoder, method: str, d_teacher: int, recipe: Recipe | None = None, seed: int = 0):

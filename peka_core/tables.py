@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from . import stages
+from . import scfoundation, stages
 from .controls import CONTROLS, REFERENCES
 from .files import write_whole
 from .ladder import Rung
 from .protocols import Protocol
 from .provenance import provenance
+from .recipe import name_of_recipe
 from .statistics import paired, summarise
 from .workspace import Run, root
 
@@ -22,7 +23,7 @@ LABELS = {
     "slide_and_library_size": "slide + library size", "teacher": "teacher → genes",
 }
 ALL_SPLITS = "all of the protocol"
-PAPER_METHODS = {"frozen": "none", "bat": "PEKA"}  # a predictor -> its name in the paper's tables
+PEKA = {"as_written": "bat", "as_run": "bone"}  # recipe -> the method that the paper's tables call PEKA
 TABLE_1_PEKA = {"liver": "uni"}  # the encoder of Table 1's row PEKA; H-optimus-0 elsewhere, by its values in Table 2
 CCRCC = {"kidney": "CCRCC"}  # the paper's cohort -> HEST-Benchmark's task on the same slides
 Row = tuple[str, Rung | str]  # kind (oracle, encoder, student, control, reference) and what is scored
@@ -68,7 +69,7 @@ def score_table(work: Run, protocol: Protocol, world: str = "on", rows=None, sco
     zero rule, n, unit of the interval, seed, digests of encoder, adapters and cohort, versions, commit and device, and
     the signed difference to a published value where there is one to compare with.
     """
-    parts = []
+    parts, recipe = [], name_of_recipe(work.profile.recipe)
     for kind, predictor in tqdm(rows or predictors(work, protocol), desc=f"score {protocol.name}", unit="predictor"):
         scores = stages.score(work, predictor, protocol, scope, split, world).scores
         name, space, label = name_of(predictor)
@@ -78,25 +79,31 @@ def score_table(work: Run, protocol: Protocol, world: str = "on", rows=None, sco
             made = stages.adapters_of(work, predictor, protocol, scope, split, world) if kind == "student" else ""
             who = work.encoder_name("random" if name == "random" else getattr(predictor, "encoder", ""))
             plain = isinstance(predictor, str) or not (predictor.recipe or predictor.share != 1 or predictor.taught_by != "teacher")
-            own = {"adapters": made, "encoder": who, "method": PAPER_METHODS.get(name, name) if plain else ""}
+            own = {"adapters": made, "encoder": who, "method": _paper_method(name, recipe) if plain else ""}
             parts.append(part.assign(kind=kind, predictor=name, space=space, label=label, spots=spots, **own))
     table = pd.concat(parts, ignore_index=True)
     facts = provenance()
     table = table.assign(
         headline=table["pooling"] == protocol.pooling, profile=work.profile.name, world=world, protocol=protocol.name,
         zeros=protocol.zeros, scope=np.where(table["kind"] == "student", scope or protocol.scope, "none"), split=split or ALL_SPLITS,
-        seed=work.profile.seed, cohort=work.cohort(world).digest[:12],
+        seed=work.profile.seed, recipe=recipe, batch_size=work.profile.recipe.batch_size, cohort=work.cohort(world).digest[:12],
         peka_core=facts["peka_core"], commit=facts["commit"], device=facts["device"],
         versions="; ".join(f"{name} {version}" for name, version in facts["packages"].items()),
     )  # fmt: skip
     return beside_published(table.assign(paper_cohort=(name := paper_cohort(work))), name)
 
 
+def _paper_method(predictor: str, recipe: str) -> str:
+    """What the paper's tables call a predictor of a run with this recipe."""
+    return "none" if predictor == "frozen" else "PEKA" if predictor == PEKA.get(recipe, "bat") else predictor
+
+
 def paper_cohort(work: Run) -> str:
-    """Which of the paper's cohorts a run scores: all HEST-1k slides of the index that the paper used, no value of the profile changed."""
-    options = work.profile.source_options
-    changed = options.get("index") or options.get("leave_out") or work.profile.overrides or work.profile.teacher != "scfoundation"
-    return options.get("cohort", "") if work.profile.source == "hest" and not changed else ""
+    """Which of the paper's cohorts a run scores: all HEST-1k slides of the index that the paper used, the pinned scFoundation as the
+    authors use it, a recipe of `RECIPES` (batch size aside)."""
+    profile, options = work.profile, work.profile.source_options
+    changed = profile.source != "hest" or options.get("index") or options.get("leave_out") or not name_of_recipe(profile.recipe)
+    return "" if changed or profile.teacher != scfoundation.SOURCE or not scfoundation.as_authors(profile.teacher_options) else options["cohort"]
 
 
 def _spots(scores: pd.DataFrame) -> pd.Series:
@@ -181,9 +188,19 @@ def beside_paper() -> pd.DataFrame:
             same = here[(here["encoder"].str.split("@").str[0] == encoder) & (here["method"] == cell.method) & here["published"].notna()]
             if len(same):
                 bar = here[(here["run"] == same["run"].iloc[0]) & (here["predictor"] == "slide_one_hot")]["mean"]
-                row = {"ours": same["mean"].iloc[0], "control": bar.mean(), "run": same["run"].iloc[0], "note": "zeros kept; one seed"}
+                row = {"ours": same["mean"].iloc[0], "control": bar.mean(), "run": same["run"].iloc[0], "note": _why_they_differ(same)}
         made.append(row)
     return pd.concat([theirs.reset_index(drop=True), pd.DataFrame(made)], axis=1).drop(columns="source")
+
+
+def _why_they_differ(same: pd.DataFrame) -> str:
+    """Reasons why a finished run's score is not the paper's, from its rows, one a run that has this cell."""
+    first = same.iloc[0]
+    aligned = first["kind"] == "student"
+    reasons = ["zeros kept, as the text has it", "one seed"]
+    reasons += [f"recipe {first['recipe']}" + (f", batch {first['batch_size']}" if first["batch_size"] != 32 else "")] if aligned else []
+    reasons += [f"the first of runs {', '.join(same['run'])}"] if len(same) > 1 else []
+    return "; ".join(reasons)
 
 
 def paper_form(beside: pd.DataFrame, table: str) -> pd.DataFrame:

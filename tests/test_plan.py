@@ -11,6 +11,7 @@ from peka_core.encoders import Encoder
 from peka_core.files import PekaError
 from peka_core.profile import load_profile
 from peka_core.recipe import Recipe
+from peka_core.run import main
 from peka_core.student import Student
 
 RECIPE = Recipe(block=8, rank=4, alpha=4.0, hidden=24, k=3)
@@ -83,7 +84,7 @@ def test_what_a_tile_holds_is_what_autograd_saves():
 
 def test_the_demo_has_a_plan():
     text = plan.plan(load_profile("smoke"), "V100")
-    assert "4 slides, 48 spots, 2 held-out splits" in text and "V100 (112 TFLOP/s" in text and "mini, bat" in text
+    assert "4 slides, 48 spots, 2 held-out splits" in text and "V100 (15.7 TFLOP/s in float32: it has no bfloat16)" in text and "mini, bat" in text
     assert text.count("align bat") == 4  # two splits, all, spots/0
     with pytest.raises(PekaError, match="'K80'; there are V100"):
         plan.plan(load_profile("smoke"), "K80")
@@ -94,9 +95,15 @@ def test_the_papers_kidney_has_a_plan(monkeypatch):
     monkeypatch.setenv("PEKA_MIRROR", str(SHARED / "data"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(plan, "meta_encoder", lambda name: on_meta(tiny_encoder(64)))  # the real one takes half a minute
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     profile = load_profile("hest-kidney", {"block": 8})
     text = plan.plan(profile)
-    for part in ("24 slides, 74,220 spots", "73,813", "13.0 GB", "align bat on all, h-optimus-0", "HF_TOKEN is not set", "gated, accept"):
+    hours = 74_220 * plan.teacher_flops() / 0.35 / 3600 / 19.5e12  # float32 on an A100
+    line = next(line for line in text.splitlines() if line.startswith("scFoundation in float32"))
+    assert f"{hours:.2g} h" in line and hours > 1
+    half = plan.plan(load_profile("hest-kidney", {"block": 8, "precision": "bfloat16"}))
+    assert f"{hours * 19.5 / 312:.2g} h" in next(line for line in half.splitlines() if line.startswith("scFoundation in bfloat16"))
+    for part in ("24 slides, 74,220 spots", "73,813", "13.0 GB", "align bat on all, h-optimus-0", "HF_TOKEN is not set", "gated, accept", "1.43 GB"):
         assert part in text, part
 
 
@@ -115,3 +122,23 @@ def test_work_is_what_chapter_3_trains():
     full = list(plan.work_of(load_profile("hest-kidney-full"), 10, 4))
     assert {name for _, name, *_ in full} == {"h-optimus-0", "resnet50", "ctranspath", "uni"}
     assert sum(method != "none" for _, _, method, *_ in full) == 6  # PEKA, LoRA, AdaLoRA of two encoders
+
+
+def test_a_tile_holds_more_where_there_is_no_bfloat16():
+    half, full = (plan.cost_of(on_meta(tiny_encoder(64)), "bat", RECIPE, 4, bfloat16) for bfloat16 in (True, False))
+    assert 1.2 < full.tile / half.tile <= 2 and full.step == half.step
+    assert full.weights == 4 * sum(p.numel() for p in tiny_encoder(64).model.parameters())
+
+
+def test_without_the_index_a_plan_takes_the_known_counts_and_downloads_nothing(tmp_path, monkeypatch):
+    monkeypatch.delenv("PEKA_MIRROR", raising=False)
+    monkeypatch.setenv("PEKA_CACHE", str(tmp_path / "cache"))
+    slides, spots, splits, lines = plan._size(load_profile("hest-liver"))
+    assert (slides, spots, splits) == (14, 64_152, 6) and "index is not here" in " ".join(lines)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_block_that_divides_nothing_ends_in_one_message(monkeypatch, capsys):
+    monkeypatch.setattr(plan, "meta_encoder", lambda name: on_meta(tiny_encoder(64)))
+    assert main(["run", "smoke", "--plan", "-p", "block=7"]) == 1
+    assert "block size 7 does not divide" in (said := capsys.readouterr().err) and "-p block=" in said

@@ -1,5 +1,7 @@
 """Real tissue without a token (`her2st-real`): what happens offline, and the line with networks of the real shapes and drawn weights."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,13 +9,14 @@ from conftest import SMALL
 from safetensors.torch import save_file
 from test_backbones import hf_names, hf_vit
 
-from peka_core import backbones, stages, tables, workspace
+from peka_core import backbones, scfoundation, stages, tables, workspace
 from peka_core.encoder_files import rows
 from peka_core.files import PekaError
 from peka_core.ladder import Rung
 from peka_core.profile import load_profile
 from peka_core.protocols import PROTOCOLS
 from peka_core.run import main
+from peka_core.sources import hest_files
 
 
 def test_offline_a_run_ends_before_it_starts_with_one_message(tmp_path, monkeypatch, capsys):
@@ -21,8 +24,8 @@ def test_offline_a_run_ends_before_it_starts_with_one_message(tmp_path, monkeypa
     monkeypatch.setattr(workspace, "root", lambda: tmp_path)
     assert main(["run", "her2st-real"]) == 1
     said = capsys.readouterr().err
-    for part in ("encoder 'kaiko-vits16' has no weights here", "--weights kaiko-vits16=PATH", "PEKA_MIRROR"):
-        assert part in said
+    for name in ("kaiko-vits16", "resnet50", "phikon"):  # all at once
+        assert f"encoder {name!r} has no weights here" in said and f"--weights {name}=PATH" in said
     assert not (tmp_path / "runs").exists()
 
 
@@ -30,11 +33,47 @@ def test_a_gated_encoder_without_a_token_is_refused_before_any_work(tmp_path, mo
     monkeypatch.delenv("PEKA_MIRROR", raising=False)
     monkeypatch.setenv("PEKA_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    monkeypatch.setattr(hest_files, "get_token", lambda: None)
     monkeypatch.setattr(workspace, "root", lambda: tmp_path)
     assert main(["run", "hest-kidney"]) == 1
     said = capsys.readouterr().err
-    for part in ("h-optimus-0", "no token is set", "accept the terms on https://", "HF_TOKEN", "use phikon"):
+    for part in ("h-optimus-0", "no token is set", "accept the terms on https://", "HF_TOKEN", "use phikon", "HEST-1k is gated", "PEKA_MIRROR"):
         assert part in said
+
+
+@pytest.mark.parametrize(("more", "message"), [
+    (["--weights", "h-optimus-0=/nowhere/x.bin"], "no weights for encoder 'h-optimus-0' at /nowhere/x.bin"),
+    (["--weights", "hoptimus=/nowhere/x.bin"], "this run has no encoder 'hoptimus'; it has h-optimus-0"),
+    (["-p", "encoder=nosuch", "--run", "x"], "no encoder 'nosuch'"),
+])  # fmt: skip
+def test_a_wrong_name_or_path_is_told_before_anything_is_fetched(more, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("PEKA_MIRROR", raising=False)
+    monkeypatch.setenv("PEKA_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_x")
+    monkeypatch.setattr(hest_files, "get_token", lambda: "hf_x")
+    monkeypatch.setattr(scfoundation, "fetch_files", lambda *_: pytest.fail("1.4 GB were asked for first"))
+    monkeypatch.setattr(workspace, "root", lambda: tmp_path)
+    assert main(["run", "hest-kidney", *more]) == 1
+    assert message in capsys.readouterr().err and not (tmp_path / "runs").exists()
+
+
+def test_slides_that_a_mirror_lacks_end_a_run_before_it_starts(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PEKA_MIRROR", str(tmp_path))
+    (tmp_path / "hest").mkdir()
+    index = Path(__file__).parents[2] / "shared" / "data" / "hest" / "HEST_v1_1_0.csv"
+    if not index.exists():
+        pytest.skip("HEST's index is not here")
+    (tmp_path / "hest" / index.name).write_bytes(index.read_bytes())
+    monkeypatch.setattr(workspace, "root", lambda: tmp_path)
+    assert main(["run", "hest-breast", "-p", "encoder=mini", "--run", "x"]) == 1
+    assert "st/" in (said := capsys.readouterr().err) and "PEKA_MIRROR" in said and not (tmp_path / "runs").exists()
+
+
+def test_a_fetch_names_encoders_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PEKA_MIRROR", str(tmp_path))
+    assert main(["fetch", "her2st-real", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"encoder {name}: not in the mirror" in said for name in ("kaiko-vits16", "resnet50", "phikon"))
 
 
 @pytest.fixture(scope="module")

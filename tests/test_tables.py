@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from peka_core import stages, tables
+from peka_core import scfoundation, stages, tables
 from peka_core.files import PekaError, sha256
 from peka_core.profile import load_profile
 from peka_core.protocols import PROTOCOLS
@@ -17,7 +17,7 @@ RIGHT = {"scope": "all", "split": tables.ALL_SPLITS}
 def rows(**columns) -> pd.DataFrame:
     """Two rows of a score table, frozen and bat, with some columns changed."""
     base = {"kind": ["encoder", "student"], "predictor": ["frozen", "bat"], "space": ["encoder", "projected"], "genes": "all"}
-    return pd.DataFrame(base | {"alpha": "chosen", "headline": True, "protocol": "peka_paper", "mean": [0.5, 0.7], "encoder": "uni@1a", "method": ["none", "PEKA"]} | RIGHT | columns)
+    return pd.DataFrame(base | {"alpha": "chosen", "headline": True, "protocol": "peka_paper", "mean": [0.5, 0.7], "encoder": "uni@1a", "method": ["none", "PEKA"], "recipe": "as_written", "batch_size": 32} | RIGHT | columns)
 
 
 def test_a_score_of_a_paper_cohort_stands_beside_the_papers_value():
@@ -89,16 +89,47 @@ def test_finished_runs_fill_the_papers_cells_and_the_rest_stays_blank(tmp_path, 
         ("Table 2", "h-optimus-0", "none"): 0.5, ("Table 2", "h-optimus-0", "PEKA"): 0.7,
     }  # fmt: skip
     assert (run["control"] == 0.6).all() and (run["run"] == "mine").all() and (run["cohort"] == "kidney").all()
+    assert set(run["note"]) == {"zeros kept, as the text has it; one seed", "zeros kept, as the text has it; one seed; recipe as_written"}
     form = tables.paper_form(beside, "Table 2")
     assert form.loc[("h-optimus-0", "PEKA"), "kidney"] == "0.755 | 0.700 (0.600)"
     assert form.loc[("uni", "lora"), "liver"] == "0.626 | gated, not run"
 
 
-def test_only_the_papers_own_slides_count(work):
+def test_of_several_runs_of_a_cell_the_first_is_taken_and_said(tmp_path, monkeypatch):
+    (tmp_path / "results").mkdir()
+    tables.save_table(tables.published(), tmp_path / "results", "published")
+    monkeypatch.setattr(tables, "root", lambda: tmp_path)
+    for name, pcc, batch in (("b", 0.2, 16), ("a", 0.1, 16)):
+        made = rows(encoder="uni@2", mean=[0.0, pcc], batch_size=batch).assign(paper_cohort="lung")
+        tables.save_table(tables.beside_published(made, "lung"), tmp_path / "runs" / name / "results", "scores")
+    beside = tables.beside_paper()
+    cell = beside[(beside["ours"] > 0)].iloc[0]
+    assert cell["ours"] == 0.1 and cell["run"] == "a"
+    assert cell["note"].endswith("recipe as_written, batch 16; the first of runs a, b")
+
+
+def test_only_the_papers_own_experiment_counts(work, tmp_path):
     assert tables.paper_cohort(work) == ""
-    hest = load_profile("hest-lung")
+    hest, run = load_profile("hest-lung"), load_profile("hest-lung-as-run")
+    other = tmp_path / "models.ckpt"
+    other.write_bytes(b"other weights")
     for changed, expected in (
-        ({}, "lung"), ({"source_options": {"cohort": "lung", "index": "mine.csv"}}, ""), ({"overrides": {"epochs": 1}}, ""),
+        ({}, "lung"), ({"source_options": {"cohort": "lung", "index": "mine.csv"}}, ""), ({"recipe": dataclasses.replace(hest.recipe, epochs=1)}, ""),
         ({"source_options": {"cohort": "lung", "leave_out": ["TENX1"]}}, ""), ({"teacher": "pca"}, ""),
+        ({"recipe": dataclasses.replace(hest.recipe, batch_size=16)}, "lung"), ({"recipe": run.recipe}, "lung"),
+        ({"teacher_options": hest.teacher_options | {"checkpoint": str(other)}}, ""), ({"teacher_options": hest.teacher_options | {"mode": "cell"}}, ""),
     ):  # fmt: skip
-        assert tables.paper_cohort(dataclasses.replace(work, profile=dataclasses.replace(hest, **changed))) == expected
+        assert tables.paper_cohort(dataclasses.replace(work, profile=dataclasses.replace(hest, **changed))) == expected, changed
+
+
+def test_a_local_copy_of_the_pinned_teacher_is_the_papers(work, tmp_path, monkeypatch):
+    pinned = scfoundation.digests({})
+    copy = tmp_path / "models.ckpt"
+    copy.write_bytes(b"a copy")
+    monkeypatch.setattr(scfoundation, "sha256_once", lambda path: pinned["checkpoint"])
+    assert scfoundation.as_authors({"checkpoint": str(copy)}) and not scfoundation.as_authors({"vocabulary": str(copy)})
+
+
+def test_the_papers_peka_is_bat_as_written_and_bone_as_run():
+    said = [(p, r, tables._paper_method(p, r)) for p in ("frozen", "bat", "bone", "lora") for r in ("as_written", "as_run")]
+    assert [name for *_, name in said] == ["none", "none", "PEKA", "bat", "bone", "PEKA", "lora", "lora"]

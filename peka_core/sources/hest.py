@@ -18,12 +18,12 @@ from ..cohort import Cohort, joined_genes, open_cohort, write_cohort_tables
 from ..files import PekaError, sha256
 from ..protocols import top_genes
 from ..tiles import TILE_UM_PER_PX, TileReader
-from . import resume
+from . import hest_files, resume
 from .hest_files import fetch_slides, home
-from .hest_index import COHORTS, counts_table, groups, index_path, read_slides, rules_of, slides
+from .hest_index import COHORTS, counts_table, groups, index_path, index_place, read_slides, rules_of, slides
 from .hest_slide import convert_slide, symbols_of_ensembl
 
-__all__ = ["COHORTS", "build", "counts_table", "fetch", "groups", "make_splits", "slides"]
+__all__ = ["COHORTS", "build", "counts_table", "fetch", "groups", "index_place", "make_splits", "slides"]
 
 RECIPE = 1  # raise it when the same options would give another cohort
 N_GENES = 50
@@ -37,6 +37,7 @@ def build(
     leave_out: Iterable[str] = (),
     folds: int = 6,
     unknown: str = "slide",
+    wsis: bool = False,
     index: str = "",
     index_sha256: str = "",
     counts: tuple[int, int] | None = None,
@@ -51,6 +52,7 @@ def build(
         leave_out: ids of slides to do without, e.g. TENX23, whose panel leaves few genes in common.
         folds: held-out splits, at most; patients are left out whole, so no more than there are patients.
         unknown: what holds slides of unknown patients together, `slide` or `study`; see `hest_index.groups`.
+        wsis: fetch the whole slide images too, from which tiles of 256 px are cut again; changes no cohort that has none.
         index: another index, with `index_sha256` and `counts`; see `hest_index.slides`.
 
     Raises:
@@ -67,7 +69,7 @@ def build(
     }  # fmt: skip
     if resume.finished(path, options):
         return path
-    files = fetch_slides(table)
+    files = fetch_slides(table, wsis)
     facts, symbols = resume.start(path, options), symbols_of_ensembl(files)
     for sample, row in table.iterrows():
         if sample not in facts or not resume.written(path, sample):
@@ -102,6 +104,19 @@ def fetch(
         print(f"{cohort}: {rules.slides} slides, {rules.spots} spots; which ones, and their sizes, is known once the index is here")
         return {}
     return fetch_slides(without(read_slides(found, cohort, counts), leave_out), wsis, dry_run)
+
+
+def preflight(
+    cohort: str = "breast",
+    wsis: bool = False,
+    leave_out: Iterable[str] = (),
+    index: str = "",
+    index_sha256: str = "",
+    counts: tuple[int, int] | None = None,
+) -> None:
+    """Refuse before any work a cohort whose slides are not here and cannot come; arguments as in `fetch`."""
+    here = index_place(index).exists()
+    hest_files.preflight(without(slides(cohort, index, index_sha256, counts), leave_out) if here else None, wsis)
 
 
 def without(table: pd.DataFrame, leave_out: Iterable[str] | str) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pandas as pd
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi, get_token, hf_hub_download
 from huggingface_hub.errors import HTTPError
 
 from .. import manifest
@@ -45,8 +45,7 @@ def fetch_slides(table: pd.DataFrame, wsis: bool = False, dry_run: bool = False)
     Raises:
         PekaError: files absent from the mirror, the hub cannot be reached or refuses, no room, or other bytes than before.
     """
-    folders = [folder for folder in SUFFIXES if wsis or folder != "wsis"]
-    files = {id: {f: f"{f}/{id}.{SUFFIXES[f]}" for f in folders} for id in table.index}
+    folders, files = _files(table, wsis)
     names, mirror = [name for own in files.values() for name in own.values()], os.environ.get("PEKA_MIRROR")
     paths = {id: {folder: home() / name for folder, name in own.items()} for id, own in files.items()}
     if dry_run:
@@ -59,6 +58,25 @@ def fetch_slides(table: pd.DataFrame, wsis: bool = False, dry_run: bool = False)
         _download(missing, patterns(list(table.index), folders), pins)
     pins.check(names)
     return paths
+
+
+def preflight(table: pd.DataFrame | None, wsis: bool = False) -> None:
+    """Refuse before any work slides that cannot come: not here, and neither a mirror nor a token to have them from.
+
+    Args:
+        table: slides as in `fetch_slides`; None where there is no index yet to know them from.
+    """
+    names = [] if table is None else [name for own in _files(table, wsis)[1].values() for name in own.values()]
+    if mirror := os.environ.get("PEKA_MIRROR"):
+        manifest.all_there([home() / name for name in names], Path(mirror))
+    elif get_token() is None and (table is None or not all((home() / name).is_file() for name in names)):
+        raise PekaError(_how_to_get_in("no token is set"))
+
+
+def _files(table: pd.DataFrame, wsis: bool) -> tuple[list[str], dict[str, dict[str, str]]]:
+    """Folders, and of each slide its file in each of them, by HEST's own relative path."""
+    folders = [folder for folder in SUFFIXES if wsis or folder != "wsis"]
+    return folders, {id: {f: f"{f}/{id}.{SUFFIXES[f]}" for f in folders} for id in table.index}
 
 
 class Pins:
@@ -142,12 +160,16 @@ def _told_how_to_get_in():
         if getattr(error, "errno", None) in CANNOT_WRITE:
             raise
         reason = str(error).strip().splitlines() or [""]
-        raise PekaError(
-            f"{_repo()} cannot be downloaded ({type(error).__name__}: {reason[0]}). HEST-1k is gated: accept its terms on "
-            f"{PAGE}{_repo()} (granted at once) and put a token of that account into HF_TOKEN; then run the same command again, "
-            "finished files stay. Without the hub: put st/, patches/ and metadata/ of these slides into a folder named hest and "
-            "name the folder around it in PEKA_MIRROR."
-        ) from error
+        raise PekaError(_how_to_get_in(f"{type(error).__name__}: {reason[0]}")) from error
+
+
+def _how_to_get_in(why: str) -> str:
+    return (
+        f"{_repo()} cannot be downloaded ({why}). HEST-1k is gated: accept its terms on "
+        f"{PAGE}{_repo()} (granted at once) and put a token of that account into HF_TOKEN; then run the same command again, "
+        "finished files stay. Without the hub: put st/, patches/ and metadata/ of these slides into a folder named hest and "
+        "name the folder around it in PEKA_MIRROR."
+    )
 
 
 # ---- before a download -------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ The paper used index v1_1_0. It starts with a byte order mark, leaves `patient` 
 and of its pixel sizes only `pixel_size_um_estimated` can be trusted. Patients are curated in hest_groups.csv.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pandas as pd
 from .. import manifest
 from ..cohort_tables import read_csv
 from ..files import PekaError, sha256
+from .hest_files import home
 
 NAME = "hest/HEST_v1_1_0.csv"  # in the manifest, and below PEKA_MIRROR
 GROUPS = Path(__file__).with_name("hest_groups.csv")
@@ -100,12 +100,17 @@ def index_path(index: str = "", index_sha256: str = "", dry_run: bool = False) -
         if dry_run and path.exists():
             manifest.verify(path, manifest.load_manifest()["sources"]["hest"]["files"][NAME], "Replace it.")
         return path
-    path = Path(os.environ.get("PEKA_MIRROR", ""), "hest", index)  # an absolute `index` stays
+    path = index_place(index)
     if not path.is_file():
         raise PekaError(f"{path}: missing; expected an index of HEST-1k (CSV). Correct the path or PEKA_MIRROR.")
     if index_sha256 and (found := sha256(path)) != index_sha256:
         raise PekaError(f"{path}: sha256 is {found}, expected {index_sha256}. Take the file that the digest is of.")
     return path
+
+
+def index_place(index: str = "") -> Path:
+    """Where the index lies, or would lie: in PEKA_MIRROR or the cache; an absolute `index` stays."""
+    return home() / (index or Path(NAME).name)
 
 
 def counts_table() -> pd.DataFrame:

@@ -96,7 +96,7 @@ def _cut_again(path: Path, sample: str, files: dict[str, Path], um_per_px: float
     """
     slide = home() / "wsis" / f"{sample}.tif"
     if not slide.is_file() or um_per_px <= LEVEL_1:
-        why = "which is not here"
+        why = "which is not here: -p wsis=true --run NAME fetches such images"
         if um_per_px <= LEVEL_1:
             why = f"but HEST reads it at a smaller level ({um_per_px:.3f} um/px), which is not done here"
         raise PekaError(
