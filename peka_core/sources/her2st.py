@@ -207,19 +207,12 @@ def _write_tables(path: Path, facts: dict[str, dict]) -> None:
     source = manifest.load_manifest()["sources"]["her2st"]
     rows = [
         {
-            "sample_id": section,
-            "patient": section[0],
-            "organ": "Breast",
-            "disease": "Cancer",
-            "technology": "Spatial Transcriptomics",
-            "um_per_px": made["um_per_px"],
-            "license": source["license"],
-            "source": source["url"],
-            "evidence": "patient: first letter of the section's name",
-            "tiles_sha256": made["tiles_sha256"],
+            "sample_id": section, "patient": section[0], "organ": "Breast", "disease": "Cancer",
+            "technology": "Spatial Transcriptomics", "um_per_px": made["um_per_px"], "license": source["license"],
+            "source": source["url"], "evidence": "patient: first letter of the section's name", "tiles_sha256": made["tiles_sha256"],
         }
         for section, made in facts.items()
-    ]
+    ]  # fmt: skip
     table, splits = pd.DataFrame(rows), make_splits(list(facts))
     write_cohort_tables(path, table, splits, [])
     write_cohort_tables(path, table, splits, top_genes(open_cohort(path), N_GENES))

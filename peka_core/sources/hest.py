@@ -32,15 +32,9 @@ SAME = 5.0  # grey levels by which tiles of one section may differ, after anothe
 
 
 def build(
-    path: str | Path,
-    cohort: str = "breast",
-    leave_out: Iterable[str] = (),
-    folds: int = 6,
-    unknown: str = "slide",
-    index: str = "",
-    index_sha256: str = "",
-    counts: tuple[int, int] | None = None,
-) -> Path:
+    path: str | Path, cohort: str = "breast", leave_out: Iterable[str] = (), folds: int = 6, unknown: str = "slide", index: str = "",
+    index_sha256: str = "", counts: tuple[int, int] | None = None,
+) -> Path:  # fmt: skip
     """Convert the slides of a cohort into a cohort directory, by links.
 
     A finished cohort with the same options is left alone, a half-built one is completed slide by slide.
@@ -80,14 +74,9 @@ def build(
 
 
 def fetch(
-    cohort: str = "breast",
-    dry_run: bool = False,
-    wsis: bool = False,
-    leave_out: Iterable[str] = (),
-    index: str = "",
-    index_sha256: str = "",
-    counts: tuple[int, int] | None = None,
-) -> dict[str, dict[str, Path]]:
+    cohort: str = "breast", dry_run: bool = False, wsis: bool = False, leave_out: Iterable[str] = (), index: str = "",
+    index_sha256: str = "", counts: tuple[int, int] | None = None,
+) -> dict[str, dict[str, Path]]:  # fmt: skip
     """Download and verify (or find in PEKA_MIRROR) the files of a cohort; with `dry_run` list them and their sizes.
 
     Args:
