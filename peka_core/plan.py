@@ -112,7 +112,8 @@ def work_of(profile: Profile, spots: int, splits: int) -> Iterator[tuple[str, st
             shuffled = split == "all" or split.startswith("spots/")
             share = 1.0 if split == "all" else 0.8 if shuffled else 1 - 1 / splits
             aside = 0.0 if shuffled and recipe.set_aside_by == "group" else recipe.set_aside
-            yield f"align {rung.method} on {split}", rung.encoder or profile.encoder, rung.method, round(recipe.epochs * spots * share * (1 - aside)), spots
+            trained = round(recipe.epochs * spots * share * (1 - aside))
+            yield f"align {rung.method} on {split}", rung.encoder or profile.encoder, rung.method, trained, spots
 
 
 def plan(profile: Profile, gpu: str = "A100") -> str:
@@ -128,24 +129,24 @@ def plan(profile: Profile, gpu: str = "A100") -> str:
     dim = SCFOUNDATION["dim"] if profile.teacher == "scfoundation" else profile.teacher_options["n_components"]
     encoders = {name: meta_encoder(name) for name in dict.fromkeys(e for _, e, _, _, _ in work_of(profile, spots, splits))}
     costs = {}
-    table, whole = [], 0
-    for what, name, method, trained, embedded in work_of(profile, spots, splits):
+    table = []
+    for what, name, method, tiles, embedded in work_of(profile, spots, splits):
         if (name, method) not in costs:
             costs[name, method] = cost_of(encoders[name], method, profile.recipe, dim)
         cost = costs[name, method]
-        flops = trained * cost.step + trained / profile.recipe.batch_size * cost.batch + embedded * cost.forward
+        flops = tiles * cost.step + tiles / profile.recipe.batch_size * cost.batch + embedded * cost.forward
         table.append((f"{what}, {name}", flops))
-        whole += flops
     if profile.teacher == "scfoundation":
         table.append((f"scFoundation, {TOKENS} genes a spot assumed", spots * teacher_flops()))
-        whole += table[-1][1]
-    yet = [f"{title:<52} {f'{flops / 1e15:,.3g}':>10} PFLOP {f'{flops / (SHARE * peak) / 3600:.2g}':>8} h" for title, flops in [*table, ("together", whole)]]
+    table.append(("together", sum(flops for _, flops in table)))
+    hours = [f"{title:<52} {flops / 1e15:>10,.3g} PFLOP {flops / (SHARE * peak) / 3600:>8.2g} h" for title, flops in table]
     targets = 4 * spots * dim  # X_teacher lies on the device whole
-    memory = [_memory(name, method, cost, profile.recipe.batch_size, gb, targets) for (name, method), cost in costs.items() if method != "none"]
+    trained = {key: cost for key, cost in costs.items() if key[1] != "none"}
+    memory = [_memory(*key, cost, profile.recipe.batch_size, gb, targets) for key, cost in trained.items()]
     return "\n".join([
         f"{profile.name}: {profile.title}", f"cohort: {slides} slides, {spots:,} spots, {splits} held-out splits", *lines,
-        f"\nhours at {SHARE:.0%} of the peak of {gpu} ({peak / 1e12:.0f} TFLOP/s in half precision); head and figures on the CPU come on top",
-        *yet, "\nmemory of a training step", *(memory or ["nothing is trained"]), "\ntokens and gates", *_gates(profile, encoders),
+        f"\nhours at {SHARE:.0%} of the peak of {gpu} ({peak / 1e12:.0f} TFLOP/s in half precision); "
+        "head and figures on the CPU come on top", *hours, "\nmemory of a training step", *(memory or ["nothing is trained"]), "\ntokens and gates", *_gates(profile, encoders),
     ])  # fmt: skip
 
 

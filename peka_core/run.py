@@ -244,7 +244,8 @@ def _list(arguments: argparse.Namespace) -> None:
     from .encoder_files import rows
     from .teachers import TEACHERS
 
-    encoders = ENCODERS | {name: f"{row.title}; {row.terms}; {row.marks}; real weights not run here" for name, row in rows().items()} | OTHERS
+    from_files = {name: f"{row.title}; {row.terms}; {row.marks}; real weights not run here" for name, row in rows().items()}
+    encoders = ENCODERS | from_files | OTHERS
     teachers = {name: teacher.about for name, teacher in TEACHERS.items()}
     profiles = {name: load_profile(name).title for name in profile_names()}
     for title, named in (("profiles", profiles), ("encoders", encoders), ("teachers", teachers), ("methods", METHODS)):
