@@ -27,17 +27,9 @@ LOSSES = ("kd", "struct", "mse", "total")
 
 
 def align(
-    student,
-    tiles,
-    targets: np.ndarray,
-    labels: np.ndarray,
-    groups: np.ndarray,
-    recipe: Recipe,
-    seed: int = 0,
-    progress: bool = True,
-    rows: np.ndarray | None = None,
-    checkpoint: str | Path | None = None,
-) -> pd.DataFrame:
+    student, tiles, targets: np.ndarray, labels: np.ndarray, groups: np.ndarray, recipe: Recipe, seed: int = 0,
+    progress: bool = True, rows: np.ndarray | None = None, checkpoint: str | Path | None = None,
+) -> pd.DataFrame:  # fmt: skip
     """Train a student in place; it ends with the weights of the kept epoch.
 
     Args:
@@ -185,11 +177,7 @@ def learning_rate(step: int, steps: int, recipe: Recipe) -> float:
 
 
 def alignment_quality(
-    features_train: np.ndarray,
-    x_teacher_train: np.ndarray,
-    features_test: np.ndarray,
-    x_teacher_test: np.ndarray,
-    k: int = 10,
+    features_train: np.ndarray, x_teacher_train: np.ndarray, features_test: np.ndarray, x_teacher_test: np.ndarray, k: int = 10
 ) -> dict[str, float]:
     """Did it align? How much of the teacher the features of held-out spots contain.
 

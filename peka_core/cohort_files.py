@@ -127,7 +127,7 @@ def tile_barcodes(file: h5py.File, path: Path, side: int = TILE) -> pd.Index:
 
 
 def barcodes_in(file: h5py.File) -> pd.Index | None:
-    """The barcodes (n,) of an open file of tiles or embeddings, under either name that HEST gives them; None where it has none."""
+    """The barcodes (n,) of an open file of tiles or embeddings, under either name that HEST gives them; None without any."""
     name = next((name for name in ("barcode", "barcodes") if name in file), None)
     if name is None:
         return None

@@ -15,14 +15,9 @@ from .tiles import TILE, TILE_UM_PER_PX
 
 
 def write_sample(
-    path: str | Path,
-    sample: str,
-    tiles: np.ndarray | None,
-    coords_xy_topleft: np.ndarray | None,
-    barcodes: Iterable[str],
-    adata: ad.AnnData,
-    um_per_px: float,
-) -> str:
+    path: str | Path, sample: str, tiles: np.ndarray | None, coords_xy_topleft: np.ndarray | None, barcodes: Iterable[str],
+    adata: ad.AnnData, um_per_px: float,
+) -> str:  # fmt: skip
     """Write one section as HEST writes it today; the h5ad last, so that its presence means a whole section.
 
     Args:
@@ -70,10 +65,7 @@ def _write_patches(file: Path, tiles: np.ndarray, coords: np.ndarray, names: lis
 
 
 def write_cohort_tables(
-    path: str | Path,
-    samples: pd.DataFrame,
-    splits: list[tuple[Iterable[str], Iterable[str]]],
-    genes: Iterable[str],
+    path: str | Path, samples: pd.DataFrame, splits: list[tuple[Iterable[str], Iterable[str]]], genes: Iterable[str]
 ) -> None:
     """Write samples.csv, splits/train_i.csv, test_i.csv and var_<k>genes.json; tables of an earlier build go.
 

@@ -33,15 +33,14 @@ def colour(cohort) -> np.ndarray:
 
 
 def permuted_targets(features, seed: int = 0) -> Predictor:
-    """The head on real features, refitted to targets permuted over the training spots: the score of chance.
+    """The head on real `features (n, d)`, refitted to targets permuted over the training spots: the score of chance.
 
-    `features (n, d)` or a dict of them by split name; the penalty is chosen on the permuted targets too.
+    The penalty is chosen on the permuted targets too.
     """
     def predict(task: Task, train: np.ndarray, test: np.ndarray) -> dict:
         targets = task.targets.copy()
         targets[train] = targets[np.random.default_rng(seed).permutation(train)]  # whole rows move
-        x = features[task.split.name] if isinstance(features, dict) else features
-        return {"chosen": head_answers(x, replace(task, targets=targets))["chosen"]}
+        return {"chosen": head_answers(features, replace(task, targets=targets))["chosen"]}
 
     return predict
 

@@ -152,7 +152,7 @@ def preflight(names: list[str], given: dict[str, str]) -> None:
 
 
 def reachable(row: Row) -> bool:
-    """Whether a download of the row's file may be tried: it has an address, its gate may open, and no mirror stands for the hub."""
+    """Whether a download of the row's file may be tried: it has an address, its gate may open, no mirror stands for the hub."""
     return bool(row.hub_id or row.url) and not os.environ.get("PEKA_MIRROR") and not lacks_token(row)
 
 

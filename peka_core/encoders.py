@@ -180,18 +180,9 @@ def _from_row(row: Row, weights: str | Path | None) -> Encoder:
     model, how = backbones.build(row), row.transform
     _load(model, path, row.name, row.layout)
     return Encoder(
-        name=row.name,
-        model=model,
-        mean=tuple(how["mean"]),
-        std=tuple(how["std"]),
-        dim=row.dim,
-        size=how["crop"],
-        resize=how["resize"],
-        interpolation=how["interpolation"] or "bilinear",
-        pool=row.pooling,
-        revision=revision,
-        digest=digest or weights_digest(row.name, path),
-    )
+        row.name, model, tuple(how["mean"]), tuple(how["std"]), row.dim, how["crop"], how["resize"],
+        how["interpolation"] or "bilinear", pool=row.pooling, revision=revision, digest=digest or weights_digest(row.name, path),
+    )  # fmt: skip
 
 
 def _from_timm(name: str, weights: str | Path | None) -> Encoder:
@@ -209,19 +200,12 @@ def _from_timm(name: str, weights: str | Path | None) -> Encoder:
     if weights is not None:
         _load(model, weights, name)
     size = cfg["input_size"][-1]
+    source = "" if weights else str(model.pretrained_cfg.get("hf_hub_id") or model.pretrained_cfg.get("url") or "")
     return Encoder(
-        name=name,
-        model=model,
-        mean=tuple(cfg["mean"]),
-        std=tuple(cfg["std"]),
-        dim=model.num_features,
-        size=size,
-        resize=math.floor(size / cfg["crop_pct"]),
-        interpolation="bicubic" if cfg["interpolation"] == "bicubic" else "bilinear",
-        pool=str(getattr(model, "global_pool", "avg")),
-        revision="" if weights else str(model.pretrained_cfg.get("hf_hub_id") or model.pretrained_cfg.get("url") or ""),
-        digest=weights_digest(name, weights) if weights else _state_digest(model),
-    )
+        name, model, tuple(cfg["mean"]), tuple(cfg["std"]), model.num_features, size, math.floor(size / cfg["crop_pct"]),
+        "bicubic" if cfg["interpolation"] == "bicubic" else "bilinear", pool=str(getattr(model, "global_pool", "avg")),
+        revision=source, digest=weights_digest(name, weights) if weights else _state_digest(model),
+    )  # fmt: skip
 
 
 def _load(model: nn.Module, path: str | Path, name: str, layout: str = "timm") -> None:

@@ -13,7 +13,8 @@ from .head import N_COMPONENTS, choose_alpha, fit_predict
 from .protocols import PROTOCOLS, Protocol, Task, make_tasks
 from .statistics import mean_defined, partial_pearson, pearson
 
-Predictor = Callable[[Task, np.ndarray, np.ndarray], np.ndarray]  # (task, train rows, test rows) -> (m, g)
+# (task, train rows, test rows) -> predictions (m, g), or those of named penalties as `head_answers` returns them
+Predictor = Callable[[Task, np.ndarray, np.ndarray], np.ndarray | dict]
 TEXT = ("protocol", "split", "scheme", "pooling", "patient", "section", "genes", "alpha", "gene", "group")
 
 

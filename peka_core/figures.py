@@ -153,7 +153,8 @@ def rungs(table: pd.DataFrame, ax: plt.Axes | None = None, xlabel: str = "PCC mi
     for name, part in table.groupby("genes", sort=False):
         color, offset = GENE_SETS[name]
         y = np.array([order.index(label) for label in part["label"]]) + offset
-        ax.errorbar(part["mean"].to_numpy(), y, xerr=_whiskers(part), fmt="o", color=color, ms=6 if name == "all" else 4, capsize=2, lw=1.2, label=f"{name} genes")
+        ax.errorbar(part["mean"].to_numpy(), y, xerr=_whiskers(part), fmt="o", color=color, ms=6 if name == "all" else 4, capsize=2,
+                    lw=1.2, label=f"{name} genes")
     if table["genes"].nunique() > 1:
         ax.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
     return _name_rows(ax, order, xlabel)
@@ -172,7 +173,8 @@ def curves(table: pd.DataFrame, columns: int = 3) -> list[plt.Axes]:
         for name, part in here.groupby("genes", sort=False):
             color, offset = GENE_SETS[name]
             x = np.array([values.index(v) for v in part["value"]]) + offset / 2
-            ax.errorbar(x, part["mean"].to_numpy(), yerr=_whiskers(part), fmt="o-", color=color, ms=4, lw=1, capsize=2, label=f"{name} genes")
+            ax.errorbar(x, part["mean"].to_numpy(), yerr=_whiskers(part), fmt="o-", color=color, ms=4, lw=1, capsize=2,
+                        label=f"{name} genes")
         ax.axhline(0, color="grey", lw=0.8)
         ax.set_xticks(range(len(values)), values)
         ax.set_title(title, fontsize="small")

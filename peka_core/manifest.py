@@ -196,7 +196,7 @@ class Verified:
     def save(self) -> None:
         """Write the list where it can be written; it only saves time."""
         if self._changed:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, PekaError):
                 write_json(self.path, self._known)
 
 

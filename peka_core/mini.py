@@ -69,14 +69,7 @@ def build_mini(seed=None):
         if seed is not None:
             torch.manual_seed(seed)
         model = VisionTransformer(
-            img_size=224,
-            patch_size=32,
-            embed_dim=MINI_DIM,
-            depth=4,
-            num_heads=4,
-            class_token=False,
-            global_pool="avg",
-            num_classes=0,
-            embed_layer=MiniStem,
-        )
+            img_size=224, patch_size=32, embed_dim=MINI_DIM, depth=4, num_heads=4, class_token=False, global_pool="avg",
+            num_classes=0, embed_layer=MiniStem,
+        )  # fmt: skip
     return explicit_attention(model)

@@ -118,7 +118,8 @@ def work_of(profile: Profile, spots: int, splits: int) -> Iterator[tuple[str, st
             shuffled = split == "all" or split.startswith("spots/")
             share = 1.0 if split == "all" else 0.8 if shuffled else 1 - 1 / splits
             aside = 0.0 if shuffled and recipe.set_aside_by == "group" else recipe.set_aside
-            yield f"align {rung.method} on {split}", rung.encoder or profile.encoder, rung.method, round(recipe.epochs * spots * share * (1 - aside)), spots
+            trained = round(recipe.epochs * spots * share * (1 - aside))
+            yield f"align {rung.method} on {split}", rung.encoder or profile.encoder, rung.method, trained, spots
 
 
 def plan(profile: Profile, gpu: str = "A100") -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import yaml
 
+from . import workspace
 from .files import CANNOT_WRITE, PekaError, alone, cannot_write, write_json
 from .ladder import METHODS
 from .profile import Profile, load_profile, profile_names
@@ -100,36 +101,33 @@ def _values(items: list[str], option: str) -> dict:
 
 def _run(arguments: argparse.Namespace) -> int:
     """Execute the notebooks in order; stop at the first that fails."""
-    from .workspace import root
-
-    overrides, weights = _values(arguments.p, "-p"), _pairs(arguments.weights, "--weights")
     if arguments.plan:
         from .plan import plan
 
-        print(plan(load_profile(arguments.profile, overrides), arguments.gpu))
+        print(plan(load_profile(arguments.profile, _values(arguments.p, "-p")), arguments.gpu))
         return 0
-    work = _open(arguments, overrides, weights)
+    work = _open(arguments)
     parameters = {
-        "profile": arguments.profile, "run": work.folder.name, "device": arguments.device,
-        "weights": weights, "overrides": overrides,
+        "profile": arguments.profile, "run": work.folder.name, "device": arguments.device, "weights": work.weights,
+        "overrides": work.profile.overrides,
     }
     started = time.perf_counter()
     for chapter in CHAPTERS:
-        if not execute(root() / "notebooks" / f"{chapter}.ipynb", work.folder / "notebooks", parameters):
+        if not execute(workspace.root() / "notebooks" / f"{chapter}.ipynb", work.folder / "notebooks", parameters):
             return 1
     _report(work.folder, time.perf_counter() - started)
     return 0
 
 
-def _open(arguments: argparse.Namespace, overrides: dict, weights: dict):
+def _open(arguments: argparse.Namespace) -> workspace.Run:
     """The run, once all that it will need is here or can come: weights first, which are cheap to ask for, then slides, then the teacher."""
     from .encoder_files import preflight
-    from .workspace import open_run, root
 
+    overrides, weights = _values(arguments.p, "-p"), _pairs(arguments.weights, "--weights")
     profile = load_profile(arguments.profile, overrides)
     source = _source(profile)
     checks = [lambda: preflight(profile.encoders, weights)]
-    if hasattr(source, "preflight") and not (root() / "runs" / (arguments.run or profile.name) / "cohort").exists():
+    if hasattr(source, "preflight") and not (workspace.root() / "runs" / (arguments.run or profile.name) / "cohort").exists():
         checks.append(lambda: source.preflight(**_options_of(source.preflight, profile)))
     problems = []
     for check in checks:
@@ -140,7 +138,7 @@ def _open(arguments: argparse.Namespace, overrides: dict, weights: dict):
     if problems:
         raise PekaError("\n".join(problems))
     _fetch_teacher(profile)
-    return open_run(arguments.profile, arguments.run, arguments.device, weights, overrides)
+    return workspace.open_run(arguments.profile, arguments.run, arguments.device, weights, overrides)
 
 
 def _source(profile: Profile):
@@ -159,8 +157,7 @@ def _ladder(arguments: argparse.Namespace) -> None:
     from . import studies
     from .tables import save_table
 
-    overrides, weights = _values(arguments.p, "-p"), _pairs(arguments.weights, "--weights")
-    work = _open(arguments, overrides, weights)
+    work = _open(arguments)
     splits = [split.name for split in work.cohort().splits]
     for name, (study, how_many) in studies.STUDIES.items():
         if name in studies.DRAWN_ONLY and work.profile.source != "demo":
@@ -266,7 +263,8 @@ def _list(arguments: argparse.Namespace) -> None:
     from .encoder_files import rows
     from .teachers import TEACHERS
 
-    encoders = ENCODERS | {name: f"{row.title}; {row.terms}; {row.marks}; real weights not run here" for name, row in rows().items()} | OTHERS
+    from_files = {name: f"{row.title}; {row.terms}; {row.marks}; real weights not run here" for name, row in rows().items()}
+    encoders = ENCODERS | from_files | OTHERS
     teachers = {name: teacher.about for name, teacher in TEACHERS.items()}
     profiles = {name: load_profile(name).title for name in profile_names()}
     for title, named in (("profiles", profiles), ("encoders", encoders), ("teachers", teachers), ("methods", METHODS)):

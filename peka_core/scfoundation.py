@@ -90,15 +90,14 @@ class ScFoundation:
                 name = Path(FILES[option]).name
                 raise PekaError(f"scfoundation: no {option} at {path}; give the path of {name}, or none to fetch it")
 
-    @functools.cached_property
-    def files(self) -> dict[str, Path]:
-        """Local paths of checkpoint and vocabulary; what was not given is fetched and verified."""
-        return {name: Path(path) if path else fetch(SOURCE, [FILES[name]])[0] for name, path in self.paths.items()}
+    def _local(self, option: str) -> Path:
+        """Local path of checkpoint or vocabulary; fetched and verified where it was not given."""
+        return Path(self.paths[option] or fetch(SOURCE, [FILES[option]])[0])
 
     @functools.cached_property
     def symbols(self) -> pd.Index:
         """The vocabulary, (19264,)."""
-        path = Path(self.paths["vocabulary"] or fetch(SOURCE, [FILES["vocabulary"]])[0])
+        path = self._local("vocabulary")
         table = pd.read_csv(path, sep="\t", keep_default_na=False)
         fine = list(table) == ["gene_name", "index"] and table["gene_name"].is_unique and (table["index"] == table.index).all()
         if not fine:
@@ -112,10 +111,10 @@ class ScFoundation:
         """The encoder of this mode, on the device."""
         from .scfoundation_network import build_network, read_checkpoint
 
-        path = self.files["checkpoint"]
+        path = self._local("checkpoint")
         network = build_network(read_checkpoint(path, self.mode), f"{path}, mode {self.mode}")
         if network.pos_emb.num_embeddings != len(self.symbols) + 3:  # T, S, padding
-            known, other = network.pos_emb.num_embeddings - 3, self.files["vocabulary"]
+            known, other = network.pos_emb.num_embeddings - 3, self._local("vocabulary")
             raise PekaError(f"{path} knows {known} genes, the vocabulary {other} has {len(self.symbols)}: take a pair")
         return network.to(self.device)
 

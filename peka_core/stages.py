@@ -333,5 +333,6 @@ def _made_of(work: Run, stage: str, rung: Rung, split: str, world: str, **fields
     """The unit of what a student makes, or of what is made from it; the frozen encoder depends on no teacher or recipe."""
     fields |= {"encoder": work.encoder_name(rung.encoder), "method": rung.method, "split": split}
     if rung.method != "none":
-        fields |= {"teacher": work.teacher_name, "taught_by": rung.taught_by, "recipe": work.recipe(rung, split, world), "share": rung.share, "seed": work.profile.seed}
+        fields |= {"recipe": work.recipe(rung, split, world), "seed": work.profile.seed}
+        fields |= {"teacher": work.teacher_name, "taught_by": rung.taught_by, "share": rung.share}
     return work.unit(stage, world, **fields)

@@ -84,7 +84,8 @@ def variance_components(values: pd.DataFrame) -> pd.DataFrame:
     grid = values.set_index(["cohort", "patient", "seed"])["difference"].sort_index()
     parts = [part.droplevel(0).unstack() for _, part in grid.groupby(level=0)]
     cohorts = [part.to_numpy() for part in parts]
-    if len({(part.shape, tuple(part.columns)) for part in parts}) > 1 or min(len(cohorts), *cohorts[0].shape) < 2 or np.isnan(cohorts).any():
+    differ = len({(part.shape, tuple(part.columns)) for part in parts}) > 1
+    if differ or min(len(cohorts), *cohorts[0].shape) < 2 or np.isnan(cohorts).any():
         raise PekaError(f"variance components need at least two cohorts with as many patients (two or more) and the same seeds each, "
                         f"here patients x seeds by cohort: {[part.shape for part in cohorts]}")  # fmt: skip
     x = np.stack(cohorts)  # (c, p, s)
@@ -140,8 +141,8 @@ def summarise(scores: pd.DataFrame, protocol, pooling: str | None = None) -> pd.
 
     Columns: mean, low, high (t interval over patients: only where the score is a mean of patient values and
     there are at least three), n and unit of what was averaged, values (the single values where there is no
-    interval), beyond_depth (mean correlation with log depth taken out), n_undefined (gene values that were undefined), note. `pooling` replaces the protocol's own,
-    to show the other one beside it.
+    interval), beyond_depth (mean correlation with log depth taken out), n_undefined (gene values that were
+    undefined), note. `pooling` replaces the protocol's own, to show the other one beside it.
     """
     pooling = pooling or protocol.pooling
     chosen = scores[scores["pooling"] == pooling]

@@ -4,7 +4,7 @@ Every study is a function of a run; its numbers are differences to the frozen en
 """
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -70,10 +70,9 @@ def scope_effects(work: Run, split: str = "spots/0") -> pd.DataFrame:
     paper, rows = PROTOCOLS["peka_paper"], []
     base = stages.score(work, "frozen", paper, split=split).scores
     for rung in tqdm([r for r in work.profile.ladder if isinstance(r, Rung)], desc="scope effects", unit="rung"):
-        made = {scope: stages.score(work, rung, paper, scope, split).scores for scope in ("nested", "all")}
-        for name, (a, b) in {"nested - frozen": ("nested", base), "all - frozen": ("all", base), "all - nested": ("all", made["nested"])}.items():
-            found = paired(made[a], b)
-            rows.append({"label": rung.name, "difference": name, **_without_values(found)})
+        made = {"frozen": base} | {scope: stages.score(work, rung, paper, scope, split).scores for scope in ("nested", "all")}
+        for a, b in (("nested", "frozen"), ("all", "frozen"), ("all", "nested")):
+            rows.append({"label": rung.name, "difference": f"{a} - {b}", **_without_values(paired(made[a], made[b]))})
     return _named(work, pd.DataFrame(rows)).assign(protocol="peka_paper", pooling="section", split=split)
 
 
@@ -84,7 +83,8 @@ def curves(work: Run, split: str) -> pd.DataFrame:
         points += [(title, value, Rung("bat", recipe=() if getattr(plain, name) == value else ((name, value),))) for value in values]
     points += [("pseudo-labels k", "leiden", Rung("bat", recipe=(("k", 64), ("labels", "leiden"))))]
     for kd in LAMBDAS:
-        points.append(("weight of L_KD (L_struct has the rest)", kd, Rung("bat", recipe=(("lambda_kd", kd), ("lambda_struct", 1.0 - kd)))))
+        weights = (("lambda_kd", kd), ("lambda_struct", 1.0 - kd))
+        points.append(("weight of L_KD (L_struct has the rest)", kd, Rung("bat", recipe=weights)))
     for share in SHARES:  # as many steps on fewer patients
         longer = () if share == 1 else (("epochs", round(plain.epochs / share)),)
         points.append(("share of training patients, same steps", share, Rung("bat", recipe=longer, share=share)))
@@ -101,7 +101,7 @@ def recipes(work: Run, split: str) -> pd.DataFrame:
     points = [("the profile's recipe", Rung("bat"))] + list(SWITCHES.items())
     for name, method in (("as_written", "bat"), ("as_run", "bone")):
         whole = replace(RECIPES[name], **{field: getattr(base, field) for field in size})
-        changes = tuple(sorted((f.name, getattr(whole, f.name)) for f in fields(whole) if getattr(whole, f.name) != getattr(base, f.name)))
+        changes = tuple(sorted(asdict(whole).items() - asdict(base).items()))
         points += [(f"{name}, whole ({space})", Rung(method, space, recipe=changes)) for space in ("encoder", "projected")]
     return _against_frozen(work, [("recipe", name, rung) for name, rung in points], split)
 
@@ -214,6 +214,9 @@ def replicate(tables_by_cohort: dict[int, pd.DataFrame]) -> pd.DataFrame:
     rows = []
     for (label, genes), part in long.groupby(["label", "genes"], sort=False):
         interval = t_interval(part["mean"].to_numpy())
-        rows.append({"label": label, "genes": genes, **interval._asdict(), "n": len(part), "above_zero": int((part["mean"] > 0).sum()),
-                     "sd": part["mean"].std(), "values": " ".join(f"{s}:{v:.4f}" for s, v in zip(part["cohort_seed"], part["mean"]))})  # fmt: skip
+        values = " ".join(f"{seed}:{value:.4f}" for seed, value in zip(part["cohort_seed"], part["mean"]))
+        rows.append({
+            "label": label, "genes": genes, **interval._asdict(), "n": len(part), "above_zero": int((part["mean"] > 0).sum()),
+            "sd": part["mean"].std(), "values": values,
+        })  # fmt: skip
     return pd.DataFrame(rows)

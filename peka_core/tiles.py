@@ -40,6 +40,12 @@ def cut_tile(image: np.ndarray, centre_xy: tuple[float, float], um_per_px: float
     return cv2.resize(crop, (TILE, TILE), interpolation=cv2.INTER_LINEAR), (x, y)
 
 
+def cut_tiles(image: np.ndarray, centres: np.ndarray, um_per_px: float) -> tuple[np.ndarray, np.ndarray]:
+    """`cut_tile` around centres (n, 2): tiles uint8 (n, 224, 224, 3) and their top-left corners (n, 2)."""
+    tiles, corners = zip(*(cut_tile(image, centre, um_per_px) for centre in centres))
+    return np.stack(tiles), np.array(corners)
+
+
 def in_chunks(tiles) -> Iterator[np.ndarray]:
     """Tiles of an array or a reader, `CHUNK` at a time."""
     return (tiles[start : start + CHUNK] for start in range(0, len(tiles), CHUNK))

@@ -24,10 +24,10 @@ class Unit:
     """What one piece of work depends on; fields that do not matter to a stage stay empty.
 
     Attributes:
-        stage: `teacher`, `embedding`, `alignment`, `features`, `quality`, `umap` or `evaluation`.
+        stage: `teacher`, `embedding`, `hashes`, `alignment`, `features`, `quality`, `umap` or `evaluation`.
         cohort: digest of the cohort directory.
         encoder: encoder name and digest, `name@digest`.
-        method: adapter method (`none`, `bat`, `bone`, `projector_only`), or the name of a control.
+        method: what was trained (`ladder.METHODS`), or the name of a control.
         teacher: teacher name with its options.
         taught_by: `teacher`, `permuted_teacher` or `genes` (`ladder.Rung`).
         recipe: hyper-parameters of the alignment.
@@ -37,7 +37,7 @@ class Unit:
         protocol: name of the evaluation protocol.
         rules: digest of all of the protocol's rules, since a changed one may keep its name.
         zeros: `keep` or `drop`, the protocol's zero rule.
-        scope: `nested`, `all` or `given`: which spots the alignment saw.
+        scope: `nested` or `all`: which spots the alignment saw; of a `umap` the split whose pseudo-labels it shows.
         share: share of the split's training patients that were used.
         seed: seed of the alignment, or of a drawn control.
     """

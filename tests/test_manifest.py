@@ -1,3 +1,4 @@
+import errno
 import http.server
 import threading
 
@@ -118,6 +119,18 @@ def test_a_verified_file_is_not_hashed_again(listed, monkeypatch):
     fetch(listed)
     monkeypatch.setattr(manifest, "git_blob_sha1", lambda path: pytest.fail("hashed again"))
     fetch(listed)
+
+
+def test_a_list_of_verified_files_that_cannot_be_written_ends_nothing(tmp_path, monkeypatch):
+    def refuse(old, new):
+        raise OSError(errno.EROFS, "Read-only file system", str(new))
+
+    (tmp_path / "a.txt").write_text("a")
+    seen = manifest.Verified(tmp_path / "verified.json")
+    seen.add(tmp_path / "a.txt", {})
+    monkeypatch.setattr("os.replace", refuse)
+    seen.save()
+    assert not (tmp_path / "verified.json").exists()
 
 
 def test_a_mirror_is_used_in_place_and_verified(listed, server, tmp_path, monkeypatch):

@@ -53,19 +53,9 @@ def build(
         PekaError: the directory holds something else, or `counts_for` shows other tissue.
     """
     path, tiles = Path(path), tiles and counts_for is None
-    world = {
-        "source": "demo",
-        "drawing": drawing.VERSION,
-        "law": law.VERSION,
-        "options": {
-            "seed": seed,
-            "patients": patients,
-            "sections": sections,
-            "spots": spots,
-            "hidden": float(hidden),
-            "folds": folds,
-        },
-    }
+    sizes = {"seed": seed, "patients": patients, "sections": sections, "spots": spots}
+    options = sizes | {"hidden": float(hidden), "folds": folds}
+    world = {"source": "demo", "drawing": drawing.VERSION, "law": law.VERSION, "options": options}
     jobs = {f"P{p:02d}{chr(64 + s)}": (seed, p, s, spots) for p in range(1, patients + 1) for s in range(1, sections + 1)}
     if _is_finished(path, world, jobs, tiles):
         return path

@@ -19,7 +19,7 @@ from .. import manifest
 from ..cohort import open_cohort, write_cohort_tables, write_sample
 from ..files import PekaError
 from ..protocols import top_genes
-from ..tiles import cut_tile
+from ..tiles import cut_tiles
 from . import resume
 
 SECTIONS = ("B4", "C2", "C3", "C4", "C5")
@@ -116,7 +116,7 @@ def _build_section(path: Path, section: str, raw: dict[str, Path], min_umi: int)
         "um_per_px": um_per_px,
     }
     adata = _adata(counts[deep], spots)
-    tiles, corners = _cut(raw["image"], adata.obsm["spatial"], um_per_px)
+    tiles, corners = cut_tiles(read_image(raw["image"]), adata.obsm["spatial"], um_per_px)
     facts["tiles_sha256"] = write_sample(path, section, tiles, corners, adata.obs_names, adata, um_per_px)
     log.info(
         "her2st %s: %d spots; dropped %d without counts and %d below %d UMI; %.4f um/px",
@@ -180,13 +180,6 @@ def _adata(counts: pd.DataFrame, spots: pd.DataFrame) -> ad.AnnData:
     return adata
 
 
-def _cut(image_file: Path, centres: np.ndarray, um_per_px: float) -> tuple[np.ndarray, np.ndarray]:
-    """Tiles (n, 224, 224, 3) around `centres` (n, 2) and their top-left corners (n, 2)."""
-    image = read_image(image_file)
-    tiles, corners = zip(*(cut_tile(image, centre, um_per_px) for centre in centres))
-    return np.stack(tiles), np.array(corners)
-
-
 def read_image(path: Path) -> np.ndarray:
     """An image file as uint8 (H, W, 3) RGB, its pixels as stored: an EXIF orientation does not turn it.
 
@@ -207,19 +200,12 @@ def _write_tables(path: Path, facts: dict[str, dict]) -> None:
     source = manifest.load_manifest()["sources"]["her2st"]
     rows = [
         {
-            "sample_id": section,
-            "patient": section[0],
-            "organ": "Breast",
-            "disease": "Cancer",
-            "technology": "Spatial Transcriptomics",
-            "um_per_px": made["um_per_px"],
-            "license": source["license"],
-            "source": source["url"],
-            "evidence": "patient: first letter of the section's name",
-            "tiles_sha256": made["tiles_sha256"],
+            "sample_id": section, "patient": section[0], "organ": "Breast", "disease": "Cancer",
+            "technology": "Spatial Transcriptomics", "um_per_px": made["um_per_px"], "license": source["license"],
+            "source": source["url"], "evidence": "patient: first letter of the section's name", "tiles_sha256": made["tiles_sha256"],
         }
         for section, made in facts.items()
-    ]
+    ]  # fmt: skip
     table, splits = pd.DataFrame(rows), make_splits(list(facts))
     write_cohort_tables(path, table, splits, [])
     write_cohort_tables(path, table, splits, top_genes(open_cohort(path), N_GENES))

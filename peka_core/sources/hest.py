@@ -32,16 +32,9 @@ SAME = 5.0  # grey levels by which tiles of one section may differ, after anothe
 
 
 def build(
-    path: str | Path,
-    cohort: str = "breast",
-    leave_out: Iterable[str] = (),
-    folds: int = 6,
-    unknown: str = "slide",
-    wsis: bool = False,
-    index: str = "",
-    index_sha256: str = "",
-    counts: tuple[int, int] | None = None,
-) -> Path:
+    path: str | Path, cohort: str = "breast", leave_out: Iterable[str] = (), folds: int = 6, unknown: str = "slide",
+    wsis: bool = False, index: str = "", index_sha256: str = "", counts: tuple[int, int] | None = None,
+) -> Path:  # fmt: skip
     """Convert the slides of a cohort into a cohort directory, by links.
 
     A finished cohort with the same options is left alone, a half-built one is completed slide by slide.
@@ -82,14 +75,9 @@ def build(
 
 
 def fetch(
-    cohort: str = "breast",
-    dry_run: bool = False,
-    wsis: bool = False,
-    leave_out: Iterable[str] = (),
-    index: str = "",
-    index_sha256: str = "",
-    counts: tuple[int, int] | None = None,
-) -> dict[str, dict[str, Path]]:
+    cohort: str = "breast", dry_run: bool = False, wsis: bool = False, leave_out: Iterable[str] = (), index: str = "",
+    index_sha256: str = "", counts: tuple[int, int] | None = None,
+) -> dict[str, dict[str, Path]]:  # fmt: skip
     """Download and verify (or find in PEKA_MIRROR) the files of a cohort; with `dry_run` list them and their sizes.
 
     Args:
@@ -107,13 +95,9 @@ def fetch(
 
 
 def preflight(
-    cohort: str = "breast",
-    wsis: bool = False,
-    leave_out: Iterable[str] = (),
-    index: str = "",
-    index_sha256: str = "",
+    cohort: str = "breast", wsis: bool = False, leave_out: Iterable[str] = (), index: str = "", index_sha256: str = "",
     counts: tuple[int, int] | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Refuse before any work a cohort whose slides are not here and cannot come; arguments as in `fetch`."""
     here = index_place(index).exists()
     hest_files.preflight(without(slides(cohort, index, index_sha256, counts), leave_out) if here else None, wsis)

@@ -13,7 +13,7 @@ from anndata.utils import make_index_unique
 from ..cohort_files import names_of, open_h5, open_section, read_counts, tile_barcodes
 from ..cohort_writing import write_tiles
 from ..files import PekaError, link_whole, write_whole
-from ..tiles import TILE, cut_tile
+from ..tiles import TILE, cut_tiles
 from .her2st import read_image
 from .hest_files import Pins, home
 
@@ -108,6 +108,5 @@ def _cut_again(path: Path, sample: str, files: dict[str, Path], um_per_px: float
     spots = ad.read_h5ad(files["st"], backed="r")
     centres = pd.DataFrame(spots.obsm["spatial"][:], index=spots.obs_names).loc[barcodes].to_numpy()  # (n, 2)
     spots.file.close()
-    image = read_image(slide)
-    tiles, corners = zip(*(cut_tile(image, centre, um_per_px) for centre in centres))
-    return write_tiles(path, sample, np.stack(tiles), np.array(corners), barcodes, um_per_px)
+    tiles, corners = cut_tiles(read_image(slide), centres, um_per_px)
+    return write_tiles(path, sample, tiles, corners, barcodes, um_per_px)
