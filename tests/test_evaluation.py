@@ -239,5 +239,8 @@ def test_saved_and_loaded_evaluations_are_equal(tmp_path):
     pd.testing.assert_frame_equal(loaded.genes, result.genes)
     np.testing.assert_array_equal(loaded.predictions.layers["predicted"], result.predictions.layers["predicted"])
     assert isinstance(loaded.predictions, anndata.AnnData)
+    packed = (tmp_path / "scores.csv.gz").read_bytes()
+    result.save(tmp_path)
+    assert (tmp_path / "scores.csv.gz").read_bytes() == packed, "a name or a time is packed with the scores"
     (tmp_path / "predictions.h5ad").unlink()
     assert Evaluation.load(tmp_path).predictions is None
