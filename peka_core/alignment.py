@@ -189,11 +189,14 @@ def alignment_quality(
         r2: held-out R2 of a ridge from standardised features to X_teacher, components weighted by their
         variance, penalty by leave-one-out on the training spots. neighbour_overlap: share of a held-out
         spot's k nearest neighbours in feature space that are among its k nearest in teacher space;
-        chance: the same for random neighbours. n_train, n_test, k.
+        chance: the same for random neighbours. n_train, n_test, k. NaN where fewer than two spots are left on a side.
     """
     usable, usable_test = np.isfinite(x_teacher_train).all(1), np.isfinite(x_teacher_test).all(1)
     features_train, x_teacher_train = features_train[usable], x_teacher_train[usable]
     features_test, x_teacher_test = features_test[usable_test], x_teacher_test[usable_test]
+    if min(len(features_train), len(features_test)) < 2:
+        unknown = dict.fromkeys(("r2", "neighbour_overlap", "chance"), math.nan)
+        return unknown | {"n_train": len(features_train), "n_test": len(features_test), "k": k}
     scaler = StandardScaler().fit(features_train)
     ridge = make_pipeline(scaler, RidgeCV(np.logspace(-1, 5, 13))).fit(features_train, x_teacher_train)
     r2 = r2_score(x_teacher_test, ridge.predict(features_test), multioutput="variance_weighted")

@@ -17,8 +17,12 @@ from .files import write_whole
 
 PALETTE = {
     "oracle": "#000000", "frozen": "#0072B2", "random": "#999999", "bat": "#D55E00", "bone": "#E69F00",
-    "projector_only": "#CC79A7", "control": "#56B4E9", "reference": "#009E73",
-}
+    "projector_only": "#CC79A7", "control": "#56B4E9", "reference": "#009E73", "all": "#882255",
+}  # "all": a student whose alignment saw every spot, beside one that did not
+KEYS = {
+    "oracle": "oracle", "frozen": "frozen encoder", "random": "untrained encoder", "student": "aligned", "control": "control: no morphology",
+    "reference": "reference: needs counts",
+}  # fmt: skip
 TILE_UM = 112  # field of view of a tile, µm
 
 
@@ -95,9 +99,14 @@ def tissue_map(ax: plt.Axes, xy: np.ndarray, values, um_per_px: float, title: st
 
 
 def loss_curves(histories: dict[str, pd.DataFrame], column: str = "total", ax: plt.Axes | None = None) -> plt.Axes:
-    """Training (solid) and set-aside (dashed) loss of each alignment by epoch; a dot marks the epoch kept."""
+    """Training (solid) and set-aside (dashed) loss of each alignment by epoch; a dot marks the epoch kept.
+
+    `histories`: by `method, split`; the method, or split `all`, gives the colour where `PALETTE` has it.
+    """
     ax = ax or plt.subplots(figsize=(5, 3.2))[1]
-    for (name, history), color in zip(histories.items(), sns.color_palette("colorblind", len(histories))):
+    for (name, history), other in zip(histories.items(), sns.color_palette("colorblind", len(histories))):
+        method, _, split = name.partition(", ")
+        color = PALETTE.get("all" if split == "all" and method in PALETTE else method, other)
         ax.plot(history["epoch"], history[column], color=color, label=name)
         held_out = f"aside_{column}"
         if held_out in history and history[held_out].notna().any():
@@ -105,7 +114,9 @@ def loss_curves(histories: dict[str, pd.DataFrame], column: str = "total", ax: p
         kept = history[history["kept"]]
         ax.plot(kept["epoch"], kept[held_out if held_out in kept and kept[held_out].notna().all() else column], "o", color=color)
     ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.set(xlabel="epoch", ylabel=f"loss, {column} (nats)", title="solid: training, dashed: set aside, dot: kept")
+    for style, label in (("-", "training"), ("--", "set aside"), ("o", "epoch kept")):
+        ax.plot([], [], style, color="grey", label=label)
+    ax.set(xlabel="epoch", ylabel="nats a spot", title={"kd": "L_KD", "struct": "L_struct"}.get(column, column) + " by epoch")
     ax.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 
@@ -113,14 +124,20 @@ def loss_curves(histories: dict[str, pd.DataFrame], column: str = "total", ax: p
 def score_dots(table: pd.DataFrame, ax: plt.Axes | None = None, label: str = "label") -> plt.Axes:
     """Means with their intervals, one row each, best above; rows without interval show the dot alone.
 
-    `table`: columns `label`, `kind`, `mean`, `low`, `high`.
+    `table`: columns `label`, `predictor`, `kind`, `mean`, `low`, `high`.
     """
     table = table[table["mean"].notna()].sort_values("mean")
-    ax = ax or plt.subplots(figsize=(6.5, 0.3 * len(table) + 1))[1]
+    ax = ax or plt.subplots(figsize=(7.5, 0.3 * len(table) + 1))[1]
+    meaning = {}
     for y, (_, row) in enumerate(table.iterrows()):
         color = PALETTE.get(row["predictor"], PALETTE.get(row["kind"], "#444444"))
         ax.plot([row["low"], row["high"]], [y, y], color=color, lw=2)
         ax.plot(row["mean"], y, "o", color=color)
+        key = KEYS.get(row["predictor"], KEYS.get(row["kind"], row["kind"]))
+        meaning |= {key if row["kind"] != "student" else f"{key}: {row['predictor'].replace('_', ' ')}": color}
+    for key, color in reversed(meaning.items()):
+        ax.plot([], [], "o", color=color, label=key)
+    ax.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
     return _name_rows(ax, table[label], "PCC")
 
 
@@ -142,10 +159,14 @@ def paired_dots(differences: pd.DataFrame, ax: plt.Axes | None = None) -> plt.Ax
 GENE_SETS = {"all": ("#000000", 0.0), "cue": ("#E69F00", 0.24), "composition": ("#56B4E9", -0.24)}  # colour, offset
 
 
-def rungs(table: pd.DataFrame, ax: plt.Axes | None = None, xlabel: str = "PCC minus frozen encoder") -> plt.Axes:
+def rungs(
+    table: pd.DataFrame, ax: plt.Axes | None = None, xlabel: str = "PCC minus frozen encoder", floor: float | None = None
+) -> plt.Axes:
     """A ladder: one row a rung, in the table's order; mean difference with its interval, for each gene set.
 
-    `table`: columns `label`, `mean`, `low`, `high`, and `genes` where there are several sets.
+    Args:
+        table: columns `label`, `mean`, `low`, `high`, and `genes` where there are several sets.
+        floor: where x begins; what lies lower stands there as a number with an arrow.
     """
     table = table if "genes" in table else table.assign(genes="all")
     order = list(table["label"].unique())[::-1]
@@ -157,6 +178,10 @@ def rungs(table: pd.DataFrame, ax: plt.Axes | None = None, xlabel: str = "PCC mi
                     lw=1.2, label=f"{name} genes")
     if table["genes"].nunique() > 1:
         ax.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
+    if floor is not None:
+        ax.set_xlim(left=floor)
+        for _, row in table[table["mean"] < floor].iterrows():
+            ax.text(floor, order.index(row["label"]) + GENE_SETS[row["genes"]][1], f" ◂ {row['mean']:+.3f}", va="center", fontsize="x-small")
     return _name_rows(ax, order, xlabel)
 
 
@@ -166,7 +191,7 @@ def curves(table: pd.DataFrame, columns: int = 3) -> list[plt.Axes]:
     `table`: columns `curve`, `value`, `genes`, `mean`, `low`, `high`.
     """
     titles = list(table["curve"].unique())
-    axes = grid(len(titles), columns, (3.3, 2.6))
+    axes = grid(len(titles), columns, (3.3, 2.6), sharey=True)
     for ax, title in zip(axes, titles):
         here = table[table["curve"] == title]
         values = list(here["value"].unique())
@@ -178,7 +203,8 @@ def curves(table: pd.DataFrame, columns: int = 3) -> list[plt.Axes]:
         ax.axhline(0, color="grey", lw=0.8)
         ax.set_xticks(range(len(values)), values)
         ax.set_title(title, fontsize="small")
-    axes[0].set_ylabel("PCC minus frozen")
+    for ax in axes[::columns]:
+        ax.set_ylabel("PCC minus frozen")
     axes[0].legend(fontsize="xx-small")
     return axes
 
@@ -215,29 +241,32 @@ def gene_pairs(genes: pd.DataFrame, ax: plt.Axes | None = None) -> plt.Axes:
 
 
 def embedding(coordinates: pd.DataFrame, column: str, ax: plt.Axes, title: str = "", legend: bool = True) -> plt.Axes:
-    """UMAP points coloured by a category. `coordinates`: columns `x`, `y` and `column`."""
-    levels = sorted(coordinates[column].astype(str).unique(), key=lambda text: (len(text), text))
-    colors = dict(zip(levels, sns.color_palette("husl" if len(levels) > 10 else "colorblind", len(levels))))
+    """UMAP points coloured by a category, `others` in grey. `coordinates`: columns `x`, `y` and `column`."""
+    levels = sorted(set(coordinates[column].astype(str)) - {"others"}, key=lambda text: (len(text), text))
+    colors = {"others": "#DDDDDD"} | dict(zip(levels, sns.color_palette("husl" if len(levels) > 10 else "colorblind", len(levels))))
+    coordinates = coordinates.sort_values(column, key=lambda values: values != "others", kind="stable")  # these below
     ax.scatter(coordinates["x"], coordinates["y"], s=5, linewidths=0, c=[colors[str(v)] for v in coordinates[column]])
     ax.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2", title=title)
     if legend and len(levels) <= 10:
         for level, color in colors.items():
-            ax.plot([], [], "o", ms=4, color=color, label=level)
-        ax.legend(fontsize="x-small", title=column)
+            if (coordinates[column].astype(str) == level).any():
+                ax.plot([], [], "o", ms=4, color=color, label=level)
+        ax.legend(fontsize="x-small", title=column, loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 
 
-def split_chart(cohort, ax: plt.Axes | None = None) -> plt.Axes:
-    """Which samples train and which test in each of the cohort's splits; grey is left out of both."""
+def split_chart(cohort, splits=None, ax: plt.Axes | None = None) -> plt.Axes:
+    """Which samples train and which test in each split (the cohort's own where None); grey is left out of both."""
+    splits = cohort.splits if splits is None else splits
     samples = cohort.samples.index
-    state = np.zeros((len(samples), len(cohort.splits)))
+    state = np.zeros((len(samples), len(splits)))
     sample_of = cohort.obs["sample"].astype(str).to_numpy()
-    for column, split in enumerate(cohort.splits):
+    for column, split in enumerate(splits):
         state[np.isin(samples, np.unique(sample_of[split.train])), column] = 1
         state[np.isin(samples, np.unique(sample_of[split.test])), column] = 2
-    ax = ax or plt.subplots(figsize=(0.24 * len(samples) + 2, 0.35 * len(cohort.splits) + 1.2))[1]
+    ax = ax or plt.subplots(figsize=(0.24 * len(samples) + 2, 0.35 * len(splits) + 1.2))[1]
     sns.heatmap(state.T, cmap=["#DDDDDD", PALETTE["frozen"], PALETTE["bone"]], vmin=0, vmax=2, cbar=False, linewidths=1, ax=ax,
-                xticklabels=samples, yticklabels=[s.name for s in cohort.splits])
+                xticklabels=samples, yticklabels=[s.name for s in splits])
     ax.tick_params(axis="x", rotation=90, labelsize="x-small")
     ax.tick_params(axis="y", rotation=0)
     ax.set(title="blue: training, orange: test, grey: neither")

@@ -25,7 +25,7 @@ def profile(shared, tmp_path, monkeypatch):
     _, options = fixture_mirror(shared, tmp_path, monkeypatch, drawn=4)
     values = {
         "base": "hest-breast", "title": "a test mirror in the form of HEST-1k", "encoder": "mini", "recipe": SMALL,
-        "teacher_options": TEACHER | {"checkpoint": str(TINY), "vocabulary": str(shared / VOCABULARY)},
+        "teacher_options": TEACHER | {"min_genes": 0, "checkpoint": str(TINY), "vocabulary": str(shared / VOCABULARY)},
         "source_options": {"cohort": "breast"} | {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()},
     }  # fmt: skip
     path = tmp_path / "hest-test.yaml"
