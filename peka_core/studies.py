@@ -39,8 +39,13 @@ SWITCHES = {  # from the paper as written to its code as run, one change of the 
     "constant rate, no warm-up": Rung("bat", recipe=(("schedule", "constant"), ("warmup", 0))),
     "clipped by value": Rung("bat", recipe=(("clip_by", "value"),)),
     "no flips": Rung("bat", recipe=(("flips", False),)),
-    "dropout .1 in the projector": Rung("bat", recipe=(("dropout", 0.1),)),
+    "10 epochs": Rung("bat", recipe=(("epochs", 10),)),
+    "50 epochs": Rung("bat", recipe=(("epochs", 50),)),
     "a fifth of the spots aside, last epoch": Rung("bat", recipe=(("keep", "last"), ("set_aside", 0.2), ("set_aside_by", "spot"))),
+    "LoRA": Rung("lora"),
+    "LoRA, dropout .1": Rung("lora", recipe=(("adapter_dropout", 0.1),)),
+    "AdaLoRA": Rung("adalora", recipe=(("lr", 0.01),)),
+    "AdaLoRA, ranks stay": Rung("adalora", recipe=(("lr", 0.01), ("reallocate", False))),
 }
 SHARES = (0.25, 0.5, 0.75, 1.0)
 LAMBDAS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of L_KD; L_struct has the rest
