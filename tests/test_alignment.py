@@ -285,6 +285,13 @@ def test_quality_is_one_for_a_rotated_teacher_and_chance_for_noise():
     assert abs(bad["r2"]) < 0.1 and bad["neighbour_overlap"] == pytest.approx(bad["chance"], abs=0.03)
 
 
+def test_quality_is_unknown_where_the_teacher_read_no_held_out_spot():
+    x = np.random.default_rng(0).normal(size=(40, 5))
+    unread = np.full((10, 5), np.nan)
+    found = alignment_quality(x[:30], x[:30], x[30:], unread)
+    assert np.isnan([found["r2"], found["neighbour_overlap"]]).all() and (found["n_train"], found["n_test"]) == (30, 0)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 def test_the_loop_learns_on_a_gpu(world):

@@ -78,3 +78,25 @@ def test_curves_have_a_panel_each_and_keep_the_order_of_values():
     axes = figures.curves(table)
     assert [ax.get_title() for ax in axes] == ["k", "tau"]
     assert [tick.get_text() for tick in axes[0].get_xticklabels()] == ["8", "leiden"]
+
+
+def test_a_rung_below_the_floor_is_told_as_a_number():
+    table = pd.DataFrame({"label": ["a", "b"], "mean": [0.1, -0.4], "low": [0.0, -0.5], "high": [0.2, -0.3]})
+    ax = figures.rungs(table, floor=-0.1)
+    assert ax.get_xlim()[0] == -0.1 and [text.get_text().strip() for text in ax.texts] == ["◂ -0.400"]
+    assert not figures.rungs(table).texts
+
+
+def test_a_method_has_its_colour_in_loss_curves_too():
+    history = pd.DataFrame({"epoch": [1, 2], "kd": [2.0, 1.0], "aside_kd": [2.0, 1.5], "kept": [False, True]})
+    ax = figures.loss_curves({"bat, patients/0": history, "bat, all": history}, "kd")
+    drawn = {line.get_label(): line.get_color() for line in ax.lines}
+    assert drawn["bat, patients/0"] == figures.PALETTE["bat"] and drawn["bat, all"] == figures.PALETTE["all"]
+    assert ax.get_title() == "L_KD by epoch"
+
+
+def test_a_key_says_what_each_colour_of_a_score_means():
+    table = pd.DataFrame({"label": ["a", "b", "c"], "predictor": ["frozen", "colour", "bat"], "kind": ["encoder", "control", "student"],
+                          "mean": [0.2, 0.1, 0.3], "low": np.nan, "high": np.nan})  # fmt: skip
+    key = figures.score_dots(table).get_legend().get_texts()
+    assert [text.get_text() for text in key] == ["aligned: bat", "frozen encoder", "control: no morphology"]
