@@ -170,7 +170,7 @@ def rungs(
     """
     table = table if "genes" in table else table.assign(genes="all")
     order = list(table["label"].unique())[::-1]
-    ax = ax or plt.subplots(figsize=(7.5, 0.42 * len(order) + 1.2))[1]
+    ax = ax or plt.subplots(figsize=(7.5, (0.42 if table["genes"].nunique() > 1 else 0.28) * len(order) + 1.2))[1]
     for name, part in table.groupby("genes", sort=False):
         color, offset = GENE_SETS[name]
         y = np.array([order.index(label) for label in part["label"]]) + offset
