@@ -133,10 +133,8 @@ def preflight(names: list[str], given: dict[str, str]) -> None:
     Raises:
         PekaError: what is wrong with the names, the given files, or all encoders that cannot be had.
     """
-    import timm  # a second to import
-
     for name in names:
-        if name not in ("mini", "random") and name not in rows() and not timm.is_model(name):
+        if name not in ("mini", "random") and name not in rows() and not _timm_has(name):
             raise PekaError(f"no encoder {name!r}: there are mini, random, {', '.join(rows())}, and the names of timm.list_models()")
     for name, path in given.items():
         if name not in names:
@@ -149,6 +147,12 @@ def preflight(names: list[str], given: dict[str, str]) -> None:
             missing.append(no_weights(row, where + (", and no token is set" if lacks_token(row) else "")))
     if missing:
         raise PekaError("\n".join(map(str, missing)))
+
+
+def _timm_has(name: str) -> bool:
+    import timm  # seconds to import
+
+    return timm.is_model(name)
 
 
 def reachable(row: Row) -> bool:
