@@ -264,7 +264,7 @@ def split_chart(cohort, splits=None, ax: plt.Axes | None = None) -> plt.Axes:
     for column, split in enumerate(splits):
         state[np.isin(samples, np.unique(sample_of[split.train])), column] = 1
         state[np.isin(samples, np.unique(sample_of[split.test])), column] = 2
-    ax = ax or plt.subplots(figsize=(0.24 * len(samples) + 2, 0.35 * len(splits) + 1.2))[1]
+    ax = ax or plt.subplots(figsize=(max(0.24 * len(samples) + 2, 4.5), 0.35 * len(splits) + 1.2))[1]
     sns.heatmap(state.T, cmap=["#DDDDDD", PALETTE["frozen"], PALETTE["bone"]], vmin=0, vmax=2, cbar=False, linewidths=1, ax=ax,
                 xticklabels=samples, yticklabels=[s.name for s in splits])
     ax.tick_params(axis="x", rotation=90, labelsize="x-small")
