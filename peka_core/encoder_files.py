@@ -150,9 +150,11 @@ def preflight(names: list[str], given: dict[str, str]) -> None:
 
 
 def _timm_has(name: str) -> bool:
+    """Whether timm may have a model: by name, by name and tag, or on a hub (which only a download can tell)."""
     import timm  # seconds to import
 
-    return timm.is_model(name)
+    on_hub = name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
+    return on_hub or (timm.models.is_model_pretrained(name) if "." in name else timm.is_model(name))
 
 
 def reachable(row: Row) -> bool:

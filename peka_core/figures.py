@@ -18,9 +18,10 @@ from .files import write_whole
 PALETTE = {
     "oracle": "#000000", "frozen": "#0072B2", "random": "#999999", "bat": "#D55E00", "bone": "#E69F00",
     "projector_only": "#CC79A7", "control": "#56B4E9", "reference": "#009E73", "all": "#882255",
+    "lora": "#44AA99", "adalora": "#999933", "full": "#332288", "none": "#6699CC",
 }  # "all": a student whose alignment saw every spot, beside one that did not
 KEYS = {
-    "oracle": "oracle", "frozen": "frozen encoder", "random": "untrained encoder", "student": "aligned", "control": "control: no morphology",
+    "oracle": "oracle", "frozen": "frozen encoder", "none": "another frozen encoder", "random": "untrained encoder", "student": "aligned", "control": "control: no morphology",
     "reference": "reference: needs counts",
 }  # fmt: skip
 TILE_UM = 112  # field of view of a tile, µm
@@ -101,12 +102,13 @@ def tissue_map(ax: plt.Axes, xy: np.ndarray, values, um_per_px: float, title: st
 def loss_curves(histories: dict[str, pd.DataFrame], column: str = "total", ax: plt.Axes | None = None) -> plt.Axes:
     """Training (solid) and set-aside (dashed) loss of each alignment by epoch; a dot marks the epoch kept.
 
-    `histories`: by `method, split`; the method, or split `all`, gives the colour where `PALETTE` has it.
+    `histories`: by `method, split`; the method gives the colour where `PALETTE` has it, or the split where a single one is `all`.
     """
     ax = ax or plt.subplots(figsize=(5, 3.2))[1]
-    for (name, history), other in zip(histories.items(), sns.color_palette("colorblind", len(histories))):
-        method, _, split = name.partition(", ")
-        color = PALETTE.get("all" if split == "all" and method in PALETTE else method, other)
+    on_all = sum(name.endswith(", all") for name in histories)
+    for (name, history), other in zip(histories.items(), sns.color_palette("husl", len(histories))):
+        method, _, split = name.rpartition(", ")
+        color = PALETTE.get("all" if split == "all" and on_all == 1 else method, other)
         ax.plot(history["epoch"], history[column], color=color, label=name)
         held_out = f"aside_{column}"
         if held_out in history and history[held_out].notna().any():
@@ -166,7 +168,7 @@ def rungs(
 
     Args:
         table: columns `label`, `mean`, `low`, `high`, and `genes` where there are several sets.
-        floor: where x begins; what lies lower stands there as a number with an arrow.
+        floor: where x begins; a mean that lies lower stands there as a number with an arrow.
     """
     table = table if "genes" in table else table.assign(genes="all")
     order = list(table["label"].unique())[::-1]

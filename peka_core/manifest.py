@@ -137,7 +137,7 @@ def _download(url: str, path: Path, facts: dict) -> None:
     try:
         write_whole(path, write)
     except requests.RequestException as error:
-        why = "no connection" if isinstance(error, requests.ConnectionError) else error
+        why = "no connection" if type(error) is requests.ConnectionError else f"{type(error).__name__}: {error}"
         raise PekaError(
             f"{url}: download failed ({why}); expected {path.name}. Start again (finished files are kept), or put the "
             f"files into a directory and name it in PEKA_MIRROR.{_by_hand(facts, path)}"

@@ -183,9 +183,9 @@ def _size(profile: Profile) -> tuple[int, int, int, list[str]]:
     from .sources import hest
     from .sources.hest_files import COUNT_BYTES, TILE_BYTES
 
-    rules, own = hest.COHORTS[options["cohort"]], [options.get(name, "") for name in ("index", "index_sha256")]
+    rules, own = hest.COHORTS[options.get("cohort", "breast")], [options.get(name, "") for name in ("index", "index_sha256")]
     if own[0] or hest.index_place().exists():  # an index of one's own is never downloaded
-        table = hest.without(hest.slides(options["cohort"], *own, options.get("counts")), options.get("leave_out", ()))
+        table = hest.without(hest.slides(options.get("cohort", "breast"), *own, options.get("counts")), options.get("leave_out", ()))
         slides, spots = len(table), int(table["spots"].sum())
         whose = hest.groups(table, options.get("unknown", "slide"))
         splits, known = len(hest.make_splits(whose, dict(table["spots"]), options.get("folds", 6))), []
@@ -204,7 +204,8 @@ def _size(profile: Profile) -> tuple[int, int, int, list[str]]:
 def _memory(name: str, method: str, cost: Cost, batch: int, gb: float, targets: int) -> str:
     fixed = cost.fixed + targets
     need = (fixed + batch * cost.tile) / 1e9 + CONTEXT_GB
-    fits = "fits" if need < gb else f"does not fit: batch_size {max(0, int((gb - CONTEXT_GB) * 1e9 - fixed) // cost.tile)}"
+    room = int((gb - CONTEXT_GB) * 1e9 - fixed) // cost.tile
+    fits = "fits" if need < gb else f"does not fit: batch_size {room}" if room > 0 else "does not fit at any batch_size"
     return f"{name}, {method} ({METHODS[method].split(',')[0]}), batch {batch}: about {need:.1f} GB; {gb} GB: {fits}"
 
 

@@ -126,8 +126,9 @@ def _open(arguments: argparse.Namespace) -> workspace.Run:
     overrides, weights = _values(arguments.p, "-p"), _pairs(arguments.weights, "--weights")
     profile = load_profile(arguments.profile, overrides)
     source = _source(profile)
-    checks = [lambda: preflight(profile.encoders, weights)]
-    if hasattr(source, "preflight") and not (workspace.root() / "runs" / (arguments.run or profile.name) / "cohort").exists():
+    ladder = [rung.encoder for rung in profile.ladder if getattr(rung, "encoder", "")] if arguments.command is _ladder else []
+    checks = [lambda: preflight(profile.encoders + ladder, weights)]
+    if hasattr(source, "preflight") and not (workspace.root() / "runs" / (arguments.run or profile.name) / "cohort/source.json").exists():
         checks.append(lambda: source.preflight(**_options_of(source.preflight, profile)))
     problems = []
     for check in checks:
@@ -137,8 +138,9 @@ def _open(arguments: argparse.Namespace) -> workspace.Run:
             problems.append(str(problem))
     if problems:
         raise PekaError("\n".join(problems))
+    work = workspace.open_run(arguments.profile, arguments.run, arguments.device, weights, overrides)
     _fetch_teacher(profile)
-    return workspace.open_run(arguments.profile, arguments.run, arguments.device, weights, overrides)
+    return work
 
 
 def _source(profile: Profile):
@@ -275,15 +277,20 @@ def _fetch(arguments: argparse.Namespace) -> None:
     """Download and verify what a profile needs: slides or sections, encoders, the teacher; with --dry-run show it."""
     from .encoder_files import find_weights, rows, whereabouts
 
-    profile = load_profile(arguments.profile)
-    for row in [rows()[name] for name in profile.encoders if name in rows()]:
-        print(f"encoder {row.name}: {whereabouts(row)[1] if arguments.dry_run else find_weights(row)[0]}", flush=True)
+    profile, closed = load_profile(arguments.profile), []
     _fetch_teacher(profile, arguments.dry_run)
     source = _source(profile)
-    if not hasattr(source, "fetch"):
-        print(f"profile {profile.name}: nothing to fetch, the cohort is drawn")
-        return
-    source.fetch(dry_run=arguments.dry_run, **_options_of(source.fetch, profile))
+    if hasattr(source, "fetch"):
+        source.fetch(dry_run=arguments.dry_run, **_options_of(source.fetch, profile))
+    else:
+        print(f"profile {profile.name}: no slides to fetch, the cohort is drawn")
+    for row in [rows()[name] for name in profile.encoders if name in rows()]:
+        try:
+            print(f"encoder {row.name}: {whereabouts(row)[1] if arguments.dry_run else find_weights(row)[0]}", flush=True)
+        except PekaError as problem:
+            closed.append(str(problem))
+    if closed:
+        raise PekaError("\n".join(closed))
 
 
 def _fetch_teacher(profile: Profile, dry_run: bool = False) -> None:

@@ -103,7 +103,7 @@ def paper_cohort(work: Run) -> str:
     authors use it, a recipe of `RECIPES` (batch size aside)."""
     profile, options = work.profile, work.profile.source_options
     changed = profile.source != "hest" or options.get("index") or options.get("leave_out") or not name_of_recipe(profile.recipe)
-    return "" if changed or profile.teacher != scfoundation.SOURCE or not scfoundation.as_authors(profile.teacher_options) else options["cohort"]
+    return "" if changed or profile.teacher != scfoundation.SOURCE or not scfoundation.as_authors(profile.teacher_options) else options.get("cohort", "breast")
 
 
 def _spots(scores: pd.DataFrame) -> pd.Series:
@@ -146,7 +146,7 @@ def beside_published(table: pd.DataFrame, cohort: str) -> pd.DataFrame:
     """A score table with columns published, published_in and minus_published, empty where nothing can be compared.
 
     Compared are headline scores over all genes and splits of one of the paper's cohorts: peka_paper and peka_official with the
-    paper's value of the same encoder and method (its PEKA is bat, aligned on all spots, in the projected space); hest_bench of
+    paper's value of the same encoder and method (its PEKA: see `PEKA`, aligned on all spots, in the projected space); hest_bench of
     kidney with HEST-Benchmark's CCRCC, which has the same slides but genes and folds of its own.
     """
     known = {(row.cohort, row.encoder, row.method, row.table): (row.pcc, row.source) for row in published().itertuples()}

@@ -93,6 +93,8 @@ def test_a_method_has_its_colour_in_loss_curves_too():
     drawn = {line.get_label(): line.get_color() for line in ax.lines}
     assert drawn["bat, patients/0"] == figures.PALETTE["bat"] and drawn["bat, all"] == figures.PALETTE["all"]
     assert ax.get_title() == "L_KD by epoch"
+    ax = figures.loss_curves({"bat, all": history, "bone, all": history, "UNI, PEKA, all": history}, "kd")
+    assert len({line.get_color() for line in ax.lines if line.get_label().endswith("all")}) == 3
 
 
 def test_a_key_says_what_each_colour_of_a_score_means():
@@ -100,3 +102,8 @@ def test_a_key_says_what_each_colour_of_a_score_means():
                           "mean": [0.2, 0.1, 0.3], "low": np.nan, "high": np.nan})  # fmt: skip
     key = figures.score_dots(table).get_legend().get_texts()
     assert [text.get_text() for text in key] == ["aligned: bat", "frozen encoder", "control: no morphology"]
+    names = ["bat", "bone", "lora", "adalora", "full", "projector_only"]
+    many = pd.DataFrame({"label": names, "predictor": names, "kind": "student", "mean": 0.1, "low": np.nan, "high": np.nan})
+    other = pd.DataFrame({"label": ["UNI"], "predictor": "none", "kind": "encoder", "mean": 0.1, "low": np.nan, "high": np.nan})
+    drawn = {line.get_label(): line.get_color() for line in figures.score_dots(pd.concat([table, many, other])).get_legend().get_lines()}
+    assert len(set(drawn.values())) == len(drawn) == 9 and "another frozen encoder" in drawn

@@ -142,3 +142,9 @@ def test_a_block_that_divides_nothing_ends_in_one_message(monkeypatch, capsys):
     monkeypatch.setattr(plan, "meta_encoder", lambda name: on_meta(tiny_encoder(64)))
     assert main(["run", "smoke", "--plan", "-p", "block=7"]) == 1
     assert "block size 7 does not divide" in (said := capsys.readouterr().err) and "-p block=" in said
+
+
+@pytest.mark.parametrize(("fixed", "tile", "said"), [(1e9, 1e8, "16 GB: fits"), (1e9, 1e9, "batch_size 14"), (18e9, 1e8, "at any batch_size")])
+def test_memory_says_which_batch_fits(fixed, tile, said):
+    cost = plan.Cost(1, 1, 1, int(fixed), int(tile), 1)
+    assert said in plan._memory("mini", "bat", cost, 32, 16, 0)

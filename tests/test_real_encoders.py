@@ -1,6 +1,6 @@
 """Real tissue without a token (`her2st-real`): what happens offline, and the line with networks of the real shapes and drawn weights."""
 
-from pathlib import Path
+import shutil
 
 import numpy as np
 import pytest
@@ -9,14 +9,14 @@ from conftest import SMALL
 from safetensors.torch import save_file
 from test_backbones import hf_names, hf_vit
 
-from peka_core import backbones, scfoundation, stages, tables, workspace
+from peka_core import backbones, encoder_files, scfoundation, stages, tables, workspace
 from peka_core.encoder_files import rows
 from peka_core.files import PekaError
 from peka_core.ladder import Rung
 from peka_core.profile import load_profile
 from peka_core.protocols import PROTOCOLS
 from peka_core.run import main
-from peka_core.sources import hest_files
+from peka_core.sources import her2st, hest, hest_files
 
 
 def test_offline_a_run_ends_before_it_starts_with_one_message(tmp_path, monkeypatch, capsys):
@@ -57,16 +57,53 @@ def test_a_wrong_name_or_path_is_told_before_anything_is_fetched(more, message, 
     assert message in capsys.readouterr().err and not (tmp_path / "runs").exists()
 
 
-def test_slides_that_a_mirror_lacks_end_a_run_before_it_starts(tmp_path, monkeypatch, capsys):
+def test_slides_that_a_mirror_lacks_end_a_run_before_it_starts(shared, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PEKA_MIRROR", str(tmp_path))
-    (tmp_path / "hest").mkdir()
-    index = Path(__file__).parents[2] / "shared" / "data" / "hest" / "HEST_v1_1_0.csv"
-    if not index.exists():
-        pytest.skip("HEST's index is not here")
-    (tmp_path / "hest" / index.name).write_bytes(index.read_bytes())
     monkeypatch.setattr(workspace, "root", lambda: tmp_path)
-    assert main(["run", "hest-breast", "-p", "encoder=mini", "--run", "x"]) == 1
+    run = ["run", "hest-breast", "-p", "encoder=mini", "--run", "x"]
+    assert main(run) == 1 and "HEST_v1_1_0.csv" in capsys.readouterr().err  # not even the index
+    (tmp_path / "hest").mkdir()
+    shutil.copy(shared / "data/hest/HEST_v1_1_0.csv", tmp_path / "hest")
+    assert main(run) == 1
     assert "st/" in (said := capsys.readouterr().err) and "PEKA_MIRROR" in said and not (tmp_path / "runs").exists()
+
+
+def test_a_missing_index_of_ones_own_is_told_as_such(tmp_path, monkeypatch):
+    monkeypatch.delenv("PEKA_MIRROR", raising=False)
+    with pytest.raises(PekaError, match="/nowhere/i.csv: missing"):
+        hest.preflight("breast", index="/nowhere/i.csv")
+
+
+def test_a_refused_run_has_not_asked_for_the_teacher(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(encoder_files, "preflight", lambda *_: None)
+    monkeypatch.setattr(hest, "preflight", lambda **_: None)
+    monkeypatch.setattr(scfoundation, "fetch_files", lambda *_: pytest.fail("1.4 GB were asked for first"))
+    monkeypatch.setattr(workspace, "root", lambda: tmp_path)
+    assert main(["run", "hest-kidney", "-p", "epochs=2"]) == 1
+    assert "add --run NAME" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "known"), [("resnet50", True), ("resnet50.nosuch", False), ("hf-hub:me/model", True), ("nosuch", False)])
+def test_timm_is_asked_for_names_that_are_its_own(name, known):
+    assert encoder_files._timm_has(name) == known
+
+
+def test_a_ladder_needs_its_rungs_encoders_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PEKA_MIRROR", str(tmp_path))
+    monkeypatch.setattr(workspace, "root", lambda: tmp_path)
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: smoke\ntitle: x\nladder: [{name: x, method: none, encoder: uni}]\n")
+    assert main(["ladder", str(path)]) == 1
+    assert "encoder 'uni' has no weights here" in capsys.readouterr().err
+
+
+def test_a_fetch_brings_what_it_can_and_then_tells_what_is_closed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PEKA_MIRROR", str(tmp_path))
+    monkeypatch.setattr(her2st, "fetch", lambda **_: print("sections are here"))
+    assert main(["fetch", "her2st-real"]) == 1
+    said = capsys.readouterr()
+    assert "sections are here" in said.out
+    assert all(f"encoder {name!r} has no weights here" in said.err for name in ("kaiko-vits16", "resnet50", "phikon"))
 
 
 def test_a_fetch_names_encoders_too(tmp_path, monkeypatch, capsys):

@@ -118,6 +118,8 @@ def test_only_the_papers_own_experiment_counts(work, tmp_path):
         ({"source_options": {"cohort": "lung", "leave_out": ["TENX1"]}}, ""), ({"teacher": "pca"}, ""),
         ({"recipe": dataclasses.replace(hest.recipe, batch_size=16)}, "lung"), ({"recipe": run.recipe}, "lung"),
         ({"teacher_options": hest.teacher_options | {"checkpoint": str(other)}}, ""), ({"teacher_options": hest.teacher_options | {"mode": "cell"}}, ""),
+        ({"teacher_options": hest.teacher_options | {"min_genes": 5000}}, ""), ({"teacher_options": run.teacher_options}, "lung"),
+        ({"teacher_options": hest.teacher_options | {"precision": "bfloat16"}}, ""), ({"source_options": {}}, "breast"),
     ):  # fmt: skip
         assert tables.paper_cohort(dataclasses.replace(work, profile=dataclasses.replace(hest, **changed))) == expected, changed
 

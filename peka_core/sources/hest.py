@@ -7,6 +7,7 @@ the h5ad), tiles of 256 px (cut again, where the slide's image is at hand).
 
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -99,7 +100,7 @@ def preflight(
     counts: tuple[int, int] | None = None,
 ) -> None:  # fmt: skip
     """Refuse before any work a cohort whose slides are not here and cannot come; arguments as in `fetch`."""
-    here = index_place(index).exists()
+    here = index or os.environ.get("PEKA_MIRROR") or index_place().exists()  # else it is downloaded first
     hest_files.preflight(without(slides(cohort, index, index_sha256, counts), leave_out) if here else None, wsis)
 
 
