@@ -2,7 +2,7 @@
 # make test     all tests, with the notebooks end to end on smoke and her2st
 # make her2st   the same experiment on real public tissue, in runs/her2st
 # make smoke    the whole line in under a minute, in runs/smoke
-# make ladder   what did the work? every rung, scope effects and curves on the demo; about 45 minutes
+# make ladder   what did the work? every rung, scope effects and curves on the demo; about an hour
 # make lab      JupyterLab on the notebooks
 # make publish  run demo and her2st afresh; their notebooks, tables and runs/demo become the committed ones
 # make clean    remove .venv and caches; runs/ stays

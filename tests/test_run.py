@@ -67,7 +67,7 @@ def test_fetch_dry_run_names_files_and_sizes_and_touches_nothing(tmp_path, monke
 
 def test_fetch_of_a_drawn_cohort_says_that_there_is_nothing(capsys):
     assert run.main(["fetch", "smoke"]) == 0
-    assert "nothing to fetch" in capsys.readouterr().out
+    assert "no slides to fetch" in capsys.readouterr().out
 
 
 def test_python_m_peka_core_is_the_same_command():
