@@ -155,7 +155,7 @@ def load_encoder(
         encoder = _from_row(rows()[name], weights) if name in rows() else _from_timm(name, weights)
     encoder.model.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
     encoder.device = device
-    if device.startswith("cuda") and isinstance(encoder.model, timm.models.VisionTransformer) and has_bfloat16(device):
+    if device.startswith("cuda") and embeds_in_bfloat16(encoder.model) and has_bfloat16(device):
         encoder.precision = "bfloat16"
     return encoder
 
@@ -220,6 +220,11 @@ def _state_digest(model: nn.Module) -> str:
     for key, value in sorted(model.state_dict().items()):
         digest.update(key.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def embeds_in_bfloat16(model: nn.Module) -> bool:
+    """Whether a network embeds in bfloat16 on a GPU that has it: vision transformers do, others stay in float32."""
+    return isinstance(model, timm.models.VisionTransformer)
 
 
 def has_bfloat16(device: str | torch.device) -> bool:

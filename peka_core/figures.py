@@ -21,8 +21,8 @@ PALETTE = {
     "lora": "#44AA99", "adalora": "#999933", "full": "#332288", "none": "#6699CC",
 }  # "all": a student whose alignment saw every spot, beside one that did not
 KEYS = {
-    "oracle": "oracle", "frozen": "frozen encoder", "none": "another frozen encoder", "random": "untrained encoder", "student": "aligned", "control": "control: no morphology",
-    "reference": "reference: needs counts",
+    "oracle": "oracle", "frozen": "frozen encoder", "none": "another frozen encoder", "random": "untrained encoder",
+    "student": "aligned", "control": "control: no morphology", "reference": "reference: needs counts",
 }  # fmt: skip
 TILE_UM = 112  # field of view of a tile, µm
 
@@ -244,15 +244,16 @@ def gene_pairs(genes: pd.DataFrame, ax: plt.Axes | None = None) -> plt.Axes:
 
 def embedding(coordinates: pd.DataFrame, column: str, ax: plt.Axes, title: str = "", legend: bool = True) -> plt.Axes:
     """UMAP points coloured by a category, `others` in grey. `coordinates`: columns `x`, `y` and `column`."""
-    levels = sorted(set(coordinates[column].astype(str)) - {"others"}, key=lambda text: (len(text), text))
-    colors = {"others": "#DDDDDD"} | dict(zip(levels, sns.color_palette("husl" if len(levels) > 10 else "colorblind", len(levels))))
+    present = set(coordinates[column].astype(str))
+    levels = sorted(present - {"others"}, key=lambda text: (len(text), text))
+    colors = {"others": "#DDDDDD"} if "others" in present else {}
+    colors |= dict(zip(levels, sns.color_palette("husl" if len(levels) > 10 else "colorblind", len(levels))))
     coordinates = coordinates.sort_values(column, key=lambda values: values != "others", kind="stable")  # these below
     ax.scatter(coordinates["x"], coordinates["y"], s=5, linewidths=0, c=[colors[str(v)] for v in coordinates[column]])
     ax.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2", title=title)
     if legend and len(levels) <= 10:
         for level, color in colors.items():
-            if (coordinates[column].astype(str) == level).any():
-                ax.plot([], [], "o", ms=4, color=color, label=level)
+            ax.plot([], [], "o", ms=4, color=color, label=level)
         ax.legend(fontsize="x-small", title=column, loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 

@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from timm.models import VisionTransformer
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from . import backbones, scfoundation
 from .encoder_files import rows, whereabouts
-from .encoders import Encoder
+from .encoders import Encoder, embeds_in_bfloat16
 from .files import PekaError
 from .ladder import METHODS, as_rung
 from .manifest import load_manifest
@@ -140,7 +139,7 @@ def plan(profile: Profile, gpu: str = "A100") -> str:
     for what, name, method, trained, embedded in work:
         cost = costs[name, method]
         learn, look = trained * cost.step + trained / profile.recipe.batch_size * cost.batch, embedded * cost.forward
-        look_at = (half or full) if isinstance(encoders[name].model, VisionTransformer) else full
+        look_at = (half or full) if embeds_in_bfloat16(encoders[name].model) else full
         table.append((f"{what}, {name}", learn + look, learn / (half or full) + look / look_at))
     if profile.teacher == "scfoundation":
         precision, flops = profile.teacher_options.get("precision", "float32"), spots * teacher_flops()
@@ -183,9 +182,10 @@ def _size(profile: Profile) -> tuple[int, int, int, list[str]]:
     from .sources import hest
     from .sources.hest_files import COUNT_BYTES, TILE_BYTES
 
-    rules, own = hest.COHORTS[options.get("cohort", "breast")], [options.get(name, "") for name in ("index", "index_sha256")]
+    cohort = options.get("cohort", "breast")
+    rules, own = hest.COHORTS[cohort], [options.get(name, "") for name in ("index", "index_sha256")]
     if own[0] or hest.index_place().exists():  # an index of one's own is never downloaded
-        table = hest.without(hest.slides(options.get("cohort", "breast"), *own, options.get("counts")), options.get("leave_out", ()))
+        table = hest.without(hest.slides(cohort, *own, options.get("counts")), options.get("leave_out", ()))
         slides, spots = len(table), int(table["spots"].sum())
         whose = hest.groups(table, options.get("unknown", "slide"))
         splits, known = len(hest.make_splits(whose, dict(table["spots"]), options.get("folds", 6))), []
