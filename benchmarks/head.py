@@ -74,7 +74,7 @@ def memory(n: int, d: int) -> dict:
     train, test = next(KFold(SPLITS, shuffle=True, random_state=0).split(x))
     with Cost() as cost:
         fit_predict(x, y, train, test, np.logspace(-1, 5, 13))
-    return dict(n=n, d=d, alphas_13_one_split_s=cost.seconds, peak_gb=cost.facts()["memory_mb"]["process"] / 1024)
+    return dict(n=n, d=d, alphas_13_one_split_s=cost.seconds, peak_gb=cost.facts()["memory_mb"].get("process", np.nan) / 1024)
 
 
 def hardware() -> dict:

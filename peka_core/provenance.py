@@ -1,9 +1,9 @@
 """Where a number comes from: versions, commit, device."""
 
-import contextlib
 import functools
 import hashlib
 import importlib.metadata
+import math
 import os
 import platform
 import subprocess
@@ -115,6 +115,7 @@ class Cost:
     """
 
     _running: list["Cost"] = []
+    _counts_process = False  # whether the largest memory of the process is that since the last reset
 
     def __enter__(self) -> "Cost":
         if self._running:
@@ -142,9 +143,27 @@ class Cost:
             self.peak[name] = max(mb, self.peak.get(name, 0.0))
 
 
+CLEAR_REFS = Path("/proc/self/clear_refs")  # Linux starts its count of a process's largest memory again when 5 is written here
+
+
+def peak_can_be_reset() -> bool:
+    """Whether the count of the process's largest memory can start again: under Linux, but not in every container."""
+    try:
+        CLEAR_REFS.write_text("5")
+    except OSError:
+        return False
+    status = _status_mb()
+    return status.get("VmHWM", math.inf) < status["VmRSS"] + 50  # a system that takes the write and does nothing does not count
+
+
+def _status_mb() -> dict[str, float]:
+    """Memory of this process as Linux tells it: `VmHWM` is the largest since the last reset, `VmRSS` what it is now."""
+    lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
+    return {name.rstrip(":"): int(rest[0]) / 1024 for name, *rest in lines if name in ("VmHWM:", "VmRSS:")}
+
+
 def _reset_peak() -> None:
-    with contextlib.suppress(OSError):  # Linux can start its count again; elsewhere it is the process's whole life
-        Path("/proc/self/clear_refs").write_text("5")
+    Cost._counts_process = peak_can_be_reset()
     if _has_gpu():
         import torch
 
@@ -152,10 +171,7 @@ def _reset_peak() -> None:
 
 
 def _peak_mb() -> dict[str, float]:
-    peak, status = {}, Path("/proc/self/status")
-    if status.exists():
-        line = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM")), "")
-        peak |= {"process": round(int(line.split()[1]) / 1024, 1)} if line else {}
+    peak = {"process": round(_status_mb()["VmHWM"], 1)} if Cost._counts_process else {}
     if _has_gpu():
         import torch
 
