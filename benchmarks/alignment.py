@@ -1,14 +1,21 @@
 """Speed and memory of an alignment: tiles a second and peak memory, beside what `peka run --plan` says.
 
-    python benchmarks/alignment.py                                 # mini, on whatever device is here
-    python benchmarks/alignment.py --encoder h-optimus-0 --block 256 --batch 32      # a GPU with 32 GB
+    python benchmarks/alignment.py                                                  # mini, on whatever device is here
+    python benchmarks/alignment.py --encoder h-optimus-0 --block 256 --methods bat "peft bat"    # a GPU with 80 GB
 
 Networks have the real shape and drawn weights, tiles are noise: one epoch over `--tiles` of them, after a warm-up of two
-batches. Appends a row to benchmarks/alignment.csv, with the hardware.
+batches. Methods are those of the package; `peft bat` and `peft bone` are the same functions by peft's `MissConfig` in the same
+loop, and `none` embeds the tiles with the frozen encoder. Each method runs with each of `--batches`; a batch that does not fit is
+a row without numbers. Appends its rows to benchmarks/alignment.csv, with the hardware.
+
+    tflop_per_s     of the plan's count, so recomputed weights do not count for peft either
+    share           of what one large product of matrices reaches in the same run and precision
 """
 
 import argparse
+import gc
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +25,16 @@ import torch
 from peka_core import backbones
 from peka_core.alignment import align
 from peka_core.encoder_files import rows
-from peka_core.encoders import Encoder, has_bfloat16, load_encoder
-from peka_core.files import write_whole
+from peka_core.encoders import Encoder, autocast, embeds_in_bfloat16, has_bfloat16, load_encoder
+from peka_core.files import PekaError, write_whole
 from peka_core.plan import cost_of, meta_encoder
 from peka_core.provenance import Cost, best_device, provenance
 from peka_core.recipe import Recipe
-from peka_core.student import Student
+from peka_core.student import Student, embed_tiles
 
 TABLE = Path(__file__).with_suffix(".csv")
 D_TEACHER = 3072
+PEFT = {"peft bone": True, "peft bat": "bat"}
 
 
 def drawn_encoder(name: str, device: str) -> Encoder:
@@ -34,48 +42,90 @@ def drawn_encoder(name: str, device: str) -> Encoder:
     if name not in rows():
         return load_encoder(name, device=device)
     row = rows()[name]
-    model = backbones.build(row, "cpu").requires_grad_(False).to(device)
-    precision = "bfloat16" if device == "cuda" and has_bfloat16(device) else "float32"
+    model = backbones.build(row, device).requires_grad_(False)
+    precision = "bfloat16" if embeds_in_bfloat16(model) and has_bfloat16(device) else "float32"
     size = row.transform["crop"]
     return Encoder(name, model, (0.5,) * 3, (0.5,) * 3, row.dim, size, size, pool=row.pooling, precision=precision, device=device)
 
 
-def measure(name: str, method: str, recipe: Recipe, n: int, device: str) -> dict:
-    """One row: an epoch of `n` tiles."""
+def drawn_student(encoder: Encoder, method: str, recipe: Recipe) -> Student:
+    """A student of a method, or one with peft's layers in the place of ours."""
+    if method not in PEFT:
+        return Student(encoder, method, D_TEACHER, recipe)
+    from peft import MissConfig, inject_adapter_in_model
+
+    student = Student(encoder, "projector_only", D_TEACHER, recipe)
+    config = MissConfig(r=recipe.block, target_modules=list(recipe.targets), init_weights=PEFT[method])
+    inject_adapter_in_model(config, student.network)
+    return student
+
+
+def product_flops(device: str, side: int = 8192) -> float:
+    """FLOPs a second of one large product, (side, side) each on a GPU, in the precision of training; the best of five."""
+    side = side if device == "cuda" else 1024
+    a, b = torch.randn(2, side, side, device=device)
+    times = []
+    with autocast(device):
+        a, b = a.to((a[:1] @ b[:, :1]).dtype), b.to((a[:1] @ b[:, :1]).dtype)
+        for _ in range(6):
+            start = time.perf_counter()
+            (a @ b)[0, 0].item()  # waits for a GPU
+            times.append(time.perf_counter() - start)
+    return 2 * side**3 / min(times[1:])
+
+
+def measure(encoder: Encoder, method: str, recipe: Recipe, n: int) -> dict:
+    """One row: an epoch of `n` tiles, or one pass for `none`. A batch that does not fit leaves times and memory empty."""
     rng = np.random.default_rng(0)
     tiles = rng.integers(0, 256, (n, 224, 224, 3), dtype=np.uint8)
     targets, labels, groups = rng.normal(size=(n, D_TEACHER)).astype(np.float32), np.arange(n) % recipe.k, np.zeros(n, int)
-    student = Student(drawn_encoder(name, device), method, D_TEACHER, recipe)
-    warm = np.arange(2 * recipe.batch_size) % n
-    align(student, tiles, targets, labels, groups, recipe, rows=warm, progress=False)
-    with Cost() as cost:
-        start = time.perf_counter()
-        align(student, tiles, targets, labels, groups, recipe, progress=False)
-        seconds = time.perf_counter() - start
-    planned = cost_of(meta_encoder(name), method, recipe, D_TEACHER)
-    flops = n * planned.step + n / recipe.batch_size * planned.batch
-    return {
-        "encoder": name, "method": method, "block": recipe.block, "batch": recipe.batch_size, "tiles": n, "seconds": seconds,
-        "tiles_per_s": n / seconds, "tflop_per_s": flops / seconds / 1e12, **{f"peak_{k}_gb": v / 1024 for k, v in cost.facts()["memory_mb"].items()},
-        "planned_gb": (planned.fixed + recipe.batch_size * planned.tile) / 1e9, "precision": student.encoder.precision,
-    }  # fmt: skip
+    student = drawn_student(encoder, method, recipe)
+    cost, planned = Cost(), cost_of(meta_encoder(encoder.name), method.removeprefix("peft "), recipe, D_TEACHER)
+
+    def work(rows: np.ndarray) -> None:
+        if method == "none":
+            embed_tiles(student, tiles[: len(rows)], recipe.batch_size, progress=False)
+        else:
+            align(student, tiles, targets, labels, groups, recipe, rows=rows, progress=False)
+
+    row = {"encoder": encoder.name, "method": method, "block": recipe.block, "batch": recipe.batch_size, "tiles": n}
+    try:
+        work(np.arange(2 * recipe.batch_size) % n)
+        with cost:
+            work(np.arange(n))
+    except PekaError as error:
+        print(error)
+        return row
+    flops = n * planned.forward if method == "none" else n * planned.step + n / recipe.batch_size * planned.batch
+    if method != "none":  # a plan has no memory of inference
+        row["planned_gb"] = (planned.fixed + recipe.batch_size * planned.tile) / 1e9
+    peaks = {f"peak_{name}_gb": mb * 2**20 / 1e9 for name, mb in cost.facts()["memory_mb"].items()}
+    return row | peaks | {"seconds": cost.seconds, "tiles_per_s": n / cost.seconds, "tflop_per_s": flops / cost.seconds / 1e12}
 
 
 def main() -> None:
     """Measure, print, append."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", default="mini")
-    parser.add_argument("--method", default="bat")
+    parser.add_argument("--methods", nargs="+", default=["bat"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[32])
     parser.add_argument("--block", type=int, default=16)
-    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--tiles", type=int, default=512)
     options = parser.parse_args()
-    recipe = Recipe(epochs=1, batch_size=options.batch, block=options.block, rank=options.block, alpha=options.block, k=16, set_aside=0.0)
+    one = Recipe(epochs=1, warmup=0, block=options.block, rank=options.block, alpha=options.block, k=16, set_aside=0.0)
     torch.manual_seed(0)
-    facts = provenance()
-    row = measure(options.encoder, options.method, recipe, options.tiles, best_device()) | {"device": facts["device"], "commit": facts["commit"]}
-    print(pd.Series(row).to_string())
-    table = pd.concat([pd.read_csv(TABLE), pd.DataFrame([row])]) if TABLE.exists() else pd.DataFrame([row])
+    device, facts, made = best_device(), provenance(), []
+    encoder, product = drawn_encoder(options.encoder, device), product_flops(device)
+    for batch in options.batches:
+        for method in options.methods:
+            row = measure(encoder, method, replace(one, batch_size=batch), options.tiles)
+            row["share"] = row.get("tflop_per_s", np.nan) * 1e12 / product
+            made.append(row | {"training": "bfloat16" if has_bfloat16(device) else "float32", "embedding": encoder.precision,
+                               "device": facts["device"], "commit": facts["commit"], "torch": torch.__version__})  # fmt: skip
+            print(*(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()), flush=True)
+            gc.collect()  # a student's memory is free before the next one's peak is counted
+    table = pd.DataFrame(made)
+    table = pd.concat([pd.read_csv(TABLE), table]) if TABLE.exists() else table
     write_whole(TABLE, lambda path: table.to_csv(path, index=False, float_format="%.4g"))
 
 

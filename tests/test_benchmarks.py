@@ -21,8 +21,13 @@ def benchmark(monkeypatch):
 
 
 def test_alignment(benchmark):
-    row = benchmark("alignment").measure("mini", "bat", Recipe(epochs=1, batch_size=16, k=4, set_aside=0.0), 32, "cpu")
-    assert row["tiles"] == 32 and row["tiles_per_s"] > 0 and row["planned_gb"] > 0
+    alignment, recipe = benchmark("alignment"), Recipe(epochs=1, batch_size=16, k=4, set_aside=0.0)
+    mini = alignment.drawn_encoder("mini", "cpu")
+    for method in ("bat", "peft bat", "peft bone"):
+        row = alignment.measure(mini, method, recipe, 32)
+        assert row["tiles"] == 32 and row["tiles_per_s"] > 0 and row["planned_gb"] > 0
+    assert alignment.measure(mini, "none", recipe, 32)["tflop_per_s"] > 0
+    assert alignment.product_flops("cpu") > 1e8
 
 
 def test_waiting(benchmark, monkeypatch, capsys):
