@@ -43,7 +43,7 @@ def drawn_encoder(name: str, device: str) -> Encoder:
         return load_encoder(name, device=device)
     row = rows()[name]
     model = backbones.build(row, device).requires_grad_(False)
-    precision = "bfloat16" if embeds_in_bfloat16(model) and has_bfloat16(device) else "float32"
+    precision = "bfloat16" if embeds_in_bfloat16(name, model) and has_bfloat16(device) else "float32"
     size = row.transform["crop"]
     return Encoder(name, model, (0.5,) * 3, (0.5,) * 3, row.dim, size, size, pool=row.pooling, precision=precision, device=device)
 

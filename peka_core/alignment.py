@@ -84,13 +84,13 @@ def align(
         for some, batch in batches(tiles, train, recipe.batch_size, recipe.flips, generator, ahead=on_gpu):
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(past.step, steps, recipe)
-            x = student.encoder.transform(batch, x_type)  # (b, 3, size, size)
             try:
+                x = student.encoder.transform(batch, x_type)  # (b, 3, size, size)
                 parts = _step(student, head, optimiser, x, targets[some], labels[some], recipe)
             except torch.OutOfMemoryError:
-                parts = None  # what failed holds memory until this block is left
+                x = parts = None  # what failed holds memory until this block is left
             if parts is None:
-                raise PekaError(_what_fits(student, head, optimiser, x, targets[some], labels[some], recipe))
+                raise PekaError(_what_fits(student, head, optimiser, batch, targets[some], labels[some], recipe, x_type))
             if not torch.isfinite(parts["total"]):
                 where = f"epoch {epoch}, step {past.step}"
                 raise PekaError(f"loss is {parts['total'].item()} in {where}: lower the learning rate {recipe.lr}")
@@ -149,18 +149,22 @@ def _losses(student, head, x: Tensor, targets: Tensor, labels: Tensor, recipe: R
     return made | {"total": total + recipe.lambda_mse * made["mse"] if recipe.lambda_mse else total}
 
 
-def _what_fits(student, head, optimiser, x: Tensor, targets: Tensor, labels: Tensor, recipe: Recipe) -> str:
+def _what_fits(
+    student, head, optimiser, batch: Tensor, targets: Tensor, labels: Tensor, recipe: Recipe, x_type: torch.dtype
+) -> str:
     """After running out of memory: the largest half, quarter ... of the batch that a whole step fits for, in words."""
-    size = len(x)
+    size = len(batch)
     while size > 1:
         size //= 2
         optimiser.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
         try:
-            _step(student, head, optimiser, x[:size], targets[:size], labels[:size], recipe)
+            x = student.encoder.transform(batch[:size], x_type)
+            _step(student, head, optimiser, x, targets[:size], labels[:size], recipe)
         except torch.OutOfMemoryError:
+            x = None
             continue
-        return f"no memory for a batch of {len(x)} tiles on {student.device}; {size} fit: add -p batch_size={size} --run NAME"
+        return f"no memory for a batch of {len(batch)} tiles on {student.device}; {size} fit: add -p batch_size={size} --run NAME"
     return f"no memory for a single tile on {student.device}: take a smaller encoder, or a device with more memory"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from .encoder_files import lacks_token, reachable, rows, whereabouts
+from .encoder_files import BUNDLED, lacks_token, reachable, rows, whereabouts
 from .files import free_bytes
 from .manifest import cache_folder
 from .profile import load_profile
@@ -41,7 +41,7 @@ def examine(profile: str = "") -> Iterator[Line]:
 def _encoder(name: str) -> Line:
     """Whether the weights of an encoder can be had here, and under which terms."""
     if name not in rows():
-        return ("ok", "encoder", f"{name}, " + ("in the package" if name in ("mini", "random") else "from timm, on first use"))
+        return ("ok", "encoder", f"{name}, " + ("in the package" if name in BUNDLED else "from timm, on first use"))
     row = rows()[name]
     (here, where), can_come = whereabouts(row), reachable(row)
     token = " (and it is not set)" if lacks_token(row) else ""

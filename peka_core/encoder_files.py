@@ -15,6 +15,8 @@ from .files import PekaError, alone, sha256, write_json, write_whole
 from .manifest import NAME, Verified, cache_folder, load_manifest
 from .provenance import given_weights
 
+BUNDLED = ("mini", "random")  # encoders that come with the package: no rows, no files to fetch
+
 
 @dataclass(frozen=True)
 class Row:
@@ -134,7 +136,7 @@ def preflight(names: list[str], given: dict[str, str]) -> None:
         PekaError: what is wrong with the names, the given files, or all encoders that cannot be had.
     """
     for name in names:
-        if name not in ("mini", "random") and name not in rows() and not _timm_has(name):
+        if name not in BUNDLED and name not in rows() and not _timm_has(name):
             raise PekaError(f"no encoder {name!r}: there are mini, random, {', '.join(rows())}, and the names of timm.list_models()")
     for name, path in given.items():
         if name not in names:

@@ -20,10 +20,9 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from . import backbones
-from .encoder_files import Row, find_weights, rows
+from .encoder_files import BUNDLED, Row, find_weights, rows
 from .files import PekaError
 from .provenance import MINI_WEIGHTS, best_device, weights_digest
-
 
 @dataclass
 class Encoder:
@@ -116,17 +115,41 @@ class Encoder:
 def in_batches(
     encoder: Encoder, tiles, forward: Callable[[Tensor], tuple[Tensor, ...]], batch_size: int, progress: bool
 ) -> list[np.ndarray]:
-    """Each output of `forward(x)` for all tiles, float32, in the encoder's precision and without gradients."""
+    """Each output of `forward(x)` for all tiles, float32, in the encoder's precision and without gradients.
+
+    A batch that the device has no memory for is halved, for good.
+
+    Raises:
+        PekaError: no tiles, or no memory for a single one.
+    """
     if len(tiles) == 0:
         raise PekaError("there are no tiles to embed")
     on_cpu = torch.device(encoder.device).type == "cpu"
-    pieces = _pieces(len(tiles), min(batch_size, 32) if on_cpu else batch_size)  # small batches stay in a CPU's cache
-    parts = []
-    for some in tqdm(pieces, desc=f"embed with {encoder.name}", unit="batch", disable=not progress):
-        x = encoder.transform(tiles[some])
-        with torch.no_grad(), autocast(encoder.device, encoder.precision):
-            parts.append([output.float().cpu().numpy() for output in forward(x)])
+    size = min(batch_size, 32) if on_cpu else batch_size  # small batches stay in a CPU's cache
+    parts, done = [], 0
+    with tqdm(total=len(tiles), desc=f"embed with {encoder.name}", unit="tile", disable=not progress) as bar:
+        while done < len(tiles):
+            outputs = _outputs(encoder, tiles[done : done + size], forward)
+            if outputs is None and size == 1:
+                raise PekaError(f"no memory for a single tile on {encoder.device}: take a smaller encoder, or another device")
+            if outputs is None:  # no memory for so many
+                torch.cuda.empty_cache()
+                size //= 2
+                continue
+            parts.append(outputs)
+            done += len(outputs[0])
+            bar.update(len(outputs[0]))
     return [np.concatenate(part) for part in zip(*parts, strict=True)]
+
+
+def _outputs(encoder: Encoder, tiles: np.ndarray, forward: Callable[[Tensor], tuple[Tensor, ...]]) -> list[np.ndarray] | None:
+    """Outputs of one batch, or None where the device has no memory for it."""
+    try:
+        x = encoder.transform(tiles)
+        with torch.no_grad(), autocast(encoder.device, encoder.precision):
+            return [output.float().cpu().numpy() for output in forward(x)]
+    except torch.OutOfMemoryError:
+        return None
 
 
 def _pieces(n: int, size: int) -> list[slice]:
@@ -149,13 +172,13 @@ def load_encoder(
         PekaError: unknown name, weights that cannot be had, or a file that does not fit the model.
     """
     device = str(device or best_device())
-    if name in ("mini", "random"):
+    if name in BUNDLED:
         encoder = _bundled(name, seed, weights)
     else:
         encoder = _from_row(rows()[name], weights) if name in rows() else _from_timm(name, weights)
     encoder.model.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
     encoder.device = device
-    if device.startswith("cuda") and embeds_in_bfloat16(encoder.model) and has_bfloat16(device):
+    if device.startswith("cuda") and embeds_in_bfloat16(name, encoder.model) and has_bfloat16(device):
         encoder.precision = "bfloat16"
     return encoder
 
@@ -222,9 +245,12 @@ def _state_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def embeds_in_bfloat16(model: nn.Module) -> bool:
-    """Whether a network embeds in bfloat16 on a GPU that has it: vision transformers do, others stay in float32."""
-    return isinstance(model, timm.models.VisionTransformer)
+def embeds_in_bfloat16(name: str, model: nn.Module) -> bool:
+    """Whether an encoder embeds in bfloat16 on a GPU that has it: vision transformers do, others stay in float32.
+
+    So do `mini` and `random`, which are small: they would gain nothing, and their features would be off by 5 %.
+    """
+    return isinstance(model, timm.models.VisionTransformer) and name not in BUNDLED
 
 
 def has_bfloat16(device: str | torch.device) -> bool:
@@ -236,7 +262,11 @@ def has_bfloat16(device: str | torch.device) -> bool:
 
 
 def autocast(device: str | torch.device, precision: str = "bfloat16") -> contextlib.AbstractContextManager:
-    """bfloat16 autocast where it is asked for and the device has it, otherwise a context that does nothing."""
+    """bfloat16 autocast where it is asked for and the device has it, otherwise float32 that is float32.
+
+    On a GPU cuDNN's convolutions would round to TF32, ten bits, by torch's default: features would be off by 1e-3.
+    """
+    kind = torch.device(device).type
     if precision == "bfloat16" and has_bfloat16(device):
-        return torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
-    return contextlib.nullcontext()
+        return torch.autocast(kind, dtype=torch.bfloat16)
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if kind == "cuda" else contextlib.nullcontext()

@@ -13,7 +13,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from . import backbones, scfoundation
-from .encoder_files import rows, whereabouts
+from .encoder_files import BUNDLED, rows, whereabouts
 from .encoders import Encoder, embeds_in_bfloat16
 from .files import PekaError
 from .ladder import METHODS, as_rung
@@ -139,7 +139,7 @@ def plan(profile: Profile, gpu: str = "A100") -> str:
     for what, name, method, trained, embedded in work:
         cost = costs[name, method]
         learn, look = trained * cost.step + trained / profile.recipe.batch_size * cost.batch, embedded * cost.forward
-        look_at = (half or full) if embeds_in_bfloat16(encoders[name].model) else full
+        look_at = (half or full) if embeds_in_bfloat16(name, encoders[name].model) else full
         table.append((f"{what}, {name}", learn + look, learn / (half or full) + look / look_at))
     if profile.teacher == "scfoundation":
         precision, flops = profile.teacher_options.get("precision", "float32"), spots * teacher_flops()
@@ -159,7 +159,7 @@ def plan(profile: Profile, gpu: str = "A100") -> str:
 
 def meta_encoder(name: str) -> Encoder:
     """An encoder by name without its weights, on the meta device: a row of the manifest, or `mini`."""
-    if name in ("mini", "random"):
+    if name in BUNDLED:
         from .mini import build_mini
 
         with torch.device("meta"):

@@ -177,16 +177,17 @@ def test_a_killed_alignment_goes_on_from_the_last_epoch_with_the_same_result(wor
     assert all(torch.equal(p, trained(resumed)[name]) for name, p in trained(undisturbed).items())
 
 
-def test_out_of_memory_ends_with_the_batch_size_that_fits(world, monkeypatch):  # noqa: F811
+@pytest.mark.parametrize("where", ["transform", "encode"])
+def test_out_of_memory_ends_with_the_batch_size_that_fits(world, monkeypatch, where):  # noqa: F811
     student = Student(tiny_encoder(64), "bat", 4, SHORT)
-    encode = student.encoder.encode
+    work = getattr(student.encoder, where)
 
-    def small_device(x):
+    def small_device(x, *arguments):
         if len(x) > 3:
             raise torch.OutOfMemoryError
-        return encode(x)
+        return work(x, *arguments)
 
-    monkeypatch.setattr(student.encoder, "encode", small_device)
+    monkeypatch.setattr(student.encoder, where, small_device)
     with pytest.raises(PekaError, match="batch of 8 tiles on cpu; 2 fit"):
         align(student, **world, recipe=SHORT, progress=False)
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from peka_core import backbones
 from peka_core.encoder_files import rows
-from peka_core.encoders import Encoder, load_encoder
+from peka_core.encoders import Encoder, autocast, load_encoder
 from peka_core.files import PekaError
 from peka_core.recipe import Recipe
 from peka_core.student import Student, count_parameters
@@ -354,9 +354,10 @@ def test_half_precision_on_gpu_is_close_to_float32(name, dtype, limit):
     with torch.no_grad():
         expected = encoder.encode(x)
         model.cuda()
-        exact = encoder.encode(x.cuda()).cpu()
+        with autocast("cuda", "float32"):
+            exact = encoder.encode(x.cuda()).cpu()
         with torch.autocast("cuda", dtype=dtype):
             rounded = encoder.encode(x.cuda()).float().cpu()
-    assert (exact - expected).abs().max() < 5e-4  # TF32 is off by torch's default
+    assert (exact - expected).abs().max() < 1e-4  # 1e-3 where cuDNN may take TF32
     assert 0 < (rounded - expected).abs().max() < limit
     assert torch.nn.functional.cosine_similarity(rounded, expected).min() > 0.9999
