@@ -24,6 +24,9 @@ KEYS = {
     "oracle": "oracle", "frozen": "frozen encoder", "none": "another frozen encoder", "random": "untrained encoder",
     "student": "aligned", "control": "control: no morphology", "reference": "reference: needs counts",
 }  # fmt: skip
+TISSUE = {
+    "tumour": "#0072B2", "gland": "#009E73", "fibroblast": "#F0E442", "lymphocyte": "#000000", "macrophage": "#CC79A7", "fat": "#999999",
+}  # fmt: skip
 TILE_UM = 112  # field of view of a tile, µm
 
 
@@ -35,6 +38,13 @@ def use_style() -> None:
         "axes.spines.right": False, "image.cmap": "cividis", "legend.frameon": False, "axes.titlesize": "medium",
     }
     _small_pictures()
+
+
+def colors(levels) -> dict[str, tuple | str]:
+    """A colour for each category: those of drawn tissue have their own."""
+    if set(levels) <= TISSUE.keys():
+        return {level: TISSUE[level] for level in levels}
+    return dict(zip(levels, sns.color_palette("husl" if len(levels) > 10 else "colorblind", len(levels))))
 
 
 def save(figure, folder: str | Path, name: str) -> None:
@@ -246,13 +256,12 @@ def embedding(coordinates: pd.DataFrame, column: str, ax: plt.Axes, title: str =
     """UMAP points coloured by a category, `others` in grey. `coordinates`: columns `x`, `y` and `column`."""
     present = set(coordinates[column].astype(str))
     levels = sorted(present - {"others"}, key=lambda text: (len(text), text))
-    colors = {"others": "#DDDDDD"} if "others" in present else {}
-    colors |= dict(zip(levels, sns.color_palette("husl" if len(levels) > 10 else "colorblind", len(levels))))
+    palette = ({"others": "#DDDDDD"} if "others" in present else {}) | colors(levels)
     coordinates = coordinates.sort_values(column, key=lambda values: values != "others", kind="stable")  # these below
-    ax.scatter(coordinates["x"], coordinates["y"], s=5, linewidths=0, c=[colors[str(v)] for v in coordinates[column]])
+    ax.scatter(coordinates["x"], coordinates["y"], s=5, linewidths=0, c=[palette[str(v)] for v in coordinates[column]])
     ax.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2", title=title)
     if legend and len(levels) <= 10:
-        for level, color in colors.items():
+        for level, color in palette.items():
             ax.plot([], [], "o", ms=4, color=color, label=level)
         ax.legend(fontsize="x-small", title=column, loc="upper left", bbox_to_anchor=(1, 1))
     return ax
