@@ -6,10 +6,11 @@
 # make lab      JupyterLab on the notebooks
 # make publish  run demo and her2st afresh; their notebooks, tables and runs/demo become the committed ones
 # make clean    remove .venv and caches; runs/ stays
-# Another Python: make demo PYTHON=python3.12
+# Another Python: make demo PYTHON=python3.12; tests one after the other: make test WORKERS=0
 
 PYTHON ?= python3
 ARGS ?=
+WORKERS ?= 2
 BIN := .venv/bin
 
 .PHONY: help demo test her2st smoke ladder lab publish clean
@@ -39,7 +40,7 @@ publish: .venv/.core
 
 test: .venv/.test
 	@$(BIN)/peka fetch her2st || echo "her2st is not here: its end-to-end test will say so and be skipped"
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 .venv/.core: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "installing peka_core and its pinned dependencies into .venv (some minutes on first use) ..."
