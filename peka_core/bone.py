@@ -55,7 +55,8 @@ class _BlockProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, blocks: Tensor, method: str) -> Tensor:
         b = blocks.shape[-1]
-        kept = x.unflatten(-1, (-1, b)).sum(-2) if method == "bone" else x  # (..., b) or (..., in)
+        # dtype: CUDA's autocast would make a sum float32, and the product with a bfloat16 gradient would fail
+        kept = x.unflatten(-1, (-1, b)).sum(-2, dtype=x.dtype) if method == "bone" else x  # (..., b) or (..., in)
         ctx.save_for_backward(kept, weight, blocks)
         ctx.method = method
         return F.linear(x, _full_weight(weight, blocks, method).to(x.dtype), bias)  # (..., out)
