@@ -34,7 +34,7 @@ def drawn_encoder(name: str, device: str) -> Encoder:
     if name not in rows():
         return load_encoder(name, device=device)
     row = rows()[name]
-    model = backbones.build(row, "cpu").requires_grad_(False).to(device)
+    model = backbones.build(row, device).requires_grad_(False)  # drawn on the GPU in no time
     precision = "bfloat16" if device == "cuda" and has_bfloat16(device) else "float32"
     size = row.transform["crop"]
     return Encoder(name, model, (0.5,) * 3, (0.5,) * 3, row.dim, size, size, pool=row.pooling, precision=precision, device=device)
