@@ -105,8 +105,9 @@ class RankAllocation:
 
     def load_state(self, state: dict) -> None:
         """Put back what `state` returned."""
+        device = next(self.model.parameters()).device
         for key in ("ipt", "exp_avg_ipt", "exp_avg_unc"):
-            setattr(self.model.rankallocator, key, state[key])
+            setattr(self.model.rankallocator, key, {name: value.to(device) for name, value in state[key].items()})
         self.config.rank_pattern = state["rank_pattern"]
 
 

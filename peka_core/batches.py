@@ -29,18 +29,22 @@ def batches(
         yield from ((order[some], _read(tiles, order[some], turns[some])) for some in chunks)
         return
     with ThreadPoolExecutor(1) as reader:
-        waiting = reader.submit(_read, tiles, order[chunks[0]], turns[chunks[0]])
+        waiting = reader.submit(_read_pinned, tiles, order[chunks[0]], turns[chunks[0]])
         for here, following in zip(chunks, [*chunks[1:], None], strict=True):
             batch = waiting.result()
             if following:
-                waiting = reader.submit(_read, tiles, order[following], turns[following])
+                waiting = reader.submit(_read_pinned, tiles, order[following], turns[following])
             yield order[here], batch
 
 
 def _read(tiles, rows: np.ndarray, turns: np.ndarray) -> Tensor:
-    """Tiles uint8 (b, h, w, 3) of these rows, each in its orientation; in page-locked memory for a GPU."""
-    batch = np.stack([orient(tile, turn) for tile, turn in zip(tiles[rows], turns, strict=True)])
-    batch = torch.from_numpy(batch)
+    """Tiles uint8 (b, h, w, 3) of these rows, each in its orientation."""
+    return torch.from_numpy(np.stack([orient(tile, turn) for tile, turn in zip(tiles[rows], turns, strict=True)]))
+
+
+def _read_pinned(tiles, rows: np.ndarray, turns: np.ndarray) -> Tensor:
+    """As `_read`, in page-locked memory where there is a GPU to copy it to."""
+    batch = _read(tiles, rows, turns)
     return batch.pin_memory() if torch.cuda.is_available() else batch
 
 

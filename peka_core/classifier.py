@@ -21,7 +21,7 @@ def fit_classifier(x_teacher: Tensor, labels: Tensor, recipe: Recipe, seed: int 
         model = _mlp(x_teacher.shape[1], recipe).to(x_teacher.device)
     optimiser = torch.optim.Adam(model.parameters(), lr=recipe.lr)
     for _ in range(recipe.classifier_epochs):
-        for some in torch.randperm(len(labels), generator=generator).split(recipe.batch_size):
+        for some in torch.randperm(len(labels), generator=generator).to(labels.device).split(recipe.batch_size):
             optimiser.zero_grad(set_to_none=True)
             F.cross_entropy(model(x_teacher[some]), labels[some]).backward()  # (b, k), (b,)
             optimiser.step()

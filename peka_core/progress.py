@@ -46,14 +46,15 @@ class Progress:
         """Go on from the file, where there is one."""
         if self.path is None or not self.path.exists():
             return
-        state = torch.load(self.path, map_location=self.student.device, weights_only=True)
+        # on the CPU: Adam's step numbers stay where they are loaded, and on a GPU it would wait for each of them at each step
+        state = torch.load(self.path, map_location="cpu", weights_only=True)
         self.student.load_state_dict(state["weights"], strict=False)
         self.head.load_state_dict(state["head"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.generator.set_state(state["generator"].cpu())
-        torch.set_rng_state(state["torch_rng"].cpu())
+        self.generator.set_state(state["generator"])
+        torch.set_rng_state(state["torch_rng"])
         if state["cuda_rng"] is not None:
-            torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.student.device)
+            torch.cuda.set_rng_state(state["cuda_rng"], self.student.device)
         if state["allocation"] is not None:
             self.student.allocation.load_state(state["allocation"])
         for name in ("history", "step", "lowest", "kept", "best"):
