@@ -42,7 +42,7 @@ def align(
         seed: shuffling, orientations, the groups set aside, the structure head and (globally, in torch) dropout.
         rows: numbers of the training spots; the others are never looked at. None: all n.
         checkpoint: file that holds everything after each epoch. Where it is there already, training goes on from it and
-            ends as it would have without the interruption (on the same kind of device).
+            ends as it would have without the interruption: to the last bit on a CPU of the same kind, up to rounding on a GPU.
 
     Returns:
         One row an epoch: epoch, lr, seconds; kd, struct, mse (NaN where its weight in the recipe is 0), total and r2 on

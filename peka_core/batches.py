@@ -1,6 +1,6 @@
 """Shuffled, turned batches of tiles for the alignment loop."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
@@ -25,16 +25,22 @@ def batches(
     order = rows[torch.randperm(len(rows), generator=generator).numpy()]
     turns = torch.randint(8 if flips else 1, (len(rows),), generator=generator).numpy()
     chunks = [slice(start, start + batch_size) for start in range(0, len(rows), batch_size)]
-    if not ahead:
-        yield from ((order[some], _read(tiles, order[some], turns[some])) for some in chunks)
+    read = _read_pinned if ahead else _read
+    yield from in_turn(lambda some: (order[some], read(tiles, order[some], turns[some])), chunks, ahead)
+
+
+def in_turn(read: Callable, chunks: list, ahead: bool) -> Iterator:
+    """`read(chunk)` of each chunk, in order; with `ahead` one is read in a thread while the one before it is used."""
+    if not ahead or not chunks:
+        yield from map(read, chunks)
         return
     with ThreadPoolExecutor(1) as reader:
-        waiting = reader.submit(_read_pinned, tiles, order[chunks[0]], turns[chunks[0]])
-        for here, following in zip(chunks, [*chunks[1:], None], strict=True):
-            batch = waiting.result()
-            if following:
-                waiting = reader.submit(_read_pinned, tiles, order[following], turns[following])
-            yield order[here], batch
+        waiting = reader.submit(read, chunks[0])
+        for following in [*chunks[1:], None]:
+            made = waiting.result()
+            if following is not None:
+                waiting = reader.submit(read, following)
+            yield made
 
 
 def _read(tiles, rows: np.ndarray, turns: np.ndarray) -> Tensor:

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from . import backbones
+from .batches import in_turn
 from .encoder_files import BUNDLED, Row, find_weights, rows
 from .files import PekaError
 from .provenance import MINI_WEIGHTS, best_device, weights_digest
@@ -72,7 +73,7 @@ class Encoder:
             raise PekaError(f"tiles must be uint8 (n, height, width, 3), not {tiles.dtype} {tuple(tiles.shape)}")
         pixels = self._resize(tiles.to(self.device, non_blocking=True))  # (n, size, size, 3), 0..255
         rows = pixels.flatten(2)  # (n, size, size * 3): long rows, the colours side by side
-        mean, std = (torch.tensor(v, device=self.device).repeat(self.size) for v in (self.mean, self.std))
+        mean, std = (torch.tensor(v).repeat(self.size).to(self.device, non_blocking=True) for v in (self.mean, self.std))
         scale, shift = 1 / (255 * std), -mean / std  # (size * 3,)
         x = torch.empty(rows.shape, dtype=dtype, device=self.device)
         for some in _pieces(len(x), 4 if x.device.type == "cpu" else len(x)):  # a few tiles fit the CPU's cache
@@ -126,19 +127,21 @@ def in_batches(
         raise PekaError("there are no tiles to embed")
     on_cpu = torch.device(encoder.device).type == "cpu"
     size = min(batch_size, 32) if on_cpu else batch_size  # small batches stay in a CPU's cache
-    parts, done = [], 0
-    with tqdm(total=len(tiles), desc=f"embed with {encoder.name}", unit="tile", disable=not progress) as bar:
-        while done < len(tiles):
-            outputs = _outputs(encoder, tiles[done : done + size], forward)
+    parts, chunks = [], _pieces(len(tiles), size)
+    bar = tqdm(total=len(tiles), desc=f"embed with {encoder.name}", unit="tile", disable=not progress)
+    for chunk in in_turn(lambda some: tiles[some], chunks, ahead=not on_cpu):
+        while len(chunk):
+            outputs = _outputs(encoder, chunk[:size], forward)
             if outputs is None and size == 1:
                 raise PekaError(f"no memory for a single tile on {encoder.device}: take a smaller encoder, or another device")
             if outputs is None:  # no memory for so many
                 torch.cuda.empty_cache()
-                size //= 2
+                size = max(1, min(size, len(chunk)) // 2)
                 continue
             parts.append(outputs)
-            done += len(outputs[0])
-            bar.update(len(outputs[0]))
+            bar.update(len(chunk[:size]))
+            chunk = chunk[size:]
+    bar.close()
     return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
 

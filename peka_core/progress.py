@@ -61,7 +61,8 @@ class Progress:
             setattr(self, name, state[name])
 
     def _weights(self) -> dict:
-        return {name: p.detach().clone() for name, p in self.student.named_parameters() if p.requires_grad}
+        """What is trained, copied into main memory."""
+        return {name: p.detach().to("cpu", copy=True) for name, p in self.student.named_parameters() if p.requires_grad}
 
     def _state(self) -> dict:
         on_gpu = torch.device(self.student.device).type == "cuda"

@@ -90,9 +90,9 @@ def _say_once(text: str) -> None:
 
 
 @functools.cache
-def device_name() -> str:
-    """GPU name where torch sees one, otherwise CPU model and number of cores."""
-    if _has_gpu():
+def device_name(device: str = "") -> str:
+    """Name of the GPU for `cuda`, CPU model and number of cores for `cpu`; of the best device where none is given."""
+    if (device or best_device()).startswith("cuda"):
         import torch
 
         return torch.cuda.get_device_name()
@@ -164,7 +164,7 @@ def _status_mb() -> dict[str, float]:
 
 def _reset_peak() -> None:
     Cost._counts_process = peak_can_be_reset()
-    if _has_gpu():
+    if _uses_gpu():
         import torch
 
         torch.cuda.reset_peak_memory_stats()
@@ -172,19 +172,24 @@ def _reset_peak() -> None:
 
 def _peak_mb() -> dict[str, float]:
     peak = {"process": round(_status_mb()["VmHWM"], 1)} if Cost._counts_process else {}
-    if _has_gpu():
+    if _uses_gpu():
         import torch
 
         peak["gpu"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
     return peak
 
 
-def provenance() -> dict:
-    """Version of this package, commit, Python, packages and device, for `unit.json` and tables."""
+def _uses_gpu() -> bool:
+    """Whether this process has put anything on a GPU; asking does not start CUDA, nor import torch."""
+    return "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized()
+
+
+def provenance(device: str = "") -> dict:
+    """Version of this package, commit, Python, packages and device (the best where none is given), for `unit.json` and tables."""
     return {
         "peka_core": importlib.metadata.version("peka-core"),
         "commit": commit(),
         "python": platform.python_version(),
         "packages": versions(),
-        "device": device_name(),
+        "device": device_name(device),
     }

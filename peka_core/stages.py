@@ -129,7 +129,7 @@ def align(work: Run, rung: Rung | str, split: str, world: str = "on", needs: str
         student.save(folder, extra={"split": split, "cohort": unit.cohort, "seed": unit.seed})
         losses.to_csv(folder / "history.csv", index=False)
 
-    return make(work.folder, unit, write, needs)
+    return make(work.folder, unit, write, needs, work.device)
 
 
 def train(
@@ -252,7 +252,7 @@ def score(
         tasks, seen = wanted()
         evaluate(work.cohort(world), _predictor(work, predictor, seen, world), protocol, tasks).save(folder)
 
-    return Evaluation.load(make(work.folder, unit, write, "predictions.h5ad" if predictions else "scores.csv.gz"))
+    return Evaluation.load(make(work.folder, unit, write, "predictions.h5ad" if predictions else "scores.csv.gz", work.device))
 
 
 def adapters_of(work: Run, rung: Rung | str, protocol: Protocol, scope: str = "", split: str = "", world: str = "on") -> str:
@@ -320,7 +320,7 @@ def umap(work: Run, rung: Rung | str, split: str, labels_of: str) -> pd.DataFram
 
 def _file(work: Run, unit: Unit, name: str, write: Callable[[Path], None]) -> Path:
     """The file `name` of a unit, which `write(folder)` makes where it is not there."""
-    return make(work.folder, unit, write, name) / name
+    return make(work.folder, unit, write, name, work.device) / name
 
 
 @functools.lru_cache(maxsize=8)

@@ -82,7 +82,7 @@ def score_table(work: Run, protocol: Protocol, world: str = "on", rows=None, sco
             own = {"adapters": made, "encoder": who, "method": _paper_method(name, recipe) if plain else ""}
             parts.append(part.assign(kind=kind, predictor=name, space=space, label=label, spots=spots, **own))
     table = pd.concat(parts, ignore_index=True)
-    facts = provenance()
+    facts = provenance(work.device)
     table = table.assign(
         headline=table["pooling"] == protocol.pooling, profile=work.profile.name, world=world, protocol=protocol.name,
         zeros=protocol.zeros, scope=np.where(table["kind"] == "student", scope or protocol.scope, "none"), split=split or ALL_SPLITS,

@@ -88,7 +88,7 @@ def find(run: Path, unit: Unit) -> Path | None:
     return folder if (folder / "unit.json").exists() else None
 
 
-def make(run: Path, unit: Unit, write: Callable[[Path], None], needs: str = "unit.json") -> Path:
+def make(run: Path, unit: Unit, write: Callable[[Path], None], needs: str = "unit.json", device: str = "") -> Path:
     """Return the unit's folder, filling it with `write(folder)` first where it is not finished.
 
     The files are written into a temporary folder that is renamed when it is whole, with fields, seconds, memory,
@@ -97,6 +97,7 @@ def make(run: Path, unit: Unit, write: Callable[[Path], None], needs: str = "uni
 
     Args:
         needs: a file that must be there; a unit without it (left out of the repository for its size) is made again.
+        device: of the run, for `unit.json`; empty: the best one.
 
     Raises:
         PekaError: the folder cannot be written, or the disk is full.
@@ -106,7 +107,7 @@ def make(run: Path, unit: Unit, write: Callable[[Path], None], needs: str = "uni
     if finished():
         return target
     with told_when_full(target), alone(target):
-        return target if finished() else _make(target, unit, write)
+        return target if finished() else _make(target, unit, write, device)
 
 
 def partial(run: Path, unit: Unit) -> Path:
@@ -116,7 +117,7 @@ def partial(run: Path, unit: Unit) -> Path:
     return folder
 
 
-def _make(target: Path, unit: Unit, write: Callable[[Path], None]) -> Path:
+def _make(target: Path, unit: Unit, write: Callable[[Path], None], device: str) -> Path:
     for leftover in target.parent.glob(f".{target.name}-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     folder = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
@@ -126,7 +127,7 @@ def _make(target: Path, unit: Unit, write: Callable[[Path], None]) -> Path:
         with told_when_full(target):  # asked while what filled the disk is still there
             with cost:
                 write(folder)
-            write_json(folder / "unit.json", {"unit": dataclasses.asdict(unit), **cost.facts(), **provenance()})
+            write_json(folder / "unit.json", {"unit": dataclasses.asdict(unit), **cost.facts(), **provenance(device)})
         _move_into_place(folder, target)
         shutil.rmtree(target.with_name(f".{target.name}.partial"), ignore_errors=True)
         return target

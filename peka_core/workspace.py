@@ -90,7 +90,7 @@ class Run:
 
     def describe(self) -> str:
         """Profile, folder, seed, device and versions in three lines, for the head of a notebook."""
-        facts = provenance()
+        facts = provenance(self.device)
         packages = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
         return (
             f"profile {self.profile.name}: {self.profile.title}; seed {self.profile.seed}\n"
