@@ -1,6 +1,6 @@
 """The ladder on freshly drawn cohorts: what each rung adds to the frozen encoder, when the whole world is drawn anew.
 
-    python benchmarks/ladder.py --cohorts 10          # 2 to 3 minutes a cohort on two CPU cores
+    python benchmarks/ladder.py --cohorts 10          # about 3 minutes a cohort on two CPU cores
     python benchmarks/ladder.py --cohorts 10 -p hidden_cues=0.0 --name ladder_off
 
 One cohort (cohorts.py) is one value: folds and patients of one cohort share its law, its tissue and its training data. The

@@ -134,15 +134,17 @@ def loss_curves(histories: dict[str, pd.DataFrame], column: str = "total", ax: p
 
 
 def score_dots(table: pd.DataFrame, ax: plt.Axes | None = None, label: str = "label") -> plt.Axes:
-    """Means with their intervals, one row each, best above; rows without interval show the dot alone.
+    """Means with their intervals, one row each, best above; rows without interval show the dot alone, undefined ones say so.
 
     `table`: columns `label`, `predictor`, `kind`, `mean`, `low`, `high`.
     """
-    table = table[table["mean"].notna()].sort_values("mean")
+    table = table.sort_values("mean", na_position="first")
     ax = ax or plt.subplots(figsize=(7.5, 0.3 * len(table) + 1))[1]
     meaning = {}
     for y, (_, row) in enumerate(table.iterrows()):
         color = PALETTE.get(row["predictor"], PALETTE.get(row["kind"], "#444444"))
+        if np.isnan(row["mean"]):
+            ax.text(0, y, " undefined", fontsize="x-small", va="center", color=color)
         ax.plot([row["low"], row["high"]], [y, y], color=color, lw=2)
         ax.plot(row["mean"], y, "o", color=color)
         key = KEYS.get(row["predictor"], KEYS.get(row["kind"], row["kind"]))
@@ -210,8 +212,9 @@ def curves(table: pd.DataFrame, columns: int = 3) -> list[plt.Axes]:
         for name, part in here.groupby("genes", sort=False):
             color, offset = GENE_SETS[name]
             x = np.array([values.index(v) for v in part["value"]]) + offset / 2
-            ax.errorbar(x, part["mean"].to_numpy(), yerr=_whiskers(part), fmt="o-", color=color, ms=4, lw=1, capsize=2,
-                        label=f"{name} genes")
+            ax.errorbar(x, part["mean"].to_numpy(), yerr=_whiskers(part), fmt="o", color=color, ms=4, lw=1, capsize=2, label=f"{name} genes")
+            scale = ~part["value"].astype(str).str.isalpha().to_numpy()  # a word is a point beside the curve
+            ax.plot(x[scale], part["mean"][scale], color=color, lw=1)
         ax.axhline(0, color="grey", lw=0.8)
         ax.set_xticks(range(len(values)), values)
         ax.set_title(title, fontsize="small")
