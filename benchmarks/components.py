@@ -6,15 +6,20 @@ Freshly drawn cohorts (cohorts.py), the first split held out, each rung trained 
 """
 
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 from cohorts import RESULTS, SPLIT, in_each, parser
 
-from peka_core import studies
+from peka_core import stages
+from peka_core.files import PekaError
 from peka_core.ladder import Rung
+from peka_core.protocols import PROTOCOLS
 from peka_core.provenance import provenance
-from peka_core.statistics import t_interval, variance_components
+from peka_core.statistics import paired, t_interval
 from peka_core.tables import save_table
+from peka_core.workspace import Run
 
 RUNGS = [Rung("bat", name="bat (encoder)"), Rung("bat", name="L_KD only", recipe=(("lambda_struct", 0.0),))]
 
@@ -24,7 +29,7 @@ def main() -> int:
     options = parser(__doc__, cohorts=6)
     options.add_argument("--seeds", type=int, default=3, help="trainings of each rung in each cohort")
     arguments = options.parse_args()
-    made = in_each(arguments, "components", lambda work: studies.seeds(work, RUNGS, SPLIT, tuple(range(arguments.seeds))))
+    made = in_each(arguments, "components", lambda work: seeds(work, RUNGS, SPLIT, tuple(range(arguments.seeds))))
     values = pd.concat([table.assign(cohort=seed) for seed, table in made.items()], ignore_index=True)
     facts = provenance()
     named = dict(protocol="strict", scope="nested", split=SPLIT, genes="all", commit=facts["commit"], device=facts["device"])
@@ -36,6 +41,60 @@ def main() -> int:
     print(save_table(table := pd.concat(rows).assign(**named), RESULTS, "components"))
     print(table[["label", "component", "sd", "n", "share", "mean", "low", "high"]].round(4).to_string(index=False))
     return 0
+
+
+def seeds(work: Run, rungs: list[Rung], split: str, numbers: tuple[int, ...]) -> pd.DataFrame:
+    """Each rung minus frozen under `strict`, trained again with other seeds: one row a rung, seed and held-out patient.
+
+    A seed draws projector and adapter, the order of batches, the patients set aside and the start of k-means; tissue, counts, split and
+    frozen features stay.
+    """
+    strict, rows = PROTOCOLS["strict"], []
+    frozen = stages.score(work, "frozen", strict, split=split).scores
+    for number in numbers:
+        again = replace(work, profile=replace(work.profile, seed=number))
+        again.cohort, again.tiles, again.tasks, again.encoder = work.cohort, work.tiles, work.tasks, work.encoder  # read once
+        for rung in rungs:
+            found = paired(stages.score(again, rung, strict, split=split).scores, frozen)["values"]
+            rows += [{"label": rung.name, "seed": number, "patient": patient, "difference": value} for patient, value in found.items()]
+    return pd.DataFrame(rows)
+
+
+def variance_components(values: pd.DataFrame) -> pd.DataFrame:
+    """Where the spread of a difference comes from: redrawn cohorts, patients and seeds, each as a component of its own.
+
+    Model: value = mean + cohort + patient (in its cohort) + seed (in its cohort) + rest. Estimated from the mean squares of
+    a balanced table, without bias; an estimate below zero says that nothing of this component can be seen.
+
+    Args:
+        values: columns cohort, patient, seed, difference; every cohort has as many patients, each with every seed.
+
+    Returns:
+        one row a component: component, variance, sd (0 where the variance is below zero), n (levels in all), and share, its
+        part of the variance of one cohort's mean at one seed.
+
+    Raises:
+        PekaError: fewer than two of a component, or a table that is not balanced.
+    """
+    grid = values.set_index(["cohort", "patient", "seed"])["difference"].sort_index()
+    parts = [part.droplevel(0).unstack() for _, part in grid.groupby(level=0)]
+    cohorts = [part.to_numpy() for part in parts]
+    differ = len({(part.shape, tuple(part.columns)) for part in parts}) > 1
+    if differ or min(len(cohorts), *cohorts[0].shape) < 2 or np.isnan(cohorts).any():
+        raise PekaError(f"variance components need at least two cohorts with as many patients (two or more) and the same seeds each, "
+                        f"here patients x seeds by cohort: {[part.shape for part in cohorts]}")  # fmt: skip
+    x = np.stack(cohorts)  # (c, p, s)
+    c, p, s = x.shape
+    by_cohort, by_patient, by_seed = x.mean((1, 2), keepdims=True), x.mean(2, keepdims=True), x.mean(1, keepdims=True)
+    rest = ((x - by_patient - by_seed + by_cohort) ** 2).sum() / (c * (p - 1) * (s - 1))  # mean squares
+    patient = s * ((by_patient - by_cohort) ** 2).sum() / (c * (p - 1))
+    seed = p * ((by_seed - by_cohort) ** 2).sum() / (c * (s - 1))
+    cohort = p * s * ((by_cohort - x.mean()) ** 2).sum() / (c - 1)
+    table = pd.DataFrame({"component": ["cohort", "patient", "seed", "rest"], "n": [c, c * p, c * s, c * p * s]})
+    table["variance"] = [(cohort - patient - seed + rest) / (p * s), (patient - rest) / s, (seed - rest) / p, rest]
+    table["sd"] = np.sqrt(table["variance"].clip(lower=0))
+    of_mean = table["variance"].clip(lower=0) / [1, p, 1, p]
+    return table.assign(share=of_mean / of_mean.sum())
 
 
 if __name__ == "__main__":

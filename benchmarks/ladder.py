@@ -9,11 +9,13 @@ demo's recipe; the first split is held out.
 
 import sys
 
+import pandas as pd
 import yaml
 from cohorts import RESULTS, SPLIT, in_each, parser
 
 from peka_core import studies
 from peka_core.provenance import provenance
+from peka_core.statistics import t_interval
 from peka_core.tables import save_table
 
 
@@ -26,12 +28,26 @@ def main() -> int:
     overrides = {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in arguments.p)}
     made = in_each(arguments, arguments.name, lambda work: studies.ladder(work, SPLIT), overrides)
     facts = provenance()
-    table = studies.replicate(made).assign(
+    table = replicate(made).assign(
         protocol="strict", scope="nested", split=SPLIT, unit="cohort", changed=str(overrides or ""), commit=facts["commit"], device=facts["device"]
     )
     print(save_table(table, RESULTS, arguments.name))
     print(table[table["genes"] == "all"][["label", "mean", "low", "high", "n", "above_zero"]].round(3).to_string(index=False))
     return 0
+
+
+def replicate(tables_by_cohort: dict[int, pd.DataFrame]) -> pd.DataFrame:
+    """Ladders of freshly drawn cohorts, one value a cohort -> each rung's mean difference with a t interval over cohorts."""
+    long = pd.concat([table.assign(cohort_seed=seed) for seed, table in tables_by_cohort.items()])
+    rows = []
+    for (label, genes), part in long.groupby(["label", "genes"], sort=False):
+        interval = t_interval(part["mean"].to_numpy())
+        values = " ".join(f"{seed}:{value:.4f}" for seed, value in zip(part["cohort_seed"], part["mean"]))
+        rows.append({
+            "label": label, "genes": genes, **interval._asdict(), "n": len(part), "above_zero": int((part["mean"] > 0).sum()),
+            "sd": part["mean"].std(), "values": values,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 if __name__ == "__main__":

@@ -133,15 +133,9 @@ def preflight(names: list[str], given: dict[str, str]) -> None:
         given: weights that the user gave, by encoder.
 
     Raises:
-        PekaError: what is wrong with the names, the given files, or all encoders that cannot be had.
+        PekaError: as `check_names`, or all encoders that cannot be had.
     """
-    for name in names:
-        if name not in BUNDLED and name not in rows() and not _timm_has(name):
-            raise PekaError(f"no encoder {name!r}: there are mini, random, {', '.join(rows())}, and the names of timm.list_models()")
-    for name, path in given.items():
-        if name not in names:
-            raise PekaError(f"--weights {name}={path}: this run has no encoder {name!r}; it has {', '.join(names)}")
-        given_weights(name, path)
+    check_names(names, given)
     missing = []
     for row in [rows()[name] for name in names if name in rows() and name not in given]:
         here, where = whereabouts(row)
@@ -149,6 +143,17 @@ def preflight(names: list[str], given: dict[str, str]) -> None:
             missing.append(no_weights(row, where + (", and no token is set" if lacks_token(row) else "")))
     if missing:
         raise PekaError("\n".join(map(str, missing)))
+
+
+def check_names(names: list[str], given: dict[str, str]) -> None:
+    """Refuse encoders that nobody knows, and given weights that are not there or of an encoder that is not asked for."""
+    for name in names:
+        if name not in BUNDLED and name not in rows() and not _timm_has(name):
+            raise PekaError(f"no encoder {name!r}: there are mini, random, {', '.join(rows())}, and the names of timm.list_models()")
+    for name, path in given.items():
+        if name not in names:
+            raise PekaError(f"--weights {name}={path}: this run has no encoder {name!r}; it has {', '.join(names)}")
+        given_weights(name, path)
 
 
 def _timm_has(name: str) -> bool:

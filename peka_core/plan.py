@@ -7,24 +7,38 @@ the GPU has it, else float32; vision transformers embed alike, other encoders in
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from . import backbones, scfoundation
-from .encoder_files import BUNDLED, rows, whereabouts
+from .encoder_files import BUNDLED, check_names, rows, whereabouts
 from .encoders import Encoder, embeds_in_bfloat16
 from .files import PekaError
 from .ladder import METHODS, as_rung
 from .manifest import load_manifest
 from .profile import Profile
-from .recipe import Recipe
+from .recipe import Recipe, mixes_patients
 from .student import Student
 
-GPUS = {  # dense products, FLOP/s, in bfloat16 (0 where it has none) and float32, and GB, from the makers' data sheets
-    "V100": (0, 15.7e12, 32), "T4": (0, 8.1e12, 16), "L4": (121e12, 30.3e12, 24), "RTX4090": (165e12, 82.6e12, 24),
-    "A100": (312e12, 19.5e12, 80), "H100": (989e12, 67e12, 80),
+
+class Gpu(NamedTuple):
+    """Peak of dense products in FLOP/s, 0 in a precision that it has not, and memory in GB; from the makers' data sheets."""
+
+    bfloat16: float
+    float32: float
+    gb: int
+
+    def peak(self, bfloat16: bool = True) -> float:
+        """FLOP/s of work that may run in bfloat16, or may not."""
+        return (self.bfloat16 if bfloat16 else 0) or self.float32
+
+
+GPUS = {
+    "V100": Gpu(0, 15.7e12, 32), "T4": Gpu(0, 8.1e12, 16), "L4": Gpu(121e12, 30.3e12, 24), "RTX4090": Gpu(165e12, 82.6e12, 24),
+    "A100": Gpu(312e12, 19.5e12, 80), "H100": Gpu(989e12, 67e12, 80),
 }  # fmt: skip
 SHARE = 0.35  # of the peak that training reaches
 TOKENS = 2_500  # expressed genes of a spot, for the teacher's cost: an assumption
@@ -32,12 +46,13 @@ SCFOUNDATION = {"width": 768, "layers": 12, "dim": 3072}
 CONTEXT_GB = 1.0  # CUDA itself, and work space
 ATTENTION = {  # fused on the CPU, which the counter does not know
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: sdpa_backward_flop_count(g, q, k, v),
-}
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
+        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Cost:
+class StudentCost:
     """Of one student: FLOPs and bytes.
 
     Attributes:
@@ -45,7 +60,6 @@ class Cost:
         step, batch: FLOPs of a training step: `step` for each tile, and `batch` whatever the number of tiles (Bat's W_g B_g).
         fixed: bytes that a training step holds whatever the batch: weights, and gradients and Adam's moments of what trains.
         tile: bytes that a tile of the batch holds between forward and backward.
-        weights: bytes of the frozen weights' file, in float32.
     """
 
     forward: int
@@ -53,10 +67,9 @@ class Cost:
     batch: int
     fixed: int
     tile: int
-    weights: int
 
 
-def cost_of(encoder: Encoder, method: str, recipe: Recipe, d_teacher: int, bfloat16: bool = True) -> Cost:
+def cost_of(encoder: Encoder, method: str, recipe: Recipe, d_teacher: int, bfloat16: bool = True) -> StudentCost:
     """Count a student's FLOPs and bytes.
 
     Args:
@@ -72,8 +85,7 @@ def cost_of(encoder: Encoder, method: str, recipe: Recipe, d_teacher: int, bfloa
         b1, b2 = (_saved_bytes(student, x, bfloat16) for x in (one, two))  # weights cast to bfloat16 are there whatever the batch
     trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
     fixed = 4 * sum(p.numel() for p in student.parameters()) + 12 * trained + 2 * b1 - b2
-    weights = 4 * sum(p.numel() for p in encoder.model.parameters())
-    return Cost(f2 - f1, s2 - s1, 2 * s1 - s2, fixed, b2 - b1, weights)
+    return StudentCost(f2 - f1, s2 - s1, 2 * s1 - s2, fixed, b2 - b1)
 
 
 def _flops(student: Student, x: torch.Tensor, train: bool) -> int:
@@ -92,7 +104,8 @@ def _saved_bytes(student: Student, x: torch.Tensor, bfloat16: bool) -> int:
         saved[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         student(x)
     return sum(size for storage, size in saved.items() if storage not in weights)
 
@@ -108,53 +121,73 @@ def work_of(profile: Profile, spots: int, splits: int) -> Iterator[tuple[str, st
 
     Left out: the demo's other worlds, chapter 3's small examples, and the spots set aside, which are only looked at.
     """
-    recipe = profile.recipe
     for name in profile.encoders:
         yield "frozen features", name, "none", 0, spots
     for what, split, world in profile.alignments([f"patients/{i}" for i in range(splits)]):
         if world == "on":
             rung = as_rung(what)
-            shuffled = split == "all" or split.startswith("spots/")
-            share = 1.0 if split == "all" else 0.8 if shuffled else 1 - 1 / splits
-            aside = 0.0 if shuffled and recipe.set_aside_by == "group" else recipe.set_aside
-            trained = round(recipe.epochs * spots * share * (1 - aside))
+            recipe = rung.change(profile.recipe).for_split(split)
+            share = 1.0 if split == "all" else 0.8 if mixes_patients(split) else 1 - 1 / splits
+            trained = round(recipe.epochs * spots * share * (1 - recipe.set_aside))
             yield f"align {rung.method} on {split}", rung.encoder or profile.encoder, rung.method, trained, spots
 
 
-def plan(profile: Profile, gpu: str = "A100") -> str:
+def plan(profile: Profile, gpu: str = "A100", weights: dict[str, str] | None = None) -> str:
     """The whole plan as text.
 
+    Args:
+        gpu: a name in `GPUS`.
+        weights: files that the user gives instead of an encoder's own, by encoder.
+
     Raises:
-        PekaError: an unknown GPU, or a source whose size is known only once its cohort is built.
+        PekaError: an unknown GPU, unknown encoders or weights (`check_names`), or a source whose size is known only once its
+            cohort is built.
     """
     if gpu not in GPUS:
         raise PekaError(f"no peak is known of GPU {gpu!r}; there are {', '.join(GPUS)}")
+    card, weights = GPUS[gpu], weights or {}
+    check_names(profile.encoders, weights)
     slides, spots, splits, lines = _size(profile)
-    half, full, gb = GPUS[gpu]
     dim = SCFOUNDATION["dim"] if profile.teacher == "scfoundation" else profile.teacher_options["n_components"]
     work = list(work_of(profile, spots, splits))
     encoders = {name: meta_encoder(name) for name in dict.fromkeys(name for _, name, *_ in work)}
-    costs = {key: cost_of(encoders[key[0]], key[1], profile.recipe, dim, half > 0) for key in dict.fromkeys(w[1:3] for w in work)}
+    costs = {
+        (name, method): cost_of(encoders[name], method, profile.recipe, dim, card.bfloat16 > 0)
+        for name, method in dict.fromkeys(w[1:3] for w in work)
+    }
+    targets = 4 * spots * dim  # X_teacher lies on the device whole
+    memory = [
+        _memory(name, method, cost, profile.recipe.batch_size, card.gb, targets)
+        for (name, method), cost in costs.items() if method != "none"
+    ]  # fmt: skip
+    full = f"{card.float32 / 1e12:.1f}"
+    peaks = f"{card.bfloat16 / 1e12:.0f} TFLOP/s in bfloat16, {full} in float32"
+    peaks = peaks if card.bfloat16 else f"{full} TFLOP/s in float32: it has no bfloat16"
+    return "\n".join([
+        f"{profile.name}: {profile.title}", f"cohort: {slides} slides, {spots:,} spots, {splits} held-out splits", *lines,
+        f"\nhours at {SHARE:.0%} of the peak of {gpu} ({peaks}); head and figures on the CPU come on top",
+        *_hours(profile, work, encoders, costs, spots, card),
+        "\nmemory of a training step", *(memory or ["nothing is trained"]),
+        "\ntokens, gates and weights", *_gates(profile, encoders, weights),
+    ])  # fmt: skip
+
+
+def _hours(profile: Profile, work: list, encoders: dict, costs: dict, spots: int, card: Gpu) -> list[str]:
+    """FLOPs and hours of each piece of `work_of`, of the teacher, and of all together."""
     table = []  # what, FLOPs, seconds at the whole peak
     for what, name, method, trained, embedded in work:
         cost = costs[name, method]
         learn, look = trained * cost.step + trained / profile.recipe.batch_size * cost.batch, embedded * cost.forward
-        look_at = (half or full) if embeds_in_bfloat16(name, encoders[name].model) else full
-        table.append((f"{what}, {name}", learn + look, learn / (half or full) + look / look_at))
+        seconds = learn / card.peak() + look / card.peak(embeds_in_bfloat16(name, encoders[name].model))
+        table.append((f"{what}, {name}", learn + look, seconds))
     if profile.teacher == "scfoundation":
         precision, flops = profile.teacher_options.get("precision", "float32"), spots * teacher_flops()
-        peak = half if half and precision == "bfloat16" else full
-        table.append((f"scFoundation in {precision}, {TOKENS} genes a spot assumed", flops, flops / peak))
+        title = f"scFoundation in {precision}, {TOKENS} genes a spot assumed"
+        table.append((title, flops, flops / card.peak(precision == "bfloat16")))
     table.append(("together", sum(flops for _, flops, _ in table), sum(seconds for *_, seconds in table)))
-    yet = [f"{title:<56} {f'{flops / 1e15:,.3g}':>10} PFLOP {f'{seconds / SHARE / 3600:.2g}':>8} h" for title, flops, seconds in table]
-    targets = 4 * spots * dim  # X_teacher lies on the device whole
-    memory = [_memory(name, method, cost, profile.recipe.batch_size, gb, targets) for (name, method), cost in costs.items() if method != "none"]
-    peaks = f"{half / 1e12:.0f} TFLOP/s in bfloat16, {full / 1e12:.1f} in float32" if half else f"{full / 1e12:.1f} TFLOP/s in float32: it has no bfloat16"
-    return "\n".join([
-        f"{profile.name}: {profile.title}", f"cohort: {slides} slides, {spots:,} spots, {splits} held-out splits", *lines,
-        f"\nhours at {SHARE:.0%} of the peak of {gpu} ({peaks}); head and figures on the CPU come on top",
-        *yet, "\nmemory of a training step", *(memory or ["nothing is trained"]), "\ntokens, gates and weights", *_gates(profile, costs),
-    ])  # fmt: skip
+    return [
+        f"{title:<56} {f'{flops / 1e15:,.3g}':>10} PFLOP {f'{seconds / SHARE / 3600:.2g}':>8} h" for title, flops, seconds in table
+    ]
 
 
 def meta_encoder(name: str) -> Encoder:
@@ -178,7 +211,9 @@ def _size(profile: Profile) -> tuple[int, int, int, list[str]]:
     if profile.source == "demo":
         return (n := options["patients"] * options["sections"]), n * options["spots"], options["folds"], ["nothing to download"]
     if profile.source != "hest":
-        raise PekaError(f"{profile.name}: the spots of source {profile.source} are known once its cohort is built: peka fetch shows its files")
+        raise PekaError(
+            f"{profile.name}: the spots of source {profile.source} are known once its cohort is built: peka fetch shows its files"
+        )
     from .sources import hest
     from .sources.hest_files import COUNT_BYTES, TILE_BYTES
 
@@ -191,17 +226,20 @@ def _size(profile: Profile) -> tuple[int, int, int, list[str]]:
         splits, known = len(hest.make_splits(whose, dict(table["spots"]), options.get("folds", 6))), []
     else:
         slides, spots, splits = rules.slides, rules.spots, options.get("folds", 6)
-        known = [f"HEST-1k's index is not here (peka fetch {profile.name} brings it): counts as known of v1_1_0, {splits} splits at most, no slide left out"]
+        known = [
+            f"HEST-1k's index is not here (peka fetch {profile.name} brings it): counts as known of v1_1_0, {splits} splits at "
+            "most, no slide left out"
+        ]
     lines = [
         f"the paper's n of this cohort: {rules.n_paper:,}", *known,
-        f"to download and keep: about {spots * (TILE_BYTES + COUNT_BYTES) / 1e9:.1f} GB of slides ({TILE_BYTES / 1e3:.0f} kB a tile, "
-        f"{COUNT_BYTES / 1e3:.0f} kB of counts a spot; an estimate: peka fetch {profile.name} --dry-run asks the hub), linked into the cohort, "
-        "not copied; weights below",
+        f"to download and keep: about {spots * (TILE_BYTES + COUNT_BYTES) / 1e9:.1f} GB of slides ({TILE_BYTES / 1e3:.0f} kB a "
+        f"tile, {COUNT_BYTES / 1e3:.0f} kB of counts a spot; an estimate: peka fetch {profile.name} --dry-run asks the hub), linked "
+        "into the cohort, not copied; weights below",
     ]
     return slides, spots, splits, lines
 
 
-def _memory(name: str, method: str, cost: Cost, batch: int, gb: float, targets: int) -> str:
+def _memory(name: str, method: str, cost: StudentCost, batch: int, gb: float, targets: int) -> str:
     fixed = cost.fixed + targets
     need = (fixed + batch * cost.tile) / 1e9 + CONTEXT_GB
     room = int((gb - CONTEXT_GB) * 1e9 - fixed) // cost.tile
@@ -209,14 +247,20 @@ def _memory(name: str, method: str, cost: Cost, batch: int, gb: float, targets: 
     return f"{name}, {method} ({METHODS[method].split(',')[0]}), batch {batch}: about {need:.1f} GB; {gb} GB: {fits}"
 
 
-def _gates(profile: Profile, costs: dict[tuple[str, str], Cost]) -> list[str]:
+def _gates(profile: Profile, encoders: dict[str, Encoder], weights: dict[str, str]) -> list[str]:
+    """Tokens, and of each encoder its terms, size and place."""
     from huggingface_hub import get_token
 
     lines = ["a token for the hub is here" if get_token() else "HF_TOKEN is not set, and nobody is logged in to the hub"]
     if profile.source == "hest":
         lines.append("HEST-1k: gated, granted at once, CC BY-NC-SA 4.0")
-    for name, cost in {name: cost for (name, _), cost in costs.items()}.items():
-        where = f"{rows()[name].terms}; about {cost.weights / 1e9:.2f} GB, {whereabouts(rows()[name])[1]}" if name in rows() else "in the package"
+    for name, encoder in encoders.items():
+        where = "in the package"
+        if name in weights:
+            where = f"the file that is given ({weights[name]})"
+        elif name in rows():
+            gb = 4 * sum(p.numel() for p in encoder.model.parameters()) / 1e9  # float32
+            where = f"{rows()[name].terms}; about {gb:.2f} GB, {whereabouts(rows()[name])[1]}"
         lines.append(f"{name}: {where}")
     if profile.teacher == "scfoundation":
         size = load_manifest()["sources"]["scfoundation"]["files"][scfoundation.FILES["checkpoint"]]["size"]

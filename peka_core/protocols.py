@@ -15,6 +15,7 @@ from sklearn.model_selection import KFold, train_test_split
 
 from .cohort import Cohort, Split, joined_genes, log_cp10k
 from .files import PekaError
+from .recipe import mixes_patients
 
 HELD_OUT = {"patients": "group", "sections": "sample"}  # scheme -> the column whose values a split must not share
 
@@ -79,6 +80,11 @@ PROTOCOLS = {
     "strict": Protocol("strict", "cohort", "train", alphas=tuple(np.logspace(-1, 5, 13)), pooling="section",
                        merge_duplicates=True, scope="nested"),
 }
+
+
+def protocol_of(split: str) -> Protocol:
+    """Whose splits have this name: `peka_paper` of shuffled spots, `strict`, which leaves copied sections out, of all others."""
+    return PROTOCOLS["peka_paper" if mixes_patients(split) else "strict"]
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.plan:
         from .plan import plan
 
-        print(plan(load_profile(arguments.profile, _values(arguments.p, "-p")), arguments.gpu))
+        profile = load_profile(arguments.profile, _values(arguments.p, "-p"))
+        print(plan(profile, arguments.gpu, _pairs(arguments.weights, "--weights")))
         return 0
     work = _open(arguments)
     parameters = {

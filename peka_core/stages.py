@@ -24,7 +24,7 @@ from .controls import CONTROLS, REFERENCES, oracle, permuted_targets
 from .evaluation import Evaluation, evaluate
 from .files import PekaError
 from .ladder import Rung, as_rung
-from .protocols import PROTOCOLS, Protocol
+from .protocols import Protocol, protocol_of
 from .recipe import Recipe
 from .units import Unit, changed_fields, digest_of, make, partial
 from .workspace import Run
@@ -87,8 +87,7 @@ def lesson(work: Run, rung: Rung | str, split: str, world: str = "on") -> tuple[
         order = shuffled_within(sides, work.profile.seed)
         return x_teacher[order], labels[order]
     if rung.taught_by == "genes":
-        protocol = PROTOCOLS["peka_paper" if split == "all" or split.startswith("spots/") else "strict"]
-        tasks = work.tasks(protocol, world)
+        tasks = work.tasks(protocol_of(split), world)
         targets = next((task for task in tasks if task.split.name == split), tasks[0]).targets  # (n, g)
         return (targets - targets[seen].mean(0)) / (targets[seen].std(0) + 1e-6), labels
     return x_teacher, labels

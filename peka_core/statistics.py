@@ -65,43 +65,6 @@ def partial_pearson(observed: np.ndarray, predicted: np.ndarray, given: np.ndarr
     return np.where(rest > CONSTANT, (r_op - r_od * r_pd) / np.sqrt(np.maximum(rest, CONSTANT)), np.nan)
 
 
-def variance_components(values: pd.DataFrame) -> pd.DataFrame:
-    """Where the spread of a difference comes from: redrawn cohorts, patients and seeds, each as a component of its own.
-
-    Model: value = mean + cohort + patient (in its cohort) + seed (in its cohort) + rest. Estimated from the mean squares of
-    a balanced table, without bias; an estimate below zero says that nothing of this component can be seen.
-
-    Args:
-        values: columns cohort, patient, seed, difference; every cohort has as many patients, each with every seed.
-
-    Returns:
-        one row a component: component, variance, sd (0 where the variance is below zero), n (levels in all), and share, its
-        part of the variance of one cohort's mean at one seed.
-
-    Raises:
-        PekaError: fewer than two of a component, or a table that is not balanced.
-    """
-    grid = values.set_index(["cohort", "patient", "seed"])["difference"].sort_index()
-    parts = [part.droplevel(0).unstack() for _, part in grid.groupby(level=0)]
-    cohorts = [part.to_numpy() for part in parts]
-    differ = len({(part.shape, tuple(part.columns)) for part in parts}) > 1
-    if differ or min(len(cohorts), *cohorts[0].shape) < 2 or np.isnan(cohorts).any():
-        raise PekaError(f"variance components need at least two cohorts with as many patients (two or more) and the same seeds each, "
-                        f"here patients x seeds by cohort: {[part.shape for part in cohorts]}")  # fmt: skip
-    x = np.stack(cohorts)  # (c, p, s)
-    c, p, s = x.shape
-    by_cohort, by_patient, by_seed = x.mean((1, 2), keepdims=True), x.mean(2, keepdims=True), x.mean(1, keepdims=True)
-    rest = ((x - by_patient - by_seed + by_cohort) ** 2).sum() / (c * (p - 1) * (s - 1))  # mean squares
-    patient = s * ((by_patient - by_cohort) ** 2).sum() / (c * (p - 1))
-    seed = p * ((by_seed - by_cohort) ** 2).sum() / (c * (s - 1))
-    cohort = p * s * ((by_cohort - x.mean()) ** 2).sum() / (c - 1)
-    table = pd.DataFrame({"component": ["cohort", "patient", "seed", "rest"], "n": [c, c * p, c * s, c * p * s]})
-    table["variance"] = [(cohort - patient - seed + rest) / (p * s), (patient - rest) / s, (seed - rest) / p, rest]
-    table["sd"] = np.sqrt(table["variance"].clip(lower=0))
-    of_mean = table["variance"].clip(lower=0) / [1, p, 1, p]
-    return table.assign(share=of_mean / of_mean.sum())
-
-
 def mean_defined(values: np.ndarray) -> np.ndarray:
     """Mean over the last axis of the values that are defined; NaN where none is."""
     values = np.asarray(values, np.float64)

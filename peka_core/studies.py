@@ -19,7 +19,7 @@ from .evaluation import evaluate
 from .ladder import Rung
 from .protocols import PROTOCOLS
 from .recipe import RECIPES
-from .statistics import over_patients, paired, t_interval
+from .statistics import over_patients, paired
 from .workspace import Run
 
 CURVES = {
@@ -150,23 +150,6 @@ def forgetting(work: Run, split: str = "") -> pd.DataFrame:
     return _named(work, pd.DataFrame(rows)).assign(task="tissue_type", splits=split or "all")
 
 
-def seeds(work: Run, rungs: list[Rung], split: str, numbers: tuple[int, ...]) -> pd.DataFrame:
-    """Each rung minus frozen under `strict`, trained again with other seeds: one row a rung, seed and held-out patient.
-
-    A seed draws projector and adapter, the order of batches, the patients set aside and the start of k-means; tissue, counts, split and
-    frozen features stay.
-    """
-    strict, rows = PROTOCOLS["strict"], []
-    frozen = stages.score(work, "frozen", strict, split=split).scores
-    for number in numbers:
-        again = replace(work, profile=replace(work.profile, seed=number))
-        again.cohort, again.tiles, again.tasks, again.encoder = work.cohort, work.tiles, work.tasks, work.encoder  # read once
-        for rung in rungs:
-            found = paired(stages.score(again, rung, strict, split=split).scores, frozen)["values"]
-            rows += [{"label": rung.name, "seed": number, "patient": patient, "difference": value} for patient, value in found.items()]
-    return pd.DataFrame(rows)
-
-
 def _type_accuracy(work: Run, rung: Rung | str, splits: list) -> pd.Series:
     """Balanced accuracy of the tissue type, by held-out patient."""
     obs, values = work.cohort().obs, {}
@@ -211,17 +194,3 @@ STUDIES: dict[str, tuple[Callable[[Run, str], pd.DataFrame], int | None]] = {  #
     "ladder_forgetting": (forgetting, None),
 }
 DRAWN_ONLY = ("ladder_cues", "ladder_forgetting")
-
-
-def replicate(tables_by_cohort: dict[int, pd.DataFrame]) -> pd.DataFrame:
-    """Ladders of freshly drawn cohorts, one value a cohort -> each rung's mean difference with a t interval over cohorts."""
-    long = pd.concat([table.assign(cohort_seed=seed) for seed, table in tables_by_cohort.items()])
-    rows = []
-    for (label, genes), part in long.groupby(["label", "genes"], sort=False):
-        interval = t_interval(part["mean"].to_numpy())
-        values = " ".join(f"{seed}:{value:.4f}" for seed, value in zip(part["cohort_seed"], part["mean"]))
-        rows.append({
-            "label": label, "genes": genes, **interval._asdict(), "n": len(part), "above_zero": int((part["mean"] > 0).sum()),
-            "sd": part["mean"].std(), "values": values,
-        })  # fmt: skip
-    return pd.DataFrame(rows)

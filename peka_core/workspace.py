@@ -168,14 +168,12 @@ class Run:
     def recipe(self, rung: Rung, split: str = "", world: str = "on") -> Recipe:
         """The profile's recipe with the changes of a rung.
 
-        No group is set aside where shuffled spots, or all, are trained on (so that scopes nested and all differ in spots
-        alone), nor in world `few`, which has more epochs. A recipe that sets single spots aside does so everywhere.
+        What is set aside follows the split (`Recipe.for_split`); in world `few`, which has more epochs, nothing is.
         """
         recipe = rung.change(self.profile.recipe)
         if world == "few":
             return dataclasses.replace(recipe, epochs=self.profile.few["epochs"], set_aside=0.0)
-        shuffled = (split == "all" or split.startswith("spots/")) and recipe.set_aside_by == "group"
-        return dataclasses.replace(recipe, set_aside=0.0) if shuffled else recipe
+        return recipe.for_split(split)
 
     def rows(self, split: str, world: str = "on", share: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
         """Boolean training and test rows of a split by name; `all` trains on every spot and tests none.
@@ -192,13 +190,12 @@ class Run:
         return train & np.isin(groups, names[: max(1, round(share * len(names)))]), test
 
     def _rows(self, split: str, world: str) -> tuple[np.ndarray, np.ndarray]:
-        from .protocols import PROTOCOLS
+        from .protocols import protocol_of
 
         cohort = self.cohort(world)
         if split == "all":
             return np.ones(len(cohort.obs), bool), np.zeros(len(cohort.obs), bool)
-        whose = PROTOCOLS["peka_paper" if split.startswith("spots/") else "strict"]  # strict leaves copied sections out
-        for known in whose.splits(cohort):
+        for known in protocol_of(split).splits(cohort):
             if known.name == split:
                 return known.train, known.test
         raise PekaError(f"{cohort.path}: no split {split!r}; this cohort has {[s.name for s in cohort.splits]}")

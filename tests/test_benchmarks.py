@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import SMALL
 
-from peka_core import Recipe, studies, workspace
+from peka_core import Recipe, workspace
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -52,6 +52,6 @@ def test_drawn_cohorts(benchmark, tmp_path, monkeypatch):
     """Two seeds of one rung on one small cohort, as components.py has it; ladder.py asks another study of the same cohorts."""
     monkeypatch.setattr(workspace, "root", lambda: tmp_path)
     cohorts, components = benchmark("cohorts"), benchmark("components")
-    study = lambda work: studies.seeds(work, components.RUNGS[:1], cohorts.SPLIT, (0, 1))
+    study = lambda work: components.seeds(work, components.RUNGS[:1], cohorts.SPLIT, (0, 1))
     made = cohorts.in_each(Namespace(first=1001, cohorts=1), "tiny", study, SMALL)
     assert list(made) == [1001] and made[1001]["seed"].nunique() == 2 and np.isfinite(made[1001]["difference"]).all()

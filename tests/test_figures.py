@@ -44,10 +44,11 @@ def test_paired_dots_show_every_patient_with_a_value():
     assert len(ax.lines[0].get_xdata()) == 2
 
 
-def test_score_dots_leave_undefined_predictors_out():
+def test_score_dots_say_which_predictors_are_undefined():
     table = pd.DataFrame({"label": ["a", "b"], "predictor": ["x", "y"], "kind": "control", "mean": [0.2, np.nan], "low": np.nan, "high": np.nan})
     ax = figures.score_dots(table)
-    assert [text.get_text() for text in ax.get_yticklabels()] == ["a"]
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["b", "a"]  # from below
+    assert [(text.get_text().strip(), text.get_position()[1]) for text in ax.texts] == [("undefined", 0)]
 
 
 def test_save_writes_a_whole_png(tmp_path):

@@ -106,13 +106,6 @@ def test_leiden_labels_differ_from_k_means_and_have_a_unit_of_their_own(work):
     assert plain.obs["pseudo_label"].nunique() != graph.obs["pseudo_label"].nunique()
 
 
-def test_replication_averages_over_cohorts():
-    tables = {seed: pd.DataFrame({"label": ["a"], "genes": ["all"], "mean": [value]}) for seed, value in ((1, 0.1), (2, 0.2), (3, 0.3))}
-    row = studies.replicate(tables).iloc[0]
-    assert row["mean"] == pytest.approx(0.2) and row["n"] == 3 and row["above_zero"] == 3
-    assert row["high"] - row["mean"] == pytest.approx(4.302653 * 0.1 / np.sqrt(3), rel=1e-5)  # t(.975, 2)
-
-
 def test_forgetting_is_the_mean_recall_of_the_types_of_held_out_patients(work):
     split = studies.PROTOCOLS["strict"].splits(work.cohort())[0]
     table = studies.forgetting(work, split.name).set_index("label")
@@ -148,15 +141,6 @@ def test_units_of_other_k_teacher_or_weights_are_other_units(work, tmp_path):
     assert not known[0].equals(known[1])
     quality = [stages.quality(run, "frozen", "patients/0")["r2"] for run in (work, others["teacher"])]
     assert quality[0] != quality[1]
-
-
-def test_seeds_train_again_on_the_same_tissue_and_are_compared_patient_by_patient(work):
-    split = work.cohort().splits[0].name
-    table = studies.seeds(work, [Rung("bat", name="bat")], split, (0, 1))
-    grid = table.pivot(index="patient", columns="seed", values="difference")
-    expected = paired(stages.score(work, "bat", PROTOCOLS["strict"], split=split).scores, stages.score(work, "frozen", PROTOCOLS["strict"], split=split).scores)
-    assert grid[0].to_dict() == pytest.approx(expected["values"].to_dict(), nan_ok=True)
-    assert work.profile.seed == 0 and not np.allclose(grid[0], grid[1])
 
 
 def test_recipes_are_scored_one_switch_at_a_time_and_whole_in_both_spaces(work, monkeypatch):
