@@ -2,7 +2,7 @@
 
     python benchmarks/waiting.py
 
-Appends to benchmarks/waiting.csv. Each measurement is a process of its own, since the policy is read once.
+Writes benchmarks/waiting.csv. Each measurement is a process of its own, since the policy is read once.
 """
 
 import os
@@ -42,7 +42,7 @@ def run(policy: str) -> float:
 
 
 def main() -> None:
-    """Measure the four combinations and append them."""
+    """Measure the four combinations and write them."""
     from peka_core.provenance import device_name
 
     rows = []
