@@ -151,6 +151,7 @@ def score_dots(table: pd.DataFrame, ax: plt.Axes | None = None, label: str = "la
         meaning |= {key if row["kind"] != "student" else f"{key}: {row['predictor'].replace('_', ' ')}": color}
     for key, color in reversed(meaning.items()):
         ax.plot([], [], "o", color=color, label=key)
+    ax.set_ylim(-0.7, len(table) - 0.3)
     ax.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
     return _name_rows(ax, table[label], "PCC")
 

@@ -5,6 +5,7 @@ import errno
 import functools
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
 import sys
@@ -91,7 +92,12 @@ def alone(path: Path):
     """Hold the lock that belongs to a path (`.locks/` beside it); say so where another process has it, and wait.
 
     The system frees the lock of a process that ends, however it ends (filelock).
+
+    Raises:
+        PekaError: in a worker that is still starting: it runs its parent's script again, and would wait for its parent.
     """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise PekaError('a script that draws a cohort needs its lines under `if __name__ == "__main__":` (it is run again by each worker)')
     locks = Path(path).parent / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
     lock = FileLock(locks / Path(path).name)

@@ -6,6 +6,7 @@ whoever does not notice tests on training spots. samples.csv says so (duplicate_
 
 import json
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from hashlib import sha256
 from multiprocessing import get_context
@@ -139,8 +140,11 @@ def _pool(workers, spots):
     if workers <= 1 or spots < ONE_PROCESS:
         yield lambda function, tasks, title: progress(map(function, tasks), tasks, title)
         return
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        yield lambda function, tasks, title: progress(pool.map(function, tasks), tasks, title)
+    try:
+        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+            yield lambda function, tasks, title: progress(pool.map(function, tasks), tasks, title)
+    except BrokenProcessPool as error:
+        raise PekaError("a process that draws was lost: see above, or free memory and run again; finished sections are kept") from error
 
 
 # ---------------------------------------------------------------- the directory
