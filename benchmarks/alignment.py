@@ -9,23 +9,23 @@ loop, and `none` embeds the tiles with the frozen encoder. Each method runs with
 a row without numbers. Appends its rows to benchmarks/alignment.csv, with the hardware.
 
     tflop_per_s     of the plan's count, so recomputed weights do not count for peft either
-    share           of what one large product of matrices reaches in the same run and precision
+    share           of what one large product of matrices reaches in the same run, in the precision of training
 """
 
 import argparse
 import gc
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from teacher import product_flops
 
 from peka_core import backbones
 from peka_core.alignment import align
 from peka_core.encoder_files import rows
-from peka_core.encoders import Encoder, autocast, embeds_in_bfloat16, has_bfloat16, load_encoder
+from peka_core.encoders import Encoder, has_bfloat16, load_encoder, precision_on
 from peka_core.files import PekaError, write_whole
 from peka_core.plan import cost_of, meta_encoder
 from peka_core.provenance import Cost, best_device, provenance
@@ -43,8 +43,7 @@ def drawn_encoder(name: str, device: str) -> Encoder:
         return load_encoder(name, device=device)
     row = rows()[name]
     model = backbones.build(row, device).requires_grad_(False)
-    precision = "bfloat16" if embeds_in_bfloat16(name, model) and has_bfloat16(device) else "float32"
-    size = row.transform["crop"]
+    size, precision = row.transform["crop"], precision_on(device, name, model)
     return Encoder(name, model, (0.5,) * 3, (0.5,) * 3, row.dim, size, size, pool=row.pooling, precision=precision, device=device)
 
 
@@ -58,20 +57,6 @@ def drawn_student(encoder: Encoder, method: str, recipe: Recipe) -> Student:
     config = MissConfig(r=recipe.block, target_modules=list(recipe.targets), init_weights=PEFT[method])
     inject_adapter_in_model(config, student.network)
     return student
-
-
-def product_flops(device: str, side: int = 8192) -> float:
-    """FLOPs a second of one large product, (side, side) each on a GPU, in the precision of training; the best of five."""
-    side = side if device == "cuda" else 1024
-    a, b = torch.randn(2, side, side, device=device)
-    times = []
-    with autocast(device):
-        a, b = a.to((a[:1] @ b[:, :1]).dtype), b.to((a[:1] @ b[:, :1]).dtype)
-        for _ in range(6):
-            start = time.perf_counter()
-            (a @ b)[0, 0].item()  # waits for a GPU
-            times.append(time.perf_counter() - start)
-    return 2 * side**3 / min(times[1:])
 
 
 def measure(encoder: Encoder, method: str, recipe: Recipe, n: int) -> dict:
@@ -115,12 +100,14 @@ def main() -> None:
     one = Recipe(epochs=1, warmup=0, block=options.block, rank=options.block, alpha=options.block, k=16, set_aside=0.0)
     torch.manual_seed(0)
     device, facts, made = best_device(), provenance(), []
-    encoder, product = drawn_encoder(options.encoder, device), product_flops(device)
+    encoder, training = drawn_encoder(options.encoder, device), "bfloat16" if has_bfloat16(device) else "float32"
+    side = 8_192 if device == "cuda" else 1_024
+    product = product_flops(device, shape=(side,) * 3, dtype=getattr(torch, training))
     for batch in options.batches:
         for method in options.methods:
             row = measure(encoder, method, replace(one, batch_size=batch), options.tiles)
             row["share"] = row.get("tflop_per_s", np.nan) * 1e12 / product
-            made.append(row | {"training": "bfloat16" if has_bfloat16(device) else "float32", "embedding": encoder.precision,
+            made.append(row | {"training": training, "embedding": encoder.precision,
                                "device": facts["device"], "commit": facts["commit"], "torch": torch.__version__})  # fmt: skip
             print(*(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()), flush=True)
             gc.collect()  # a student's memory is free before the next one's peak is counted

@@ -108,15 +108,16 @@ def seconds(calls: list, repeats: int, clock) -> tuple[list[float], list[np.ndar
     return np.min(times, axis=0).tolist(), made
 
 
-def product_flops(device: str, clock, rows: int = 8_192, dim: int = 768) -> float:
-    """FLOPs a second of one large product in float32, the best of five."""
-    a, b = torch.randn(rows, dim, device=device), torch.randn(dim, 4 * dim, device=device)
+def product_flops(device: str, clock=time.perf_counter, shape=(8_192, 768, 3_072), dtype: torch.dtype = torch.float32) -> float:
+    """FLOPs a second of one large product (n, m)(m, k) of `shape` n, m, k, the best of five."""
+    n, m, k = shape
+    a, b = torch.randn(n, m, device=device, dtype=dtype), torch.randn(m, k, device=device, dtype=dtype)
     times = []
     for _ in range(6):
         start = clock()
         (a @ b)[0, 0].item()  # waits for a GPU
         times.append(clock() - start)
-    return 2 * rows * dim * 4 * dim / min(times[1:])
+    return 2 * n * m * k / min(times[1:])
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:

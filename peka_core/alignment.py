@@ -60,7 +60,6 @@ def align(
     generator = torch.Generator().manual_seed(seed)
     device = student.device
     on_gpu = torch.device(device).type == "cuda"
-    x_type = torch.bfloat16 if has_bfloat16(device) else torch.float32  # what autocast would make of x
     apart = np.asarray(groups)[rows] if recipe.set_aside_by == "group" else rows
     train, aside = _set_aside(rows, apart, recipe.set_aside, generator)
     targets = torch.as_tensor(np.asarray(targets), dtype=torch.float32, device=device)  # (n, d_t)
@@ -85,12 +84,11 @@ def align(
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(past.step, steps, recipe)
             try:
-                x = student.encoder.transform(batch, x_type)  # (b, 3, size, size)
-                parts = _step(student, head, optimiser, x, targets[some], labels[some], recipe)
+                parts = _step(student, head, optimiser, batch, targets[some], labels[some], recipe)
             except torch.OutOfMemoryError:
-                x = parts = None  # what failed holds memory until this block is left
+                parts = None  # what failed holds memory until this block is left
             if parts is None:
-                raise PekaError(_what_fits(student, head, optimiser, batch, targets[some], labels[some], recipe, x_type))
+                raise PekaError(_what_fits(student, head, optimiser, batch, targets[some], labels[some], recipe))
             if not torch.isfinite(parts["total"]):
                 where = f"epoch {epoch}, step {past.step}"
                 raise PekaError(f"loss is {parts['total'].item()} in {where}: lower the learning rate {recipe.lr}")
@@ -114,8 +112,10 @@ def align(
     return pd.DataFrame(past.history).assign(kept=lambda h: h["epoch"] == kept, choice=choice)
 
 
-def _step(student, head, optimiser, x: Tensor, targets: Tensor, labels: Tensor, recipe: Recipe) -> dict[str, Tensor]:
-    """One optimiser step on one batch; returns its losses. Nothing moves where the loss is not finite."""
+def _step(student, head, optimiser, batch: Tensor, targets: Tensor, labels: Tensor, recipe: Recipe) -> dict[str, Tensor]:
+    """One optimiser step on one batch of tiles uint8; returns its losses. Nothing moves where the loss is not finite."""
+    x_type = torch.bfloat16 if has_bfloat16(student.device) else torch.float32  # what autocast would make of x
+    x = student.encoder.transform(batch, x_type)  # (b, 3, size, size)
     optimiser.zero_grad(set_to_none=True)
     parts = _losses(student, head, x, targets, labels, recipe)
     (parts["total"] + student.penalty()).backward()
@@ -149,9 +149,7 @@ def _losses(student, head, x: Tensor, targets: Tensor, labels: Tensor, recipe: R
     return made | {"total": total + recipe.lambda_mse * made["mse"] if recipe.lambda_mse else total}
 
 
-def _what_fits(
-    student, head, optimiser, batch: Tensor, targets: Tensor, labels: Tensor, recipe: Recipe, x_type: torch.dtype
-) -> str:
+def _what_fits(student, head, optimiser, batch: Tensor, targets: Tensor, labels: Tensor, recipe: Recipe) -> str:
     """After running out of memory: the largest half, quarter ... of the batch that a whole step fits for, in words."""
     size = len(batch)
     while size > 1:
@@ -159,10 +157,8 @@ def _what_fits(
         optimiser.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
         try:
-            x = student.encoder.transform(batch[:size], x_type)
-            _step(student, head, optimiser, x, targets[:size], labels[:size], recipe)
+            _step(student, head, optimiser, batch[:size], targets[:size], labels[:size], recipe)
         except torch.OutOfMemoryError:
-            x = None
             continue
         return f"no memory for a batch of {len(batch)} tiles on {student.device}; {size} fit: add -p batch_size={size} --run NAME"
     return f"no memory for a single tile on {student.device}: take a smaller encoder, or a device with more memory"

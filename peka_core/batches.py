@@ -1,4 +1,4 @@
-"""Shuffled, turned batches of tiles for the alignment loop."""
+"""Batches of tiles: shuffled and turned for the alignment loop, one after the other for embedding."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,9 +24,13 @@ def batches(
     """
     order = rows[torch.randperm(len(rows), generator=generator).numpy()]
     turns = torch.randint(8 if flips else 1, (len(rows),), generator=generator).numpy()
-    chunks = [slice(start, start + batch_size) for start in range(0, len(rows), batch_size)]
     read = _read_pinned if ahead else _read
-    yield from in_turn(lambda some: (order[some], read(tiles, order[some], turns[some])), chunks, ahead)
+    yield from in_turn(lambda some: (order[some], read(tiles, order[some], turns[some])), pieces(len(rows), batch_size), ahead)
+
+
+def pieces(n: int, size: int) -> list[slice]:
+    """Slices of at most `size` that cover 0..n."""
+    return [slice(start, min(start + size, n)) for start in range(0, n, max(1, size))]
 
 
 def in_turn(read: Callable, chunks: list, ahead: bool) -> Iterator:

@@ -20,10 +20,11 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from . import backbones
-from .batches import in_turn
+from .batches import in_turn, pieces
 from .encoder_files import BUNDLED, Row, find_weights, rows
 from .files import PekaError
 from .provenance import MINI_WEIGHTS, best_device, weights_digest
+
 
 @dataclass
 class Encoder:
@@ -76,7 +77,7 @@ class Encoder:
         mean, std = (torch.tensor(v).repeat(self.size).to(self.device, non_blocking=True) for v in (self.mean, self.std))
         scale, shift = 1 / (255 * std), -mean / std  # (size * 3,)
         x = torch.empty(rows.shape, dtype=dtype, device=self.device)
-        for some in _pieces(len(x), 4 if x.device.type == "cpu" else len(x)):  # a few tiles fit the CPU's cache
+        for some in pieces(len(x), 4 if x.device.type == "cpu" else len(x)):  # a few tiles fit the CPU's cache
             x[some] = torch.addcmul(shift, rows[some].float(), scale)
         return x.unflatten(2, (-1, 3)).permute(0, 3, 1, 2)  # (n, 3, size, size), channels last in memory
 
@@ -127,9 +128,9 @@ def in_batches(
         raise PekaError("there are no tiles to embed")
     on_cpu = torch.device(encoder.device).type == "cpu"
     size = min(batch_size, 32) if on_cpu else batch_size  # small batches stay in a CPU's cache
-    parts, chunks = [], _pieces(len(tiles), size)
+    parts = []
     bar = tqdm(total=len(tiles), desc=f"embed with {encoder.name}", unit="tile", disable=not progress)
-    for chunk in in_turn(lambda some: tiles[some], chunks, ahead=not on_cpu):
+    for chunk in in_turn(lambda some: tiles[some], pieces(len(tiles), size), ahead=not on_cpu):
         while len(chunk):
             outputs = _outputs(encoder, chunk[:size], forward)
             if outputs is None and size == 1:
@@ -155,11 +156,6 @@ def _outputs(encoder: Encoder, tiles: np.ndarray, forward: Callable[[Tensor], tu
         return None
 
 
-def _pieces(n: int, size: int) -> list[slice]:
-    """Slices of at most `size` that cover 0..n."""
-    return [slice(start, min(start + size, n)) for start in range(0, n, max(1, size))]
-
-
 def load_encoder(
     name: str, weights: str | Path | None = None, device: str | torch.device | None = None, seed: int = 0
 ) -> Encoder:
@@ -181,8 +177,7 @@ def load_encoder(
         encoder = _from_row(rows()[name], weights) if name in rows() else _from_timm(name, weights)
     encoder.model.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
     encoder.device = device
-    if device.startswith("cuda") and embeds_in_bfloat16(name, encoder.model) and has_bfloat16(device):
-        encoder.precision = "bfloat16"
+    encoder.precision = precision_on(device, name, encoder.model)
     return encoder
 
 
@@ -248,10 +243,16 @@ def _state_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def precision_on(device: str, name: str, model: nn.Module) -> str:
+    """Precision in which an encoder embeds on a device, `float32` or `bfloat16`; on a CPU always the former."""
+    half = device.startswith("cuda") and has_bfloat16(device) and embeds_in_bfloat16(name, model)
+    return "bfloat16" if half else "float32"
+
+
 def embeds_in_bfloat16(name: str, model: nn.Module) -> bool:
     """Whether an encoder embeds in bfloat16 on a GPU that has it: vision transformers do, others stay in float32.
 
-    So do `mini` and `random`, which are small: they would gain nothing, and their features would be off by 5 %.
+    `mini` and `random` stay in float32 too: they are so small that they would gain nothing, and features would be off by 5 %.
     """
     return isinstance(model, timm.models.VisionTransformer) and name not in BUNDLED
 

@@ -2,7 +2,8 @@
 
 `peka run hest-kidney --plan`. Nothing is downloaded and no memory is taken: networks are built without their weights, and torch's
 own counter counts what their products do. Hours are of the precision in which this package would run: training in bfloat16 where
-the GPU has it, else float32; vision transformers embed alike, other encoders in float32. What one GPU reached of its plan: `MEASURED`, from benchmarks/alignment.csv.
+the GPU has it, else float32; vision transformers embed alike, other encoders in float32. What one GPU reached of its plan is
+`MEASURED`, from benchmarks/alignment.csv.
 """
 
 from collections.abc import Iterator

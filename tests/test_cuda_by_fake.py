@@ -88,10 +88,11 @@ def test_a_step_of_every_method(method, recipe):
     head = fit_classifier(targets, labels, recipe) if recipe.classifier_epochs else nn.Linear(D_TEACHER, recipe.k).to("cuda")
     trained = {n: p for n, p in [*student.named_parameters(), *head.named_parameters()] if p.requires_grad}
     student.train().start(steps=100)
-    x = student.encoder.transform(TILES, torch.bfloat16)
-    parts = _step(student, head, torch.optim.SGD(trained.values(), lr=recipe.lr), x, targets, labels, recipe)
+    student.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    seen, optimiser = [], torch.optim.SGD(trained.values(), lr=recipe.lr)
+    parts = _step(student, head, optimiser, TILES, targets, labels, recipe)
     student.after_step(0)
-    assert on_gpu([x, parts["projected"]], torch.bfloat16) and on_gpu([parts["total"], _sums(parts, targets)])
+    assert on_gpu([*seen, parts["projected"]], torch.bfloat16) and len(seen) == 1 and on_gpu([parts["total"], _sums(parts, targets)])
     assert on_gpu([*student.parameters(), *head.parameters(), *(p.grad for name, p in trained.items() if "ranknum" not in name)])
 
 

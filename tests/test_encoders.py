@@ -103,6 +103,16 @@ def test_mini_is_frozen_reproducible_and_carries_its_digest():
     np.testing.assert_array_equal(features, load_encoder("mini", device="cpu").embed(tiles))
 
 
+def test_float32_on_a_gpu_is_float32():
+    """cuDNN may not round to TF32 meanwhile; small encoders stay in float32 although they are transformers."""
+    before = torch.backends.cudnn.allow_tf32
+    with autocast("cuda", "float32"):
+        assert torch.backends.cudnn.enabled and not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 == before
+    model = load_encoder("mini", device="cpu").model
+    assert [encoders.embeds_in_bfloat16(name, model) for name in ("mini", "random", "uni")] == [False, False, True]
+
+
 def test_embedding_halves_a_batch_that_does_not_fit(monkeypatch):
     mini, tiles, encode, sizes = load_encoder("mini", device="cpu"), smooth_tiles(7), encoders.Encoder.encode, []
 

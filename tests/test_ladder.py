@@ -4,7 +4,6 @@ import dataclasses
 import shutil
 
 import numpy as np
-import pandas as pd
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline

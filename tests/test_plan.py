@@ -1,5 +1,9 @@
 """The price of a run: counted FLOPs against a hand count and against a real step, memory against real saved tensors, the text."""
 
+import re
+from pathlib import Path
+
+import pandas as pd
 import pytest
 import torch
 from conftest import SHARED
@@ -53,9 +57,9 @@ def test_a_whole_step_costs_what_torch_counts_when_it_is_done(method):
     student = Student(encoder, method, 4, RECIPE)
     head = torch.nn.Linear(4, 3)
     optimiser = torch.optim.Adam([p for p in [*student.parameters(), *head.parameters()] if p.requires_grad])
-    x, targets, labels = torch.randn(6, 3, 64, 64), torch.randn(6, 4), torch.arange(6) % 3
+    tiles, targets, labels = torch.randint(0, 256, (6, 64, 64, 3), dtype=torch.uint8), torch.randn(6, 4), torch.arange(6) % 3
     with FlopCounterMode(display=False, custom_mapping=plan.ATTENTION) as counter:
-        alignment._step(student, head, optimiser, x, targets, labels, RECIPE)
+        alignment._step(student, head, optimiser, tiles, targets, labels, RECIPE)
     cost = plan.cost_of(on_meta(tiny_encoder(64)), method, RECIPE, 4)
     assert 6 * cost.step + cost.batch == pytest.approx(counter.get_total_flops() - 3 * 2 * 6 * 4 * 3, rel=0.01)  # the head aside
 
@@ -141,6 +145,13 @@ def test_a_block_that_divides_nothing_ends_in_one_message(monkeypatch, capsys):
     monkeypatch.setattr(plan, "meta_encoder", lambda name: on_meta(tiny_encoder(64)))
     assert main(["run", "smoke", "--plan", "-p", "block=7"]) == 1
     assert "block size 7 does not divide" in (said := capsys.readouterr().err) and "-p block=" in said
+
+
+def test_the_share_of_the_peak_that_was_measured_is_in_the_benchmark():
+    rows = pd.read_csv(Path(__file__).parents[1] / "benchmarks" / "alignment.csv").query("batch == 32").set_index(["encoder", "method"])
+    shares = 100 * rows["tflop_per_s"] * 1e12 / plan.GPUS["H100"].bfloat16
+    wanted = [("h-optimus-0", "bat"), ("uni", "bat"), ("h-optimus-0", "none")]
+    assert [int(text) for text in re.findall(r"(\d+) %", plan.MEASURED)] == [round(shares[key]) for key in wanted]
 
 
 def test_weights_that_are_given_are_not_downloaded_and_have_to_be_there(tmp_path, capsys):

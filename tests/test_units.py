@@ -210,3 +210,10 @@ def test_a_folder_that_cannot_be_written_ends_in_one_message(tmp_path, monkeypat
 def test_other_errors_of_the_system_keep_their_own_message(tmp_path):
     with pytest.raises(FileNotFoundError):
         make(tmp_path, UNIT, lambda folder: (folder / "no" / "such" / "folder").read_text())
+
+
+def test_a_unit_made_on_the_cpu_of_a_machine_with_a_gpu_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "best_device", lambda: "cuda")
+    provenance.device_name.cache_clear()
+    folder = make(tmp_path, UNIT, write_one, device="cpu")  # asking torch for a GPU's name would fail here
+    assert json.loads((folder / "unit.json").read_text())["device"] == f"{provenance._cpu_model()}, {os.cpu_count()} cores"
