@@ -16,9 +16,8 @@ from peka_core import stages
 from peka_core.files import PekaError
 from peka_core.ladder import Rung
 from peka_core.protocols import PROTOCOLS
-from peka_core.provenance import provenance
 from peka_core.statistics import paired, t_interval
-from peka_core.tables import save_table
+from peka_core.tables import made_by, save_table
 from peka_core.workspace import Run
 
 RUNGS = [Rung("bat", name="bat (encoder)"), Rung("bat", name="L_KD only", recipe=(("lambda_struct", 0.0),))]
@@ -31,8 +30,7 @@ def main() -> int:
     arguments = options.parse_args()
     made = in_each(arguments, "components", lambda work: seeds(work, RUNGS, SPLIT, tuple(range(arguments.seeds))))
     values = pd.concat([table.assign(cohort=seed) for seed, table in made.items()], ignore_index=True)
-    facts = provenance()
-    named = dict(protocol="strict", scope="nested", split=SPLIT, genes="all", commit=facts["commit"], device=facts["device"])
+    named = dict(protocol="strict", scope="nested", split=SPLIT, genes="all", **made_by(*made.values()))
     rows = []
     for label, part in values.groupby("label", sort=False):
         mean = t_interval(part.groupby("cohort")["difference"].mean().to_numpy())
@@ -50,13 +48,14 @@ def seeds(work: Run, rungs: list[Rung], split: str, numbers: tuple[int, ...]) ->
     frozen features stay.
     """
     strict, rows = PROTOCOLS["strict"], []
-    frozen = stages.score(work, "frozen", strict, split=split).scores
+    frozen = stages.score(work, "frozen", strict, split=split)
     for number in numbers:
         again = replace(work, profile=replace(work.profile, seed=number))
         again.cohort, again.tiles, again.tasks, again.encoder = work.cohort, work.tiles, work.tasks, work.encoder  # read once
         for rung in rungs:
-            found = paired(stages.score(again, rung, strict, split=split).scores, frozen)["values"]
-            rows += [{"label": rung.name, "seed": number, "patient": patient, "difference": value} for patient, value in found.items()]
+            scored = stages.score(again, rung, strict, split=split)
+            found, made = paired(scored.scores, frozen.scores)["values"], made_by(scored, frozen)
+            rows += [{"label": rung.name, "seed": number, "patient": patient, "difference": value} | made for patient, value in found.items()]
     return pd.DataFrame(rows)
 
 

@@ -14,9 +14,8 @@ import yaml
 from cohorts import RESULTS, SPLIT, in_each, parser
 
 from peka_core import studies
-from peka_core.provenance import provenance
 from peka_core.statistics import t_interval
-from peka_core.tables import save_table
+from peka_core.tables import made_by, save_table
 
 
 def main() -> int:
@@ -27,9 +26,8 @@ def main() -> int:
     arguments = options.parse_args()
     overrides = {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in arguments.p)}
     made = in_each(arguments, arguments.name, lambda work: studies.ladder(work, SPLIT), overrides)
-    facts = provenance()
     table = replicate(made).assign(
-        protocol="strict", scope="nested", split=SPLIT, unit="cohort", changed=str(overrides or ""), commit=facts["commit"], device=facts["device"]
+        protocol="strict", scope="nested", split=SPLIT, unit="cohort", changed=str(overrides or ""), **made_by(*made.values())
     )
     print(save_table(table, RESULTS, arguments.name))
     print(table[table["genes"] == "all"][["label", "mean", "low", "high", "n", "above_zero"]].round(3).to_string(index=False))

@@ -44,6 +44,10 @@ class Split:
         """The name's first part."""
         return self.name.split("/")[0]
 
+    def mixes(self, sections: np.ndarray) -> bool:
+        """Whether spots of tested `sections (n,)` train too, or nothing is tested: shuffled spots, and `all`."""
+        return not self.test.any() or bool(set(sections[self.train]) & set(sections[self.test]))
+
 
 @dataclass(frozen=True, eq=False)
 class Cohort:

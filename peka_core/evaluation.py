@@ -2,7 +2,7 @@
 
 import gzip
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import anndata
@@ -35,11 +35,13 @@ class Evaluation:
         genes: one row per scheme and gene at the chosen alpha, pooled as the protocol does: pcc is a mean
             over n folds or patients (over sections within a patient first), n_undefined the undefined
             values left out of it, n_splits the splits whose targets include the gene.
+        made: commit, device, versions and code behind it, where it is a stored unit (`stages.maker`).
     """
 
     predictions: anndata.AnnData | None
     scores: pd.DataFrame
     genes: pd.DataFrame
+    made: dict = field(default_factory=dict)
 
     def save(self, folder: str | Path) -> None:
         """Write predictions.h5ad, genes.csv and scores.csv.gz, each whole or not at all."""

@@ -130,6 +130,11 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def sha256_of_rows(*masks) -> str:
+    """Twelve hex digits that name some spots: of the sha256 over boolean masks (n,)."""
+    return hashlib.sha256(b"".join(mask.astype(bool).tobytes() for mask in masks)).hexdigest()[:12]
+
+
 def sha256_once(path: str | Path) -> str:
     """`sha256`, taken once in a process as long as the file's size and time of change stay."""
     state = Path(path).stat()

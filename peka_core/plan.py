@@ -128,7 +128,7 @@ def work_of(profile: Profile, spots: int, splits: int) -> Iterator[tuple[str, st
     for what, split, world in profile.alignments([f"patients/{i}" for i in range(splits)]):
         if world == "on":
             rung = as_rung(what)
-            recipe = rung.change(profile.recipe).for_split(split)
+            recipe = rung.change(profile.recipe).for_split(mixes_patients(split))
             share = 1.0 if split == "all" else 0.8 if mixes_patients(split) else 1 - 1 / splits
             trained = round(recipe.epochs * spots * share * (1 - recipe.set_aside))
             yield f"align {rung.method} on {split}", rung.encoder or profile.encoder, rung.method, trained, spots

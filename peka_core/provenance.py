@@ -35,6 +35,7 @@ def _git(folder: Path, *words: str) -> str:
     ).stdout.strip()
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Installed versions of the packages that can move a number."""
     return {name: importlib.metadata.version(name) for name in PACKAGES}

@@ -65,14 +65,14 @@ class Recipe:
     set_aside_by: str = "group"
     keep: str = "best"
 
-    def for_split(self, split: str) -> "Recipe":
-        """This recipe on a split: no group is set aside where spots of all patients train, so that scopes nested and all
-        differ in spots alone. A recipe that sets single spots aside does so everywhere."""
-        return replace(self, set_aside=0.0) if mixes_patients(split) and self.set_aside_by == "group" else self
+    def for_split(self, mixed: bool) -> "Recipe":
+        """This recipe on a split: no group is set aside where spots of tested sections train (`Split.mixes`), so that scopes
+        nested and all differ in spots alone. A recipe that sets single spots aside does so everywhere."""
+        return replace(self, set_aside=0.0) if mixed and self.set_aside_by == "group" else self
 
 
 def mixes_patients(split: str) -> bool:
-    """Whether spots of every patient train in a split, by its name: shuffled spots, or `all`."""
+    """Whether a split of this name mixes patients: shuffled spots, or `all`. For plans, which have no spots to look at."""
     return split == "all" or split.startswith("spots/")
 
 

@@ -6,7 +6,8 @@
     stages.features(work, "bat", "patients/0")   03  tiles -> features
     stages.score(work, "bat", protocol)          04  features -> predictions, scores
 
-What is trained or scored is a rung: the name of a method, or a `Rung` that says more.
+What is trained or scored is a rung: the name of a method, or a `Rung` that says more. A split is a `Split` or the name of one
+(`Run.split`); its rows decide what may be seen, and name the unit.
 """
 
 import dataclasses
@@ -20,13 +21,15 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
+from . import lessons
+from .cohort import Split
 from .controls import CONTROLS, REFERENCES, oracle, permuted_targets
 from .evaluation import Evaluation, evaluate
-from .files import PekaError
+from .files import PekaError, sha256_of_rows
 from .ladder import Rung, as_rung
 from .protocols import Protocol, protocol_of
 from .recipe import Recipe
-from .units import Unit, changed_fields, digest_of, make, partial
+from .units import Unit, changed_fields, digest_of, facts_of, make, partial
 from .workspace import Run
 
 NOT_A_STUDENT = ("oracle", "permuted_targets", "teacher", *CONTROLS, *REFERENCES)
@@ -38,23 +41,23 @@ if TYPE_CHECKING:  # torch and timm take seconds to import, and only alignment a
 # ---- 02 teacher ----------------------------------------------------------------------------------
 
 
-def teacher(work: Run, split: str, world: str = "on", rung: Rung | str = "bat") -> ad.AnnData:
+def teacher(work: Run, split: Split | str, world: str = "on", rung: Rung | str = "bat") -> ad.AnnData:
     """X_teacher and pseudo-labels of all spots, fitted on the training spots of `split`.
 
     Args:
         rung: its share of training patients, and its recipe's k and labels.
     """
-    rung = as_rung(rung)
+    rung, split = as_rung(rung), work.split(split, world)
     recipe = work.recipe(rung)
+    seen, _ = work.rows(split, world, rung.share)
     unit = work.unit(
-        "teacher", world, split=split, teacher=work.teacher_name, seed=work.profile.seed, share=rung.share,
+        "teacher", world, split=split.name, rows=sha256_of_rows(seen), teacher=work.teacher_name, seed=work.profile.seed,
         recipe=Recipe(k=recipe.k, labels=recipe.labels),  # all that it takes from a recipe
-    )
+    )  # fmt: skip
 
     def write(folder: Path) -> None:
         from .teachers import embed_spots, load_teacher
 
-        seen, _ = work.rows(split, world, rung.share)
         model = load_teacher(work.profile.teacher, **work.profile.teacher_options)
         adata = work.cohort(world).adata(join=model.join)
         known = None if model.learns else _embedding(work, world, model, adata)
@@ -70,36 +73,32 @@ def _embedding(work: Run, world: str, model, adata: ad.AnnData) -> np.ndarray:
     return np.load(_file(work, unit, "x_teacher.npy", lambda folder: np.save(folder / "x_teacher.npy", model.embed(adata))))
 
 
-def lesson(work: Run, rung: Rung | str, split: str, world: str = "on") -> tuple[np.ndarray, np.ndarray]:
+def lesson(work: Run, rung: Rung | str, split: Split | str, world: str = "on") -> tuple[np.ndarray, np.ndarray]:
     """What a rung's student is trained towards: targets `(n, d_t)` and pseudo-labels `(n,)` of all spots.
 
     A spot that the teacher could not use has label -1, whatever the targets; nobody trains on it.
     `permuted_teacher` shuffles both within each section, training spots among themselves; `genes` are the split's own target
     genes, standardised on its training spots (no test spot has a say in them).
     """
-    rung = as_rung(rung)
+    rung, split = as_rung(rung), work.split(split, world)
     embedded = teacher(work, split, world, rung)
     x_teacher, labels = embedded.obsm["X_teacher"], embedded.obs["pseudo_label"].to_numpy().astype(int)
     seen, _ = work.rows(split, world, rung.share)
     if rung.taught_by == "permuted_teacher":
-        sides = work.cohort(world).obs["sample"].to_numpy() + np.where(seen, "", " unseen")  # no test spot's vector is taught
-        sides = sides + np.where(labels < 0, " unusable", "")  # and no empty one
-        order = shuffled_within(sides, work.profile.seed)
+        order = lessons.permuted_teacher(work.cohort(world).obs["sample"].to_numpy(), seen, labels, work.profile.seed)
         return x_teacher[order], labels[order]
     if rung.taught_by == "genes":
-        tasks = work.tasks(protocol_of(split), world)
-        targets = next((task for task in tasks if task.split.name == split), tasks[0]).targets  # (n, g)
-        return (targets - targets[seen].mean(0)) / (targets[seen].std(0) + 1e-6), labels
+        return lessons.gene_targets(_own_targets(work, split, world), seen), labels
     return x_teacher, labels
 
 
-def shuffled_within(sections: np.ndarray, seed: int) -> np.ndarray:
-    """Row numbers `(n,)` in which every spot stands for a random one of its own section."""
-    dice, order = np.random.default_rng(seed), np.arange(len(sections))
-    for section in np.unique(sections):
-        here = np.flatnonzero(sections == section)
-        order[here] = dice.permutation(here)
-    return order
+def _own_targets(work: Run, split: Split, world: str) -> np.ndarray:
+    """Targets (n, g) of the genes that a split's protocol chooses on its training spots; on `all`, those of `peka_paper`."""
+    tasks = work.tasks(protocol_of(split.name), world)
+    same = [task for task in tasks if np.array_equal(task.split.train, split.train)] or [task for task in tasks if split.name == "all"]
+    if not same:
+        raise PekaError(f"taught by genes on {split.name}: no known protocol has a split of these training spots, so no genes are known")
+    return same[0].targets
 
 
 def hashes(work: Run) -> np.ndarray:
@@ -113,7 +112,7 @@ def hashes(work: Run) -> np.ndarray:
 # ---- 03 alignment --------------------------------------------------------------------------------
 
 
-def align(work: Run, rung: Rung | str, split: str, world: str = "on", needs: str = "adapter.safetensors") -> Path:
+def align(work: Run, rung: Rung | str, split: Split | str, world: str = "on", needs: str = "adapter.safetensors") -> Path:
     """Folder of the aligned student: adapter, projector, card, history.
 
     Args:
@@ -121,18 +120,19 @@ def align(work: Run, rung: Rung | str, split: str, world: str = "on", needs: str
         needs: file that must be there; the committed demo run keeps every history but few weights, and
             those left out are trained again where they are needed.
     """
-    unit = _made_of(work, "alignment", as_rung(rung), split, world)
+    rung, split = as_rung(rung), work.split(split, world)
+    unit = _made_of(work, "alignment", rung, split, world)
 
     def write(folder: Path) -> None:
         student, losses = train(work, rung, split, world, checkpoint=partial(work.folder, unit) / "progress.pt")
-        student.save(folder, extra={"split": split, "cohort": unit.cohort, "seed": unit.seed})
+        student.save(folder, extra={"split": split.name, "rows": unit.rows, "cohort": unit.cohort, "seed": unit.seed})
         losses.to_csv(folder / "history.csv", index=False)
 
     return make(work.folder, unit, write, needs, work.device)
 
 
 def train(
-    work: Run, rung: Rung | str, split: str, world: str = "on", checkpoint: Path | None = None, **changes
+    work: Run, rung: Rung | str, split: Split | str, world: str = "on", checkpoint: Path | None = None, **changes
 ) -> tuple["Student", pd.DataFrame]:
     """One alignment in the open: the student and its history.
 
@@ -143,7 +143,7 @@ def train(
     from .alignment import align as run_alignment
     from .student import Student
 
-    rung = as_rung(rung)
+    rung, split = as_rung(rung), work.split(split, world)
     recipe = dataclasses.replace(work.recipe(rung, split, world), **changes)
     targets, labels = lesson(work, rung, split, world)
     seen, _ = work.rows(split, world, rung.share)
@@ -155,19 +155,21 @@ def train(
     return student, losses
 
 
-def history(work: Run, rung: Rung | str, split: str, world: str = "on") -> pd.DataFrame:
+def history(work: Run, rung: Rung | str, split: Split | str, world: str = "on") -> pd.DataFrame:
     """Loss history of a finished alignment, one row an epoch."""
     return pd.read_csv(align(work, rung, split, world, "history.csv") / "history.csv")
 
 
-def features(work: Run, rung: Rung | str = "frozen", split: str = "", world: str = "on") -> ad.AnnData:
+def features(work: Run, rung: Rung | str = "frozen", split: Split | str = "", world: str = "on") -> ad.AnnData:
     """Features of all spots: `obsm["X_encoder"]`, and `obsm["X_projected"]` for an aligned student.
 
     Frozen features (`none`) depend on neither split nor seed and exist once; worlds of the same tissue share them.
     """
     rung = as_rung(rung)
     if rung.method == "none":
-        world, split = "on" if work.same_tissue(world) else world, ""
+        world, split = "on" if work.same_tissue(world) else world, None
+    else:
+        split = work.split(split, world)
     unit = _made_of(work, "features", rung, split, world)
 
     def write(folder: Path) -> None:
@@ -179,7 +181,7 @@ def features(work: Run, rung: Rung | str = "frozen", split: str = "", world: str
     return _read(_file(work, unit, "features.h5ad", write))
 
 
-def _embed(work: Run, rung: Rung, split: str, world: str) -> dict[str, np.ndarray]:
+def _embed(work: Run, rung: Rung, split: Split | None, world: str) -> dict[str, np.ndarray]:
     """Every tile of a world through a rung's student: space -> (n, d)."""
     from .student import Student, embed_tiles, project_features
 
@@ -193,23 +195,24 @@ def _embed(work: Run, rung: Rung, split: str, world: str) -> dict[str, np.ndarra
     return embed_tiles(student, work.tiles(world))
 
 
-def quality(work: Run, rung: Rung | str, split: str, world: str = "on") -> dict:
-    """Did it align? Held-out R2 and neighbour overlap of one rung's space with X_teacher (`alignment_quality`)."""
-    rung = as_rung(rung)
+def quality(work: Run, rung: Rung | str, split: Split | str, world: str = "on") -> dict:
+    """Did it align? Held-out R2 and neighbour overlap of one rung's space with X_teacher (`alignment_quality`), and what made them."""
+    rung, split = as_rung(rung), work.split(split, world)
     unit = _made_of(work, "quality", rung, split, world, space=rung.space, teacher=work.teacher_name)
+    unit = dataclasses.replace(unit, rows=sha256_of_rows(split.train, split.test))
 
     def write(folder: Path) -> None:
         from .alignment import alignment_quality
 
-        seen, test = work.rows(split, world)
         x, x_teacher = space_of(work, rung, split, world), teacher(work, split, world).obsm["X_teacher"]
-        found = alignment_quality(x[seen], x_teacher[seen], x[test], x_teacher[test])
+        found = alignment_quality(x[split.train], x_teacher[split.train], x[split.test], x_teacher[split.test])
         (folder / "quality.json").write_text(json.dumps(found) + "\n")
 
-    return json.loads(_file(work, unit, "quality.json", write).read_text())
+    path = _file(work, unit, "quality.json", write)
+    return json.loads(path.read_text()) | maker(facts_of(path.parent))
 
 
-def space_of(work: Run, rung: Rung | str, split: str, world: str = "on") -> np.ndarray:
+def space_of(work: Run, rung: Rung | str, split: Split | str = "", world: str = "on") -> np.ndarray:
     """Features (n, d) of all spots in a rung's space."""
     rung = as_rung(rung)
     made = features(work, rung, split, world).obsm
@@ -234,9 +237,11 @@ def score(
             default the protocol's own.
         split: score these splits alone (names, with commas); empty means all splits of the protocol.
         predictions: the predicted values are needed, not the scores alone.
+
+    Raises:
+        PekaError: an alignment nested in splits whose genes have folds of their own.
     """
     scope = scope or protocol.scope
-    wanted = functools.partial(_wanted, work, protocol, scope, split, world)
     rules = {"protocol": protocol.name, "zeros": protocol.zeros, "rules": digest_of(changed_fields(protocol))}
     if predictor in NOT_A_STUDENT:
         needs = {"permuted_targets": {"encoder": work.encoder_name()}, "teacher": {"teacher": work.teacher_name, "scope": scope}}
@@ -244,36 +249,57 @@ def score(
         unit = work.unit("evaluation", world, method=predictor, split=split, seed=work.profile.seed, **rules)
     else:
         rung = as_rung(predictor)
-        unit = _made_of(work, "evaluation", rung, split, world, space=rung.space, **rules)
-        unit = unit if rung.method == "none" else dataclasses.replace(unit, scope=scope)
+        unit = _made_of(work, "evaluation", rung, None, world, space=rung.space, **rules)
+        unit = dataclasses.replace(unit, split=split, scope="" if rung.method == "none" else scope)
 
     def write(folder: Path) -> None:
-        tasks, seen = wanted()
+        tasks, seen = _wanted(work, protocol, scope, split, world)
         evaluate(work.cohort(world), _predictor(work, predictor, seen, world), protocol, tasks).save(folder)
 
-    return Evaluation.load(make(work.folder, unit, write, "predictions.h5ad" if predictions else "scores.csv.gz", work.device))
+    folder = make(work.folder, unit, write, "predictions.h5ad" if predictions else "scores.csv.gz", work.device)
+    return dataclasses.replace(Evaluation.load(folder), made=maker(facts_of(folder)))
+
+
+def maker(facts: dict) -> dict[str, str]:
+    """Commit, device, versions and code of the unit that made a number, as tables have them; `facts`: of its `unit.json`."""
+    versions = "; ".join(f"{name} {version}" for name, version in facts["packages"].items())
+    return {"commit": facts["commit"], "device": facts["device"], "versions": versions, "code": facts["unit"].get("code", "")}
 
 
 def adapters_of(work: Run, rung: Rung | str, protocol: Protocol, scope: str = "", split: str = "", world: str = "on") -> str:
     """Twelve digits that name the weights behind a student's score: of its one adapter, or of those of all splits; "" without."""
-    rung = as_rung(rung)
+    rung, scope = as_rung(rung), scope or protocol.scope
     if rung.method == "none":
         return ""
-    _, seen = _wanted(work, protocol, scope or protocol.scope, split, world)
-    cards = {what: align(work, rung, what, world, "card.json") / "card.json" for what in sorted(set(seen.values()))}
+    splits = _splits(work, protocol, split, world) if scope != "all" else [work.split("all", world)]
+    cards = {one.name: align(work, rung, one, world, "card.json") / "card.json" for one in splits}
     digests = {what: json.loads(card.read_text()).get("sha256") for what, card in cards.items()}
     if old := [what for what, digest in digests.items() if digest is None]:
         raise PekaError(f"{cards[old[0]]}: names no digest of its weights, so an earlier version wrote it: start a new run, --run NAME")
     return digest_of(digests)
 
 
-def _wanted(work: Run, protocol: Protocol, scope: str, split: str, world: str) -> tuple[list, dict[str, str]]:
-    """Tasks of the splits that are asked for, and for each the split whose training spots align."""
+def _splits(work: Run, protocol: Protocol, split: str, world: str) -> list[Split]:
+    """The splits of a protocol that are asked for by name."""
+    return [one for one in protocol.splits(work.cohort(world)) if not split or one.name in split.split(",")]
+
+
+def _wanted(work: Run, protocol: Protocol, scope: str, split: str, world: str) -> tuple[list, dict[str, Split]]:
+    """Tasks of the splits that are asked for, and for each, by its name, the split whose training spots align.
+
+    Raises:
+        PekaError: scope nested where each gene has folds of its own: together these train on every spot.
+    """
+    if scope == "nested" and protocol.gene_folds:
+        raise PekaError(
+            f"protocol {protocol.name} gives each gene folds of its own, so no spot is held out from all of them and an alignment "
+            "cannot be nested in them: score it with scope all"
+        )
     tasks = [task for task in work.tasks(protocol, world) if not split or task.split.name in split.split(",")]
-    return tasks, {task.split.name: "all" if scope == "all" else task.split.name for task in tasks}
+    return tasks, {task.split.name: work.split("all", world) if scope == "all" else task.split for task in tasks}
 
 
-def _predictor(work: Run, predictor: Rung | str, seen: dict[str, str], world: str):
+def _predictor(work: Run, predictor: Rung | str, seen: dict[str, Split | None], world: str):
     """What `evaluate` takes: features, or a callable. `seen`: test split -> the split whose training spots align."""
     if predictor == "oracle":
         return oracle(work.cohort(world))
@@ -283,26 +309,27 @@ def _predictor(work: Run, predictor: Rung | str, seen: dict[str, str], world: st
         return {split: _filled(teacher(work, what, world)) for split, what in seen.items()}
     if predictor in CONTROLS or predictor in REFERENCES:
         return (CONTROLS | REFERENCES)[predictor](work.cohort(world, tiles=predictor == "colour"))
+    if as_rung(predictor).method == "none":
+        return space_of(work, predictor, "", world)
     return {split: space_of(work, predictor, what, world) for split, what in seen.items()}
 
 
 def _filled(embedded: ad.AnnData) -> np.ndarray:
-    """X_teacher (n, d_t) as features: a spot that the teacher could not use is the mean of the usable training spots."""
-    x, usable = embedded.obsm["X_teacher"], embedded.obs["pseudo_label"].to_numpy() >= 0
-    if usable.all():
-        return x
-    return np.where(usable[:, None], x, x[usable & embedded.obs["teacher_train"].to_numpy()].mean(0))
+    """X_teacher (n, d_t) as features (`lessons.filled`)."""
+    return lessons.filled(embedded.obsm["X_teacher"], embedded.obs["pseudo_label"].to_numpy() >= 0, embedded.obs["teacher_train"].to_numpy())
 
 
 # ---- 05 figures ----------------------------------------------------------------------------------
 
 
-def umap(work: Run, rung: Rung | str, split: str, labels_of: str) -> pd.DataFrame:
+def umap(work: Run, rung: Rung | str, split: Split | str, labels_of: Split | str) -> pd.DataFrame:
     """UMAP of all spots in a rung's space: x, y, pseudo_label (teacher of split `labels_of`), patient. scanpy, seed 0."""
     rung = as_rung(rung)
     labels = Recipe(k=work.profile.recipe.k, labels=work.profile.recipe.labels)
     own = {} if rung.method != "none" else {"recipe": labels}
-    unit = _made_of(work, "umap", rung, split, "on", space=rung.space, scope=labels_of, teacher=work.teacher_name, **own)
+    split = work.split(split) if rung.method != "none" else None
+    fitted = sha256_of_rows(work.split(labels_of).train)
+    unit = _made_of(work, "umap", rung, split, "on", space=rung.space, scope=fitted, teacher=work.teacher_name, **own)
 
     def write(folder: Path) -> None:
         import scanpy as sc
@@ -328,9 +355,16 @@ def _read(path: Path) -> ad.AnnData:
     return ad.read_h5ad(path)
 
 
-def _made_of(work: Run, stage: str, rung: Rung, split: str, world: str, **fields) -> Unit:
-    """The unit of what a student makes, or of what is made from it; the frozen encoder depends on no teacher or recipe."""
-    fields |= {"encoder": work.encoder_name(rung.encoder), "method": rung.method, "split": split}
+def _made_of(work: Run, stage: str, rung: Rung, split: Split | None, world: str, **fields) -> Unit:
+    """The unit of what a student makes, or of what is made from it; the frozen encoder depends on no teacher or recipe.
+
+    Args:
+        split: whose training spots are used; None where no split is, or several are.
+    """
+    fields |= {"encoder": work.encoder_name(rung.encoder), "method": rung.method}
+    if split is not None:
+        seen, _ = work.rows(split, world, rung.share)
+        fields |= {"split": split.name, "rows": sha256_of_rows(seen)}
     if rung.method != "none":
         fields |= {"recipe": work.recipe(rung, split, world), "seed": work.profile.seed}
         fields |= {"teacher": work.teacher_name, "taught_by": rung.taught_by, "share": rung.share}

@@ -73,11 +73,12 @@ def scope_effects(work: Run, split: str = "spots/0") -> pd.DataFrame:
     quarter more spots and steps.
     """
     paper, rows = PROTOCOLS["peka_paper"], []
-    base = stages.score(work, "frozen", paper, split=split).scores
+    base = stages.score(work, "frozen", paper, split=split)
     for rung in tqdm([r for r in work.profile.ladder if isinstance(r, Rung)], desc="scope effects", unit="rung"):
-        made = {"frozen": base} | {scope: stages.score(work, rung, paper, scope, split).scores for scope in ("nested", "all")}
+        made = {"frozen": base} | {scope: stages.score(work, rung, paper, scope, split) for scope in ("nested", "all")}
         for a, b in (("nested", "frozen"), ("all", "frozen"), ("all", "nested")):
-            rows.append({"label": rung.name, "difference": f"{a} - {b}", **_without_values(paired(made[a], made[b]))})
+            found = _without_values(paired(made[a].scores, made[b].scores)) | tables.made_by(made[a], made[b])
+            rows.append({"label": rung.name, "difference": f"{a} - {b}", **found})
     return _named(work, pd.DataFrame(rows)).assign(protocol="peka_paper", pooling="section", split=split)
 
 
@@ -130,7 +131,7 @@ def alphas(work: Run, split: str) -> pd.DataFrame:
         frozen, bat = score("frozen"), score("bat")
         level = frozen.query("pooling == 'section' and genes == 'all'").groupby("patient")["pcc"].mean().mean()
         rows.append({"alpha": alpha, "frozen": level, **_without_values(paired(bat, frozen))})
-    return _named(work, pd.DataFrame(rows)).assign(protocol="strict, alpha fixed", split=split)
+    return _named(work, pd.DataFrame(rows)).assign(protocol="strict, alpha fixed", split=split, **tables.made_by(work))
 
 
 def forgetting(work: Run, split: str = "") -> pd.DataFrame:
@@ -147,7 +148,7 @@ def forgetting(work: Run, split: str = "") -> pd.DataFrame:
     for label, accuracy in found.items():
         change = over_patients(accuracy - found["frozen encoder"]) if label != "frozen encoder" else {}
         rows.append({"label": label, "balanced_accuracy": accuracy.mean(), "n": len(accuracy)} | change)
-    return _named(work, pd.DataFrame(rows)).assign(task="tissue_type", splits=split or "all")
+    return _named(work, pd.DataFrame(rows)).assign(task="tissue_type", splits=split or "all", **tables.made_by(work))
 
 
 def _type_accuracy(work: Run, rung: Rung | str, splits: list) -> pd.Series:

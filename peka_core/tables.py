@@ -7,13 +7,15 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from . import scfoundation, stages
+from .code import code_of
 from .controls import CONTROLS, REFERENCES
-from .files import write_whole
+from .files import PekaError, write_whole
 from .ladder import Rung
 from .protocols import Protocol
 from .provenance import provenance
 from .recipe import name_of_recipe
 from .statistics import paired, summarise
+from .units import Unit
 from .workspace import Run, root
 
 STUDENT_SPACES = {"projector_only": ("projected", "concat")}  # its encoder space is the frozen encoder's
@@ -26,6 +28,7 @@ ALL_SPLITS = "all of the protocol"
 PEKA = {"as_written": "bat", "as_run": "bone"}  # recipe -> the method that the paper's tables call PEKA
 TABLE_1_PEKA = {"liver": "uni"}  # the encoder of Table 1's row PEKA; H-optimus-0 elsewhere, by its values in Table 2
 CCRCC = {"kidney": "CCRCC"}  # the paper's cohort -> HEST-Benchmark's task on the same slides
+MADE = ("commit", "device", "versions", "code")  # columns that say what made a row
 Row = tuple[str, Rung | str]  # kind (oracle, encoder, student, control, reference) and what is scored
 
 
@@ -66,29 +69,26 @@ def score_table(work: Run, protocol: Protocol, world: str = "on", rows=None, sco
     scheme, gene set, alpha and pooling.
 
     Every row carries what makes the number mean something: profile, protocol, scope, space, split scheme,
-    zero rule, n, unit of the interval, seed, digests of encoder, adapters and cohort, versions, commit and device, and
-    the signed difference to a published value where there is one to compare with.
+    zero rule, n, unit of the interval, seed, digests of encoder, adapters and cohort, the commit, device, versions and code of
+    the unit that made it, and the signed difference to a published value where there is one to compare with.
     """
     parts, recipe = [], name_of_recipe(work.profile.recipe)
     for kind, predictor in tqdm(rows or predictors(work, protocol), desc=f"score {protocol.name}", unit="predictor"):
-        scores = stages.score(work, predictor, protocol, scope, split, world).scores
+        scored = stages.score(work, predictor, protocol, scope, split, world)
         name, space, label = name_of(predictor)
         for pooling in ("section", "pooled"):
-            part = summarise(scores, protocol, pooling)
-            spots = part["scheme"].map(_spots(scores))
+            part = summarise(scored.scores, protocol, pooling)
+            spots = part["scheme"].map(_spots(scored.scores))
             made = stages.adapters_of(work, predictor, protocol, scope, split, world) if kind == "student" else ""
             who = work.encoder_name("random" if name == "random" else getattr(predictor, "encoder", ""))
             plain = isinstance(predictor, str) or not (predictor.recipe or predictor.share != 1 or predictor.taught_by != "teacher")
-            own = {"adapters": made, "encoder": who, "method": _paper_method(name, recipe) if plain else ""}
+            own = {"adapters": made, "encoder": who, "method": _paper_method(name, recipe) if plain else ""} | scored.made
             parts.append(part.assign(kind=kind, predictor=name, space=space, label=label, spots=spots, **own))
     table = pd.concat(parts, ignore_index=True)
-    facts = provenance(work.device)
     table = table.assign(
         headline=table["pooling"] == protocol.pooling, profile=work.profile.name, world=world, protocol=protocol.name,
         zeros=protocol.zeros, scope=np.where(table["kind"] == "student", scope or protocol.scope, "none"), split=split or ALL_SPLITS,
         seed=work.profile.seed, recipe=recipe, batch_size=work.profile.recipe.batch_size, cohort=work.cohort(world).digest[:12],
-        peka_core=facts["peka_core"], commit=facts["commit"], device=facts["device"],
-        versions="; ".join(f"{name} {version}" for name, version in facts["packages"].items()),
     )  # fmt: skip
     return beside_published(table.assign(paper_cohort=(name := paper_cohort(work))), name)
 
@@ -123,18 +123,61 @@ def difference_table(
 ) -> pd.DataFrame:
     """Paired differences over patients of each row's predictor to `against`, per gene set.
 
-    Columns: label (with the gene set), rung (without), predictor, space, genes, mean, low, high, p, n, values (Series over patients).
+    Columns: label (with the gene set), rung (without), predictor, space, genes, mean, low, high, p, n, values (Series over patients),
+    and commit, device, versions and code of both units (`made_by`).
     """
-    base = stages.score(work, against, protocol, split=split, world=world).scores
+    base = stages.score(work, against, protocol, split=split, world=world)
     parts = []
     for _, predictor in rows:
-        scores = stages.score(work, predictor, protocol, split=split, world=world).scores
+        scored = stages.score(work, predictor, protocol, split=split, world=world)
         name, space, label = name_of(predictor)
-        for genes in base["genes"].unique():
-            found = paired(scores, base, genes, scheme)
+        for genes in base.scores["genes"].unique():
+            found = paired(scored.scores, base.scores, genes, scheme) | made_by(scored, base)
             parts.append({"label": f"{label} · {genes}", "rung": label, "predictor": name, "space": space, "genes": genes, **found})
-    columns = ["label", "rung", "predictor", "space", "genes", "mean", "low", "high", "p", "n", "values"]
+    columns = ["label", "rung", "predictor", "space", "genes", "mean", "low", "high", "p", "n", "values", *MADE]
     return pd.DataFrame(parts, columns=columns)
+
+
+def made_by(*what) -> dict[str, str]:
+    """Commit, device, versions and code of all that a number was made from, each said once, joined by ` + `.
+
+    Args:
+        what: evaluations, tables that have these columns, or a run, for what this process computes itself.
+    """
+    found = {name: [] for name in MADE}
+    for one in what:
+        made = made_here(one.device) if isinstance(one, Run) else one.made if hasattr(one, "made") else one
+        for name in MADE:
+            values = made[name] if isinstance(made, pd.DataFrame) else [made[name]]
+            found[name] += [part for value in pd.Series(values).fillna("").astype(str) for part in value.split(" + ")]
+    return {name: " + ".join(filter(None, dict.fromkeys(values))) for name, values in found.items()}
+
+
+def made_here(device: str = "") -> dict[str, str]:
+    """What `made_by` says of numbers that this process computes itself, on a device (the best one where none is given)."""
+    return stages.maker(provenance(device) | {"unit": {"code": code_here()}})
+
+
+def code_here() -> str:
+    """The code that is here, as units name it: of a student of `mini` that is aligned with the PCA teacher and scored."""
+    return code_of(Unit("evaluation", "", encoder="mini", method="bat", teacher="pca", taught_by="teacher"))
+
+
+def read_result(name: str) -> pd.DataFrame:
+    """A committed table, `results/<name>.csv`; where it was made by other code than what is here, one line says so.
+
+    Raises:
+        PekaError: there is no such table.
+    """
+    path = root() / "results" / f"{name}.csv"
+    if not path.is_file():
+        raise PekaError(f"{path}: missing; expected a table that comes with the repository. Take it from there again.")
+    table = pd.read_csv(path)
+    codes = {part for text in table.get("code", pd.Series(dtype=str)).dropna().astype(str) for part in text.split(" + ")}
+    if code_here() not in codes:
+        commits = ", ".join(table["commit"].dropna().unique()) if "commit" in table else "unknown"
+        print(f"results/{name}.csv was made by other code than what is here (commit {commits})")
+    return table
 
 
 def published() -> pd.DataFrame:
@@ -211,6 +254,12 @@ def paper_form(beside: pd.DataFrame, table: str) -> pd.DataFrame:
     return part.pivot_table(index=["encoder", "method"], columns="cohort", values="cell", aggfunc="first", sort=False)
 
 
-def save_table(table: pd.DataFrame, folder: str | Path, name: str) -> Path:
-    """Write a table as `<folder>/<name>.csv` with six decimals, whole or not at all."""
+def save_table(table: pd.DataFrame, folder: str | Path, name: str, *made) -> Path:
+    """Write a table as `<folder>/<name>.csv` with six decimals, whole or not at all.
+
+    Args:
+        made: from what its numbers were made (`made_by`), for the columns commit, device, versions and code; none where the table has
+            these columns already, or holds no number of ours.
+    """
+    table = table.assign(**made_by(*made)) if made else table
     return write_whole(Path(folder) / f"{name}.csv", lambda path: table.to_csv(path, index=False, float_format="%.6f"))

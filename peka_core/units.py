@@ -2,21 +2,28 @@
 
 `runs/<run>/units/<stage>-<id>/` holds the files of one unit and `unit.json` with every field that
 made it. The id is a hash of the fields, so nobody parses names; a unit without `unit.json` does not exist.
+One field is the digest of the code that makes it (`code.py`), so other code never finds what it did not make.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .files import alone, told_when_full, write_json
-from .provenance import Cost, provenance
+from .code import code_of
+from .files import PekaError, alone, link_whole, told_when_full, write_json
+from .provenance import Cost, provenance, versions
 from .recipe import Recipe
+
+AGAIN = "+"  # ends the name of the folder in which a unit is made again for a file that it lacks
+SHARED = ("teacher", "embedding", "hashes")  # stages whose units are taken over from other runs; frozen features too
 
 
 @dataclass(frozen=True)
@@ -31,15 +38,17 @@ class Unit:
         teacher: teacher name with its options.
         taught_by: `teacher`, `permuted_teacher` or `genes` (`ladder.Rung`).
         recipe: hyper-parameters of the alignment.
-        split: the split whose training spots were used (`patients/0`, `spots/0`, `all`); empty for
-            what no split touches, and for an evaluation over all splits of its protocol.
+        split: name of the split whose training spots were used (`patients/0`, `spots/0`, `all`), for people; empty for what no
+            split touches. Of an evaluation: the splits that were scored, empty for all of its protocol.
+        rows: digest of the rows of that split that were used. It decides, not the name: a changed protocol may keep its names.
         space: `encoder`, `projected` or `concat`.
         protocol: name of the evaluation protocol.
         rules: digest of all of the protocol's rules, since a changed one may keep its name.
         zeros: `keep` or `drop`, the protocol's zero rule.
-        scope: `nested` or `all`: which spots the alignment saw; of a `umap` the split whose pseudo-labels it shows.
+        scope: `nested` or `all`: which spots the alignment saw; of a `umap` the rows that its pseudo-labels were fitted on.
         share: share of the split's training patients that were used.
         seed: seed of the alignment, or of a drawn control.
+        code: digest of the code that makes it.
     """
 
     stage: str
@@ -50,6 +59,7 @@ class Unit:
     taught_by: str = ""
     recipe: Recipe | None = None
     split: str = ""
+    rows: str = ""
     space: str = ""
     protocol: str = ""
     rules: str = ""
@@ -57,14 +67,17 @@ class Unit:
     scope: str = ""
     share: float = 1.0
     seed: int = 0
+    code: str = ""
 
     @property
     def id(self) -> str:
-        """Twelve hex digits of the sha256 over all fields that differ from their default.
+        """Twelve hex digits of the sha256 over all fields that differ from their default, but for the name of a split whose rows
+        are known.
 
         So a field that a later version adds, with what was done before as its default, leaves older units their names.
         """
-        return digest_of(changed_fields(self) | ({"recipe": changed_fields(self.recipe)} if self.recipe else {}))
+        fields = changed_fields(self) | ({"recipe": changed_fields(self.recipe)} if self.recipe else {})
+        return digest_of({name: value for name, value in fields.items() if name != "split" or not self.rows})
 
     @property
     def name(self) -> str:
@@ -82,10 +95,13 @@ def changed_fields(record) -> dict:
     return {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if getattr(record, f.name) != f.default}
 
 
-def find(run: Path, unit: Unit) -> Path | None:
-    """Folder of the finished unit under `run`, or None."""
-    folder = Path(run) / "units" / unit.name
-    return folder if (folder / "unit.json").exists() else None
+def find(run: Path, unit: Unit, needs: str = "unit.json") -> Path | None:
+    """Folder of the finished unit under `run` that has the file `needs`, or None."""
+    for name in (unit.name, unit.name + AGAIN):
+        folder = Path(run) / "units" / name
+        if (folder / "unit.json").exists() and (folder / needs).exists():
+            return folder
+    return None
 
 
 def make(run: Path, unit: Unit, write: Callable[[Path], None], needs: str = "unit.json", device: str = "") -> Path:
@@ -93,21 +109,79 @@ def make(run: Path, unit: Unit, write: Callable[[Path], None], needs: str = "uni
 
     The files are written into a temporary folder that is renamed when it is whole, with fields, seconds, memory,
     versions and device in its `unit.json`; a killed run leaves nothing that looks finished. A lock sees to it that two
-    processes never make the same unit: the second waits, and then finds it.
+    processes never make the same unit: the second waits, and then finds it. A finished unit is never changed: where it lacks
+    a file (left out of the repository for its size) it is made again beside itself, in a folder whose name ends with `AGAIN`.
+    Teachers, hashes and frozen features are taken from other runs beside this one where these have them.
 
     Args:
-        needs: a file that must be there; a unit without it (left out of the repository for its size) is made again.
+        needs: a file that must be there.
         device: of the run, for `unit.json`; empty: the best one.
 
     Raises:
         PekaError: the folder cannot be written, or the disk is full.
     """
-    finished = lambda: (found := find(run, unit)) and (found / needs).exists()
-    target = Path(run) / "units" / unit.name
-    if finished():
-        return target
-    with told_when_full(target), alone(target):
-        return target if finished() else _make(target, unit, write, device)
+    if (found := find(run, unit, needs)) is None:
+        target = Path(run) / "units" / unit.name
+        target = target.with_name(unit.name + AGAIN) if find(run, unit) else target
+        with told_when_full(target), alone(target):
+            found = find(run, unit, needs) or _taken(run, unit, needs, target) or _make(target, unit, write, device)
+    _tell_other_versions(facts_of(found))
+    return found
+
+
+def facts_of(folder: Path) -> dict:
+    """What a unit's `unit.json` says: its fields under `unit`, seconds, memory, commit, Python, packages, device.
+
+    Raises:
+        PekaError: it is damaged.
+    """
+    try:
+        facts = json.loads((folder / "unit.json").read_text(encoding="utf-8"))
+        return facts | {"unit": dict(facts["unit"]), "packages": dict(facts["packages"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise PekaError(f"{folder / 'unit.json'}: damaged ({error!r}). Remove the folder {folder.name}: it is made again.") from error
+
+
+def of_other_code(run: Path) -> list[str]:
+    """Commits of the finished units of a run that other code made than what is here."""
+    found = [facts_of(path.parent) for path in sorted(Path(run).glob("units/*/unit.json")) if not path.parent.name.startswith(".")]
+    return sorted({facts["commit"] for facts in found if facts["unit"].get("code", "") != code_of(_unit_of(facts["unit"]))})
+
+
+def _unit_of(fields: dict) -> Unit:
+    """As much of a unit as its code depends on, from the fields of a `unit.json` of any age."""
+    known = {name: fields[name] for name in ("stage", "cohort", "encoder", "method", "teacher", "taught_by") if name in fields}
+    return Unit(**known)
+
+
+def _taken(run: Path, unit: Unit, needs: str, target: Path) -> Path | None:
+    """The same unit of another run beside this one, linked into this one; None where there is none or it is not shared."""
+    if unit.stage not in SHARED and (unit.stage, unit.method) != ("features", "none"):
+        return None
+    others = (find(folder, unit, needs) for folder in sorted(Path(run).parent.iterdir()) if folder != Path(run))
+    if (other := next(filter(None, others), None)) is None:
+        return None
+    folder = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
+    folder.mkdir()
+    try:
+        for path in other.iterdir():
+            link_whole(path, folder / path.name)
+        return _move_into_place(folder, target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _tell_other_versions(facts: dict) -> None:
+    """Say it where a unit was made with another version of a library that can move a number."""
+    here = versions()
+    for name, then in facts["packages"].items():
+        if here.get(name, then) != then:
+            _say_once(f"{name} {then} made what is read here, and {here[name]} is installed: numbers may differ in their last digits")
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def partial(run: Path, unit: Unit) -> Path:

@@ -11,20 +11,25 @@ import dataclasses
 import functools
 import importlib
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .code import code_of, code_of_source
 from .files import PekaError, alone, write_json, write_whole
 from .ladder import Rung
+from .lessons import some_patients, validation_groups
 from .profile import Profile, load_profile
-from .provenance import best_device, provenance, weights_digest
+from .provenance import best_device, commit, provenance, weights_digest
 from .recipe import Recipe
-from .units import Unit
+from .units import Unit, of_other_code
+
+PUBLISHED = "published.txt"  # marks a run that came with the repository (scripts/publish.py)
 
 if TYPE_CHECKING:  # these take seconds to import, and not every chapter or command needs them
-    from .cohort import Cohort
+    from .cohort import Cohort, Split
     from .encoders import Encoder
     from .protocols import Protocol
 
@@ -56,7 +61,7 @@ def open_run(
     loaded = load_profile(profile, overrides)
     if loaded.overrides and not run:
         raise PekaError("changed parameters need a run name of their own: add --run NAME (in a notebook: run = \"NAME\")")
-    folder = root() / "runs" / (run or loaded.name)
+    folder = _for_this_code(root() / "runs" / (run or loaded.name), loaded.source)
     started = {"profile": loaded.name, "overrides": loaded.overrides, "source_options": loaded.source_options}
     files = {name: Path(path) for name, path in (weights or {}).items()}
     given = {name: {"path": str(path.resolve()), "sha256": weights_digest(name, path)} for name, path in files.items()}
@@ -64,6 +69,36 @@ def open_run(
     if given:
         write_json(folder / "weights.json", given)
     return Run(folder, loaded, best_device() if device == "auto" else device, dict(weights or {}))
+
+
+def _for_this_code(folder: Path, source: str) -> Path:
+    """The folder itself; or, where it holds a published run that other code made, a folder of the reader's own beside it.
+
+    What was made by other code is told in one sentence. Units never mix: their names hold the code's digest.
+    """
+    claim = _claim(folder / "cohort")
+    other_cohort = claim.exists() and _code_in(claim) != code_of_source(source)
+    if not (commits := of_other_code(folder)) and not other_cohort:
+        return folder
+    made = f"runs/{folder.name} was made, in part or whole, by other code ({', '.join(filter(None, commits)) or 'its cohort'}) than this"
+    here = f" ({commit()})" if commit() else ""
+    if not (folder / PUBLISHED).exists():
+        print(f"{made}{here}: what differs is made again when it is asked for", flush=True)
+        return folder
+    print(f"{made}{here}: it stays as it is, and this goes on in runs/{folder.name}-own", flush=True)
+    return folder.with_name(f"{folder.name}-own")
+
+
+def _claim(cohort: Path) -> Path:
+    """The file beside a cohort's folder that says which code built it."""
+    return cohort.with_name(f"{cohort.name}.json")
+
+
+def _code_in(path: Path) -> str:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["code"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _same_or_new(path: Path, started: dict) -> None:
@@ -109,13 +144,22 @@ class Run:
 
         path = self.folder / ("cohort" if world == "on" else f"cohort_{world.replace('=', '_')}")
         tiles = tiles and not self.same_tissue(world)  # its tiles are read from the first world
-        ready = lambda: (path / "source.json").exists() and (not tiles or open_cohort(path).has_tiles)
+        here = code_of_source(self.profile.source)
+        ready = lambda: _code_in(_claim(path)) == here and (path / "source.json").exists() and (not tiles or open_cohort(path).has_tiles)
         if not ready():
             options = self._source_options(world)
             with alone(path):
                 if not ready():
+                    self._clear_of_other_code(path, here)
                     importlib.import_module(f"peka_core.sources.{self.profile.source}").build(path, **options)
         return open_cohort(path)
+
+    def _clear_of_other_code(self, path: Path, here: str) -> None:
+        """Claim a cohort's folder for this code; what other code began to build there is built again."""
+        if path.exists() and _code_in(_claim(path)) != here:
+            print(f"runs/{self.folder.name}/{path.name} was built by other code: it is built again", flush=True)
+            path.unlink() if path.is_symlink() else shutil.rmtree(path)
+        write_json(_claim(path), {"code": here, "commit": commit()})
 
     def _source_options(self, world: str) -> dict:
         own = {"cohort_seed": "seed", "hidden_cues": "hidden"}  # a profile has other things of these names
@@ -165,7 +209,7 @@ class Run:
         digest = weights_digest(name, self.weights.get(name)) or self.encoder(name).digest
         return f"{name}@{digest[:12]}"
 
-    def recipe(self, rung: Rung, split: str = "", world: str = "on") -> Recipe:
+    def recipe(self, rung: Rung, split: "Split | None" = None, world: str = "on") -> Recipe:
         """The profile's recipe with the changes of a rung.
 
         What is set aside follows the split (`Recipe.for_split`); in world `few`, which has more epochs, nothing is.
@@ -173,42 +217,47 @@ class Run:
         recipe = rung.change(self.profile.recipe)
         if world == "few":
             return dataclasses.replace(recipe, epochs=self.profile.few["epochs"], set_aside=0.0)
-        return recipe.for_split(split)
+        return recipe.for_split(split is not None and split.mixes(self.cohort(world).obs["sample"].to_numpy()))
 
-    def rows(self, split: str, world: str = "on", share: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-        """Boolean training and test rows of a split by name; `all` trains on every spot and tests none.
+    def split(self, split: "Split | str", world: str = "on") -> "Split":
+        """A split by name: `spots/i` as `peka_paper` shuffles them, `all`, which trains on every spot and tests none, or one of the
+        cohort's own, without copied sections. A `Split` is returned as it is.
+
+        Raises:
+            PekaError: the cohort has no such split.
+        """
+        from .cohort import Split
+        from .protocols import protocol_of
+
+        if isinstance(split, Split):
+            return split
+        cohort = self.cohort(world)
+        if split == "all":
+            return Split("all", np.ones(len(cohort.obs), bool), np.zeros(len(cohort.obs), bool))
+        for known in protocol_of(split).splits(cohort):
+            if known.name == split:
+                return known
+        raise PekaError(f"{cohort.path}: no split {split!r}; this cohort has {[s.name for s in cohort.splits]}")
+
+    def rows(self, split: "Split | str", world: str = "on", share: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+        """Boolean training and test rows of a split; `all` trains on every spot and tests none.
 
         Args:
+            split: a `Split`, or the name of one (`split`).
             share: keep this share of the training patients (sections where there is one patient), drawn with the
                 profile's seed; a smaller share is part of every larger one.
         """
-        train, test = self._rows(split, world)
-        if share == 1.0:
-            return train, test
-        groups = self.groups(train, world)
-        names = np.random.default_rng(self.profile.seed).permutation(np.unique(groups[train]))
-        return train & np.isin(groups, names[: max(1, round(share * len(names)))]), test
-
-    def _rows(self, split: str, world: str) -> tuple[np.ndarray, np.ndarray]:
-        from .protocols import protocol_of
-
-        cohort = self.cohort(world)
-        if split == "all":
-            return np.ones(len(cohort.obs), bool), np.zeros(len(cohort.obs), bool)
-        for known in protocol_of(split).splits(cohort):
-            if known.name == split:
-                return known.train, known.test
-        raise PekaError(f"{cohort.path}: no split {split!r}; this cohort has {[s.name for s in cohort.splits]}")
+        split = self.split(split, world)
+        return some_patients(self.groups(split.train, world), split.train, share, self.profile.seed), split.test
 
     def groups(self, train: np.ndarray, world: str) -> np.ndarray:
         """What an alignment sets aside whole: patients of all spots, or sections where the training spots come from one patient."""
-        obs = self.cohort(world).obs
-        column = "group" if obs.loc[train, "group"].nunique() > 1 else "sample"
-        return obs[column].astype(str).to_numpy()
+        return validation_groups(self.cohort(world).obs, train)
 
     def unit(self, stage: str, world: str, **fields) -> Unit:
-        """A unit of this run: what `stage` makes in `world` from `fields`."""
-        return Unit(stage=stage, cohort=self.cohort(world).digest, **fields)
+        """A unit of this run: what `stage` makes in `world` from `fields`, with the code that is here."""
+        unit = Unit(stage=stage, cohort=self.cohort(world).digest, **fields)
+        return dataclasses.replace(unit, code=code_of(unit))
 
     @property
     def teacher_name(self) -> str:

@@ -76,8 +76,10 @@ def test_a_unit_without_the_file_that_is_needed_is_made_again(tmp_path):
     made = make(tmp_path, UNIT, write_one)
     (made / "numbers.txt").unlink()
     assert make(tmp_path, UNIT, lambda folder: pytest.fail("made again without need")) == made
-    make(tmp_path, UNIT, write_one, needs="numbers.txt")
-    assert sorted(path.name for path in made.iterdir()) == ["numbers.txt", "unit.json"]
+    again = make(tmp_path, UNIT, write_one, needs="numbers.txt")
+    assert sorted(path.name for path in again.iterdir()) == ["numbers.txt", "unit.json"]
+    assert again != made and [path.name for path in made.iterdir()] == ["unit.json"], "a finished unit was changed"
+    assert make(tmp_path, UNIT, lambda folder: pytest.fail("made again without need"), needs="numbers.txt") == again
 
 
 can_count_memory = pytest.mark.skipif(not peak_can_be_reset(), reason="this system does not let a process count its largest memory anew")

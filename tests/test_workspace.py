@@ -34,8 +34,8 @@ def test_a_unit_without_its_weights_is_trained_again_only_where_they_are_needed(
     (folder / "adapter.safetensors").unlink()
     stages.history(work, "bat", split)
     assert not (folder / "adapter.safetensors").exists()
-    stages.align(work, "bat", split)
-    assert (folder / "adapter.safetensors").exists()
+    again = stages.align(work, "bat", split)
+    assert (again / "adapter.safetensors").exists() and not (folder / "adapter.safetensors").exists(), "a finished unit was changed"
 
 
 def test_frozen_features_exist_once(work):
