@@ -15,8 +15,8 @@ from .protocols import Protocol
 from .provenance import provenance
 from .recipe import name_of_recipe
 from .statistics import paired, summarise
-from .units import Unit
-from .workspace import Run, root
+from .units import Unit, codes_here
+from .workspace import PUBLISHED, Run, root
 
 STUDENT_SPACES = {"projector_only": ("projected", "concat")}  # its encoder space is the frozen encoder's
 LABELS = {
@@ -173,8 +173,7 @@ def read_result(name: str) -> pd.DataFrame:
     if not path.is_file():
         raise PekaError(f"{path}: missing; expected a table that comes with the repository. Take it from there again.")
     table = pd.read_csv(path)
-    codes = {part for text in table.get("code", pd.Series(dtype=str)).dropna().astype(str) for part in text.split(" + ")}
-    if code_here() not in codes:
+    if code_here() not in codes_in(table):
         commits = ", ".join(table["commit"].dropna().unique()) if "commit" in table else "unknown"
         print(f"results/{name}.csv was made by other code than what is here (commit {commits})")
     return table
@@ -252,6 +251,29 @@ def paper_form(beside: pd.DataFrame, table: str) -> pd.DataFrame:
     say = lambda c: f"{c.paper:.3f} | " + (c.note if np.isnan(c.ours) else f"{c.ours:.3f} ({c.control:.3f})")
     part = part.assign(cell=[say(cell) for cell in part.itertuples()])
     return part.pivot_table(index=["encoder", "method"], columns="cohort", values="cell", aggfunc="first", sort=False)
+
+
+def read_table(work: Run, name: str) -> pd.DataFrame:
+    """A table that an earlier chapter wrote, `runs/<run>/results/<name>.csv`; of the published run the one in `results/`.
+
+    Raises:
+        PekaError: it is not there, or other code made it.
+    """
+    path = work.folder / "results" / f"{name}.csv"
+    if not path.exists() and (work.folder / PUBLISHED).exists():
+        path = root() / "results" / f"{work.profile.name}_{name}.csv"
+    if not path.exists():
+        raise PekaError(f"{path}: missing; expected the table of an earlier chapter. Run notebooks 01 to 04 of this run first.")
+    table = pd.read_csv(path)
+    if codes_in(table) - codes_here(work.folder):
+        commits = ", ".join(table["commit"].dropna().unique())
+        raise PekaError(f"{path}: made by other code (commit {commits}) than what is here. Run notebook 04 of this run again.")
+    return table
+
+
+def codes_in(table: pd.DataFrame) -> set[str]:
+    """The code digests that a table names; empty for a table of before they were kept."""
+    return {part for text in table.get("code", pd.Series(dtype=str)).dropna().astype(str) for part in text.split(" + ")}
 
 
 def save_table(table: pd.DataFrame, folder: str | Path, name: str, *made) -> Path:

@@ -144,8 +144,16 @@ def facts_of(folder: Path) -> dict:
 
 def of_other_code(run: Path) -> list[str]:
     """Commits of the finished units of a run that other code made than what is here."""
-    found = [facts_of(path.parent) for path in sorted(Path(run).glob("units/*/unit.json")) if not path.parent.name.startswith(".")]
-    return sorted({facts["commit"] for facts in found if facts["unit"].get("code", "") != code_of(_unit_of(facts["unit"]))})
+    return sorted({facts["commit"] for facts in _all_facts(run) if facts["unit"].get("code", "") != code_of(_unit_of(facts["unit"]))})
+
+
+def codes_here(run: Path) -> set[str]:
+    """The code digests that the finished units of a run would have if they were made now."""
+    return {code_of(_unit_of(facts["unit"])) for facts in _all_facts(run)}
+
+
+def _all_facts(run: Path) -> list[dict]:
+    return [facts_of(path.parent) for path in sorted(Path(run).glob("units/*/unit.json")) if not path.parent.name.startswith(".")]
 
 
 def _unit_of(fields: dict) -> Unit:

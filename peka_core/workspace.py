@@ -156,7 +156,9 @@ class Run:
 
     def _clear_of_other_code(self, path: Path, here: str) -> None:
         """Claim a cohort's folder for this code; what other code began to build there is built again."""
-        if path.exists() and _code_in(_claim(path)) != here:
+        if _code_in(_claim(path)) == here:
+            return
+        if path.exists():
             print(f"runs/{self.folder.name}/{path.name} was built by other code: it is built again", flush=True)
             path.unlink() if path.is_symlink() else shutil.rmtree(path)
         write_json(_claim(path), {"code": here, "commit": commit()})

@@ -1,8 +1,8 @@
 """Make a finished demo run (and her2st's tables) the committed ones: `make publish`, never by hand.
 
 After `peka run demo` (into an empty runs/demo) and `peka run her2st`: removes from runs/demo what is large and can be
-made again (tiles, the other worlds, features, predictions, most adapters), compresses the rest, copies executed notebooks -> notebooks/,
-tables -> results/, one picture -> results/figures/.
+made again (tiles, the other worlds, features, predictions, most adapters), compresses the rest, marks it as published, copies
+executed notebooks -> notebooks/, tables -> results/, one picture -> results/figures/.
 """
 
 import json
@@ -16,6 +16,8 @@ import pandas as pd
 
 from peka_core.cohort import open_cohort
 from peka_core.files import write_whole
+from peka_core.provenance import commit
+from peka_core.workspace import PUBLISHED
 
 ROOT = Path(__file__).parents[1]
 KEEP_ALWAYS = ("unit.json", "history.csv", "card.json", "scores.csv.gz", "genes.csv", "umap.csv", "quality.json", "hashes.npy")
@@ -60,7 +62,7 @@ def prune(run: Path) -> None:
     """Remove from a run what is large and can be made again."""
     digest = open_cohort(run / "cohort").digest
     for folder in (run / "cohort" / "patches", *run.glob("cohort_*"), *run.glob("units/.*"), *run.rglob(".locks")):
-        shutil.rmtree(folder, ignore_errors=True)
+        folder.unlink() if folder.is_file() else shutil.rmtree(folder, ignore_errors=True)
     for path in run.rglob("*.h5ad"):
         write_whole(path, lambda target, path=path: repack(path, target))
     for path in run.glob("units/*/*.csv"):
@@ -93,7 +95,8 @@ def main() -> int:
     (ROOT / "results" / "figures").mkdir(exist_ok=True)
     shutil.copy(demo / "figures" / "scores.png", ROOT / "results" / "figures" / "demo_scores.png")
     prune(demo)
-    tracked = [path for part in ("cohort", "cohort_off", "units", "results") for path in (demo / part).rglob("*")]
+    (demo / PUBLISHED).write_text(f"Made by the runner at commit {commit()}. Nothing here is changed by opening it.\n", encoding="utf-8")
+    tracked = [path for part in ("cohort", "units") for path in (demo / part).rglob("*")]
     size = sum(path.stat().st_size for path in tracked if path.is_file()) / 1e6
     print(f"{demo.relative_to(ROOT)}: {size:.1f} MB")
     if size > LIMIT_MB:
