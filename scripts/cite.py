@@ -5,7 +5,8 @@
 
 `scripts/cited.yaml` says which cell: for each file, pieces of its text with `{}` where a number stands, and for each `{}` a
 cell, "table | column: {column: value, ...}" (several columns of one row: "table | mean | low | high: {...}"). In front of it
-may stand `minus`, `size` or `count` (of rows that a pandas query finds); `difference: [cell, cell]` subtracts the second.
+may stand `minus`, or `count` (of rows that a pandas query finds); `difference: [cell, cell]` subtracts the second, and
+`paired: [cell, cell]` is mean, low and high of the differences between two cells that list values by patient or cohort.
 A piece without `{}` holds constants, with the reason why they are no results.
 A piece occurs once in its file, whatever its line breaks. Decimals, sign and leading zero are read off the text.
 """
@@ -21,6 +22,8 @@ from typing import NamedTuple
 import nbformat
 import pandas as pd
 import yaml
+
+from peka_core.statistics import t_interval
 
 ROOT = Path(__file__).parents[1]
 CITED = ROOT / "scripts" / "cited.yaml"
@@ -86,12 +89,20 @@ def values_of(cell: dict, root: Path = ROOT) -> list[float]:
     if words == "difference":
         (first,), (second,) = (values_of(part, root) for part in row)
         return [first - second]
+    if words == "paired":
+        first, second = (replicates(root, part) for part in row)
+        return [float(value) for value in t_interval((first - second).to_numpy())]
     verb, _, rest = words.partition(" ")
-    if verb in ("minus", "size"):
-        return [-value if verb == "minus" else abs(value) for value in values_of({rest: row}, root)]
+    if verb == "minus":
+        return [-value for value in values_of({rest: row}, root)]
     if verb == "count":
         return [float(len(pd.read_csv(root / "results" / f"{rest}.csv").query(row)))]
     name, *columns = words.split(" | ")
+    return [float(text or "nan") for text in texts_of(root, name, columns, row)]
+
+
+def texts_of(root: Path, name: str, columns: list[str], row: dict) -> list[str]:
+    """The cells of the one row of a table that a selector names."""
     rows = table(root, name)
     missing = [column for column in [*columns, *row] if column not in rows]
     if missing:
@@ -100,7 +111,15 @@ def values_of(cell: dict, root: Path = ROOT) -> list[float]:
         rows = rows[same(rows[key], wanted)]
     if len(rows) != 1:
         raise ValueError(f"{len(rows)} rows of {name} are {row}")
-    return [float(rows.iloc[0][column] or "nan") for column in columns]
+    return rows.iloc[0][columns].tolist()
+
+
+def replicates(root: Path, cell: dict) -> pd.Series:
+    """A column "1001:0.012 1002:…": one value a patient or cohort, by its name."""
+    (words, row), = cell.items()
+    name, column = words.split(" | ")
+    text, = texts_of(root, name, [column], row)
+    return pd.Series({key: float(value) for key, value in (pair.split(":") for pair in text.split())})
 
 
 def as_written(written: str, value: float) -> str:
