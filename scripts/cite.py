@@ -2,6 +2,7 @@
 
     python scripts/cite.py            # complaints, exit code 1 where there are any
     python scripts/cite.py --write    # first bring every number to its cell's value: old -> new, with the words around it
+    python scripts/cite.py --find=-.133   # cells that a number could stand for
 
 `scripts/cited.yaml` says which cell: for each file, pieces of its text with `{}` where a number stands, and for each `{}` a
 cell, "table | column: {column: value, ...}" (several columns of one row: "table | mean | low | high: {...}"). In front of it
@@ -27,6 +28,9 @@ from peka_core.statistics import t_interval
 
 ROOT = Path(__file__).parents[1]
 CITED = ROOT / "scripts" / "cited.yaml"
+NAMES = ("table", "cohort", "method", "protocol", "world", "scheme", "scope", "pooling", "zeros", "alpha", "split", "genes",
+         "label", "rung", "predictor", "space", "training", "step", "curve", "value", "a", "minus b", "difference",
+         "component")  # fmt: skip
 ASIDE = (r"```.*?```", r"`[^`]*`", r"\$\$.*?\$\$", r"\$[^$\n]*\$", r"\]\([^)\n]*\)", r"</?[A-Za-z][^>\n]*>")
 SCORE = re.compile(r"(?<![\w.,])[+−-]?0?\.\d{2,}(?!\d|\.\d|\s?(?:µm|px|MB|GB|M\b|s\b|min\b|h\b))")
 ANY_NUMBER = r"(?<![\w.,])([+−-]?(?:\d{1,3}(?:,\d{3})+|\d*\.?\d+))(?!\d|[.,]\d)"
@@ -131,6 +135,7 @@ def as_written(written: str, value: float) -> str:
     return (minus if value < 0 else "+" if sign else "") + number
 
 
+@cache
 def pattern_of(piece: str) -> re.Pattern:
     """A piece of prose as a pattern: any white space for white space, a number for `{}`."""
     words = [r"\s+".join(map(re.escape, re.split(r"\s+", part))) for part in piece.split("{}")]
@@ -168,9 +173,8 @@ def citations(parts: list[str], entries: dict, root: Path = ROOT) -> tuple[list[
 def complaints_of(parts: list[str], entries: dict, root: Path = ROOT) -> list[str]:
     """Everything wrong with the numbers of one file: another value than the cell's, no cell, two cells."""
     found, complaints = citations(parts, entries, root)
-    complaints += [
-        f"“{cited.piece}”: {cited.written}, and the cell says {cited.right}" for cited in found if cited.right not in (None, cited.written)
-    ]
+    wrong = [cited for cited in found if cited.right not in (None, cited.written)]
+    complaints += [f"“{cited.piece}”: {cited.written}, and the cell says {cited.right}" for cited in wrong]
     spans = [(cited.part, *cited.span) for cited in found]
     for number, part in enumerate(parts):
         for score in scores_of(part):
@@ -204,6 +208,25 @@ def write_parts(path: Path, parts: list[str]) -> None:
     nbformat.write(book, path)
 
 
+def candidates(written: str, root: Path = ROOT) -> list[str]:
+    """Cells of results/ whose value is written like this, as lines for cited.yaml, with the names of their rows."""
+    lines = []
+    for path in sorted((root / "results").glob("*.csv")):
+        rows = table(root, path.stem)
+        numbers = rows.apply(pd.to_numeric, errors="coerce")
+        for at, column in zip(*((numbers.abs() - abs(as_number(written))).abs() < 0.01).to_numpy().nonzero(), strict=True):
+            value, row = numbers.iat[at, column], rows.iloc[at]
+            if as_written(written, value) == written:
+                keys = {key: row[key] for key in rows if key in NAMES and row[key]}
+                lines.append(f"- {path.stem} | {rows.columns[column]}: {json.dumps(keys, ensure_ascii=False)}")
+    return lines
+
+
+def as_number(written: str) -> float:
+    """The value of a number in prose."""
+    return float(written.replace("−", "-").replace(",", ""))
+
+
 def entries_of(root: Path = ROOT) -> dict[str, dict]:
     """scripts/cited.yaml, every value as text (`on` is a world, not true)."""
     return yaml.load((root / "scripts" / "cited.yaml").read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
@@ -213,11 +236,15 @@ def main(words: list[str] | None = None, root: Path = ROOT) -> int:
     """Check, or with `--write` refresh and check, every file that cited.yaml names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="bring every number to its cell's value")
-    write, failed = parser.parse_args(words).write, 0
+    parser.add_argument("--find", metavar="NUMBER", help="list the cells that a number could stand for, and do nothing else")
+    arguments, failed = parser.parse_args(words), 0
     table.cache_clear()
+    if arguments.find:
+        print("\n".join(candidates(arguments.find, root)))
+        return 0
     for name, entries in entries_of(root).items():
         path, parts = root / name, parts_of(root / name)
-        if write:
+        if arguments.write:
             new, lines = refreshed(parts, entries, root)
             print("".join(f"{name}: {line}\n" for line in lines), end="")
             if new != parts:

@@ -114,11 +114,12 @@ def main(words: list[str] | None = None) -> int:
         for name in TABLES:
             committed = arguments.committed / f"{prefix}{name}.csv"
             if not committed.exists():
-                if name == "differences" and not (Path(folder) / f"{name}.csv").exists():  # a run without students has none
-                    continue
+                if name == "differences" and not (Path(folder) / f"{name}.csv").exists():
+                    continue  # a run without students has none
                 good, complaints, largest = 0, [f"{committed} is missing: run `make publish` after the runs"], {}
             else:
-                good, complaints, largest = compare(Path(folder) / f"{name}.csv", committed, arguments.trained, arguments.untrained)
+                fresh = Path(folder) / f"{name}.csv"
+                good, complaints, largest = compare(fresh, committed, arguments.trained, arguments.untrained)
             passed, failed = passed + good, failed + len(complaints)
             print(f"{committed.name}: {good} rows agree, {len(complaints)} do not")
             for kind, (gap, key) in largest.items():

@@ -2,11 +2,12 @@
 
 After `peka run demo` (into an empty runs/demo) and `peka run her2st`: removes from runs/demo what is large and can be
 made again (tiles, the other worlds, features, predictions, most adapters), compresses the rest, copies executed notebooks -> notebooks/,
-tables -> results/, one picture -> results/figures/.
+tables -> results/, one picture -> results/figures/, and brings the numbers in README and chapters to their new values (cite.py).
 """
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -93,13 +94,14 @@ def main() -> int:
     (ROOT / "results" / "figures").mkdir(exist_ok=True)
     shutil.copy(demo / "figures" / "scores.png", ROOT / "results" / "figures" / "demo_scores.png")
     prune(demo)
+    cited = subprocess.run([sys.executable, ROOT / "scripts" / "cite.py", "--write"], check=False)
     tracked = [path for part in ("cohort", "cohort_off", "units", "results") for path in (demo / part).rglob("*")]
     size = sum(path.stat().st_size for path in tracked if path.is_file()) / 1e6
     print(f"{demo.relative_to(ROOT)}: {size:.1f} MB")
     if size > LIMIT_MB:
         print(f"more than {LIMIT_MB} MB: leave more out", file=sys.stderr)
         return 1
-    return 0
+    return cited.returncode
 
 
 if __name__ == "__main__":
