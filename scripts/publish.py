@@ -1,12 +1,14 @@
 """Make a finished demo run (and her2st's tables) the committed ones: `make publish`, never by hand.
 
 After `peka run demo` (into an empty runs/demo) and `peka run her2st`: removes from runs/demo what is large and can be
-made again (tiles, the other worlds, features, predictions, most adapters), compresses the rest, marks it as published, copies
-executed notebooks -> notebooks/, tables -> results/, one picture -> results/figures/.
+    (demo / PUBLISHED).write_text(f"Made by the runner at commit {commit()}. Nothing here is changed by opening it.\n", encoding="utf-8")
+    cited = subprocess.run([sys.executable, ROOT / "scripts" / "cite.py", "--write"], check=False)
+    tracked = [path for part in ("cohort", "units") for path in (demo / part).rglob("*")]
 """
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -95,14 +97,19 @@ def main() -> int:
     (ROOT / "results" / "figures").mkdir(exist_ok=True)
     shutil.copy(demo / "figures" / "scores.png", ROOT / "results" / "figures" / "demo_scores.png")
     prune(demo)
+<<<<<<< HEAD
     (demo / PUBLISHED).write_text(f"Made by the runner at commit {commit()}. Nothing here is changed by opening it.\n", encoding="utf-8")
     tracked = [path for part in ("cohort", "units") for path in (demo / part).rglob("*")]
+=======
+    cited = subprocess.run([sys.executable, ROOT / "scripts" / "cite.py", "--write"], check=False)
+    tracked = [path for part in ("cohort", "cohort_off", "units", "results") for path in (demo / part).rglob("*")]
+>>>>>>> h-checks
     size = sum(path.stat().st_size for path in tracked if path.is_file()) / 1e6
     print(f"{demo.relative_to(ROOT)}: {size:.1f} MB")
     if size > LIMIT_MB:
         print(f"more than {LIMIT_MB} MB: leave more out", file=sys.stderr)
         return 1
-    return 0
+    return cited.returncode
 
 
 if __name__ == "__main__":

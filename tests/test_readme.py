@@ -22,8 +22,9 @@ def test_every_make_command_is_a_target():
 
 
 def test_every_peka_command_is_understood():
-    promised = re.findall(r"^(?:\.venv/bin/)?peka ([^#\n]+)", README, re.M)
-    assert promised
+    prose = README + "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "notebooks").glob("0*.ipynb")))
+    promised = re.findall(r"^(?:\.venv/bin/)?peka ([^#\n]+)", README, re.M) + re.findall(r"`peka ([^`#\n]+)`", prose)
+    assert {"run demo --run mine", "run hest-kidney"} <= {" ".join(command.split()) for command in promised}
     for command in promised:
         _parser().parse_args(command.split())
 
