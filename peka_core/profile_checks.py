@@ -89,10 +89,20 @@ def checked_options(values: dict, group: str) -> dict:
     return found
 
 
-def still_needed(source: str, options: dict) -> list[str]:
-    """Names of options that a source cannot do without and that are not given, or empty."""
-    _, *parameters = inspect.signature(source_of(source).build).parameters.values()
-    return [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD and options.get(p.name, "") == ""]
+def check_complete(profile) -> None:
+    """Refuse a profile whose source needs an option that is not given, as the cohort directory of `own`.
+
+    Raises:
+        PekaError: says how to give it.
+    """
+    _, *parameters = inspect.signature(source_of(profile.source).build).parameters.values()
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    if lacking := [name for name in needed if profile.source_options.get(name, "") == ""]:
+        flag = "--cohort DIR" if lacking == ["path"] else " ".join(f"-p {name}=..." for name in lacking)
+        raise PekaError(
+            f"profile {profile.name} needs {' and '.join(lacking)} of its source {profile.source}: peka run {profile.name} {flag}; in a "
+            f'notebook overrides = {{"{lacking[0]}": ...}} and run = "NAME"'
+        )
 
 
 def checked_rung(entry, recipe: Recipe, group: str) -> Rung | str:

@@ -20,7 +20,7 @@ from . import workspace
 from .files import CANNOT_WRITE, PekaError, alone, cannot_write, write_json
 from .ladder import METHODS
 from .profile import Profile, load_profile, profile_names
-from .profile_checks import source_of
+from .profile_checks import check_complete, source_of
 from .provenance import check_device
 from .values import absolute, read_yaml
 
@@ -139,6 +139,7 @@ def _open(arguments: argparse.Namespace) -> workspace.Run:
     from .encoder_files import preflight
 
     profile, weights, run = _named(arguments)
+    check_complete(profile)
     source, folder = _source(profile), workspace.run_folder(run, profile)
     ladder = [rung.encoder for rung in profile.ladder if getattr(rung, "encoder", "")] if arguments.command is _ladder else []
     checks = [lambda: check_device(arguments.device), lambda: preflight(profile.encoders + ladder, weights)]

@@ -21,7 +21,7 @@ import numpy as np
 from .files import PekaError, alone, write_json, write_whole
 from .ladder import Rung
 from .profile import Profile, load_profile
-from .profile_checks import source_of, still_needed
+from .profile_checks import check_complete, source_of
 from .provenance import check_device, provenance, weights_digest
 from .recipe import Recipe
 from .units import Unit
@@ -59,13 +59,9 @@ def open_run(
             other values or for a cohort directory that has changed.
     """
     loaded, device = load_profile(profile, overrides), check_device(device)
+    check_complete(loaded)
     if loaded.overrides and run in ("", None):
         raise PekaError("changed parameters need a run name of their own: add --run NAME (in a notebook: run = \"NAME\")")
-    if needed := still_needed(loaded.source, loaded.source_options):
-        raise PekaError(
-            f"profile {loaded.name} needs {' and '.join(needed)}: `peka run {loaded.name} --cohort DIR`; in a notebook "
-            f'overrides = {{"{needed[0]}": "DIR"}} and a run name'
-        )
     folder = run_folder(run, loaded)
     started = {"profile": loaded.name, "overrides": loaded.overrides, "source_options": loaded.source_options}
     if not isinstance(weights or {}, Mapping):
