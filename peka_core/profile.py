@@ -9,7 +9,7 @@ from .files import PekaError
 from .ladder import Rung
 from .profile_checks import OPTION_GROUPS, RANGES, check_methods, check_worlds, checked_options, checked_rung, with_paths
 from .recipe import RECIPES, Recipe
-from .values import absolute, fitted, fitted_fields, read_mapping
+from .values import absolute, fitted, fitted_fields, read_mapping, told_of
 
 FOLDER = Path(__file__).parent / "profiles"
 GROUPS = (*OPTION_GROUPS, "recipe")
@@ -100,11 +100,9 @@ def load_profile(name: str, overrides: dict | None = None) -> Profile:
     overrides = _overrides(overrides or {}, values)
     for key, value in overrides.items():
         _home(values, key)[key] = value
-    try:
+    with told_of(f"profile {path.stem}"):
         file = path.stem if path.parent == FOLDER else str(path)
         return _checked(values, {"name": path.stem, "overrides": overrides, "file": file})
-    except PekaError as error:
-        raise PekaError(f"profile {path.stem}: {error}") from error
 
 
 def read_values(path: Path, above: tuple[Path, ...] = ()) -> dict:
@@ -122,7 +120,9 @@ def read_values(path: Path, above: tuple[Path, ...] = ()) -> dict:
         raise PekaError(f"{path}: its base leads back to it; expected a profile that stands on another. Name another base.")
     values = read_mapping(path, FORM)
     base = values.pop("base", None) or ""
-    under = read_values(_path_of(base, path.parent), (*above, path.resolve())) if base else {}
+    with told_of(f"{path}: base"):
+        under_path = _path_of(base, path.parent) if base else None
+    under = read_values(under_path, (*above, path.resolve())) if base else {}
     for group in (*GROUPS, "few"):
         values[group] = _mapping(values[group], f"{path}: {group}") if group in values else under.get(group, {}) if group != "recipe" else {}
     known = {f.name: f for f in dataclasses.fields(Profile) if f.name not in ("name", "overrides", "file")}
@@ -136,7 +136,8 @@ def read_values(path: Path, above: tuple[Path, ...] = ()) -> dict:
     needed = [name for name, f in known.items() if f.default is f.default_factory is dataclasses.MISSING]
     if lacking := [name for name in needed if name not in values]:
         raise PekaError(f"{path}: {', '.join(lacking)} missing; expected {FORM}, or a line `base: demo` for what it does not say")
-    return values | with_paths(values, path.parent)
+    with told_of(path):
+        return values | with_paths(values, path.parent)
 
 
 def override_names(values: dict) -> list[str]:

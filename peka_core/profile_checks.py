@@ -9,7 +9,7 @@ from pathlib import Path
 from .files import PekaError
 from .ladder import METHODS, Rung, read_rung
 from .recipe import ABOVE_0, FROM_0, FROM_1, FROM_2, Recipe
-from .values import absolute, fitted, fitted_fields, options_of, within
+from .values import absolute, fitted, fitted_fields, options_of, told_of, within
 
 OPTION_GROUPS = ("source_options", "teacher_options")
 OWN_NAMES = {"cohort_seed": "seed", "hidden_cues": "hidden"}  # source options whose names a profile has for other things
@@ -115,14 +115,12 @@ def checked_rung(entry, recipe: Recipe, group: str) -> Rung | str:
         return entry
     if not isinstance(entry, dict) or not isinstance(entry.get("recipe", {}), dict):
         raise PekaError(f"{group}: expected entries such as {{name: mine, method: bat, recipe: {{k: 8}}}}, not {entry!r}")
-    try:
+    with told_of(f"{group}, {entry.get('name') or entry}"):
         rung = read_rung(entry)
         rung = Rung(**fitted_fields(rung, RANGES))
         if rung.space not in SPACES:
             raise PekaError(f"space {rung.space!r} is unknown: {' or '.join(SPACES)}")
         changed = rung.change(recipe)
-    except PekaError as error:
-        raise PekaError(f"{group}, {entry.get('name') or entry}: {error}") from error
     return dataclasses.replace(rung, recipe=tuple((key, getattr(changed, key)) for key, _ in rung.recipe))
 
 

@@ -1,5 +1,6 @@
 """Values from outside: YAML whose numbers are numbers, types and ranges by declaration, paths that stay what they are."""
 
+import contextlib
 import dataclasses
 import inspect
 import math
@@ -78,6 +79,15 @@ def read_mapping(path: Path, expected: str) -> dict:
         found = "nothing" if values is None else f"a {type(values).__name__}"
         raise PekaError(f"{path}, line 1: {found}; expected {expected}. Write one `name: value` a line.")
     return {str(key): value for key, value in values.items()}
+
+
+@contextlib.contextmanager
+def told_of(name: str | Path):
+    """Put what a value belongs to in front of the message about it."""
+    try:
+        yield
+    except PekaError as error:
+        raise PekaError(f"{name}: {error}") from error
 
 
 def absolute(path: str | Path) -> Path:

@@ -46,7 +46,7 @@ def preflight(path: str | Path) -> Cohort:
     """Open a cohort directory and refuse, before any work, one that the chapters cannot use; nothing is written.
 
     Raises:
-        PekaError: as `open_cohort`; no tiles; no splits, or one that cannot be scored.
+        PekaError: as `open_cohort`; no tiles; no splits, or one that cannot be scored; no target genes that all sections have.
     """
     path = Path(path)
     if not path.is_dir():
@@ -59,6 +59,10 @@ def preflight(path: str | Path) -> Cohort:
         whole = "patients" if cohort.samples["group"].nunique() > 1 else "sections" if len(cohort.samples) > 1 else ""
         step = f"Hold out {whole}: write_cohort_tables writes such files" if whole else "With one section nothing can be held out: add another"
         raise PekaError(f"{path / 'splits'}: no splits; expected train_0.csv and test_0.csv with a column sample_id. {step}.")
+    absent = [gene for gene in cohort.genes if not all(gene in section.genes for section in cohort.sections)]
+    if absent or not cohort.genes:
+        what = f"{len(absent)} of its genes are not in every section ({', '.join(absent[:3])})" if absent else "no target genes"
+        raise PekaError(f'{path}/var_<k>genes.json: {what}; expected {{"genes": [...]}}, which hest_bench is scored on. Write or correct it.')
     PROTOCOLS["strict"].splits(cohort)
     if cohort.samples["group"].nunique() == 1:
         print(f"{path}: one patient, so sections are held out: scores have no interval, and say nothing of new patients", flush=True)
