@@ -7,6 +7,11 @@ import os
 # ten times slower here (benchmarks/README.md). Only counts where torch and scikit-learn are not loaded yet.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Folders that the environment names are meant from here; notebooks run in another working directory and inherit them.
+for _name in ("PEKA_MIRROR", "PEKA_CACHE"):
+    if os.environ.get(_name):
+        os.environ[_name] = os.path.abspath(os.path.expanduser(os.environ[_name]))
+
 _HOMES = {
     "open_cohort": "cohort",
     "load_encoder": "encoders",

@@ -23,7 +23,7 @@ from . import backbones
 from .batches import in_turn, pieces
 from .encoder_files import BUNDLED, Row, find_weights, rows
 from .files import PekaError
-from .provenance import MINI_WEIGHTS, best_device, weights_digest
+from .provenance import MINI_WEIGHTS, check_device, weights_digest
 
 
 @dataclass
@@ -168,9 +168,9 @@ def load_encoder(
         seed: draws the weights of `random`.
 
     Raises:
-        PekaError: unknown name, weights that cannot be had, or a file that does not fit the model.
+        PekaError: unknown name, weights that cannot be had, a file that does not fit the model, or a device that is not here.
     """
-    device = str(device or best_device())
+    device = check_device(device or "auto")
     if name in BUNDLED:
         encoder = _bundled(name, seed, weights)
     else:

@@ -1,17 +1,19 @@
 """A profile says what one `peka run NAME` does: cohort, encoder, teacher, methods and recipe."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from .files import PekaError
-from .ladder import Rung, read_rung
+from .ladder import Rung
+from .profile_checks import OPTION_GROUPS, RANGES, check_methods, check_worlds, checked_options, checked_rung, with_paths
 from .recipe import RECIPES, Recipe
+from .values import absolute, fitted, fitted_fields, read_mapping, told_of
 
 FOLDER = Path(__file__).parent / "profiles"
-GROUPS = ("source_options", "teacher_options", "recipe")
+GROUPS = (*OPTION_GROUPS, "recipe")
+FORM = "a profile, names and values as in peka_core/profiles"
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Profile:
         ladder: what `peka ladder` compares with the frozen encoder: rungs, and names of predictors.
         umap: whether chapter 5 draws UMAPs.
         overrides: what was changed from the file, by flat name.
+        file: the bundled profile's name, or the absolute path of the file, to open it again from anywhere.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Profile:
     others: tuple = ()
     ladder: tuple = ()
     overrides: dict = field(default_factory=dict)
+    file: str = ""
 
     @property
     def encoders(self) -> list[str]:
@@ -78,43 +82,62 @@ def profile_names() -> list[str]:
 
 
 def load_profile(name: str, overrides: dict | None = None) -> Profile:
-    """Read `profiles/<name>.yaml` and change some of its values.
+    """Read `profiles/<name>.yaml` and change some of its values; each is checked for its declared type and range.
+
+    Paths in a file are relative to its folder, those in `overrides` to the working directory, and `~` is the home folder; in the
+    profile they are absolute.
 
     Args:
         name: a bundled profile, or the path of a YAML file of the same form.
         overrides: `{"epochs": 2, "sections": ["C2", "C3"]}`; nested values by their own name.
 
     Raises:
-        PekaError: unknown profile or unknown value name; the message lists the known ones.
+        PekaError: unknown profile or value name (the message lists the known ones), a file that holds no profile, or a value that
+            does not fit.
     """
     path = _path_of(name)
     values = read_values(path)
-    overrides = dict(overrides or {})
+    overrides = _overrides(overrides or {}, values)
     for key, value in overrides.items():
         _home(values, key)[key] = value
-    values["recipe"] = _recipe(values["recipe"])
-    values["ladder"] = tuple(rung if isinstance(rung, str) else read_rung(rung) for rung in values.get("ladder", ()))
-    values["others"] = tuple(read_rung(rung) for rung in values.get("others", ()))
-    values["methods"], values["all_methods"] = tuple(values["methods"]), tuple(values["all_methods"])
-    return Profile(name=path.stem, overrides=overrides, **values)
+    with told_of(f"profile {path.stem}"):
+        file = path.stem if path.parent == FOLDER else str(path)
+        return _checked(values, {"name": path.stem, "overrides": overrides, "file": file})
 
 
-def read_values(path: Path) -> dict:
+def read_values(path: Path, above: tuple[Path, ...] = ()) -> dict:
     """Values of a profile file, on top of those of the profile that its `base` names; of `recipe` each value by itself.
 
     `recipe: {like: as_run, block: 16}` starts from one of `recipe.RECIPES` instead.
+
+    Args:
+        above: the files whose `base` led here.
+
+    Raises:
+        PekaError: a file that holds no profile, or whose base leads back to it.
     """
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    base = values.pop("base", "")
-    under = read_values(path.parent / base if str(base).endswith((".yaml", ".yml")) else _path_of(base)) if base else {}
-    recipe = values.get("recipe") or {}
-    known = {f.name for f in dataclasses.fields(Profile)} - {"name", "overrides"}
-    if unknown := set(values) - known:
+    if path.resolve() in above:
+        raise PekaError(f"{path}: its base leads back to it; expected a profile that stands on another. Name another base.")
+    values = read_mapping(path, FORM)
+    base = values.pop("base", None) or ""
+    with told_of(f"{path}: base"):
+        under_path = _path_of(base, path.parent) if base else None
+    under = read_values(under_path, (*above, path.resolve())) if base else {}
+    for group in (*GROUPS, "few"):
+        values[group] = _mapping(values[group], f"{path}: {group}") if group in values else under.get(group, {}) if group != "recipe" else {}
+    known = {f.name: f for f in dataclasses.fields(Profile) if f.name not in ("name", "overrides", "file")}
+    if unknown := set(values) - set(known):
         raise PekaError(f"{path}: unknown value {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
-    if (like := recipe.pop("like", "")) and like not in RECIPES:
+    recipe = dict(values["recipe"])
+    if (like := recipe.pop("like", "")) and like not in list(RECIPES):
         raise PekaError(f"{path}: recipe like {like!r} is unknown; there are {', '.join(RECIPES)}")
     start = dataclasses.asdict(RECIPES[like]) if like else under.get("recipe", {})
-    return under | values | {"recipe": start | recipe}
+    values = under | values | {"recipe": start | recipe}
+    needed = [name for name, f in known.items() if f.default is f.default_factory is dataclasses.MISSING]
+    if lacking := [name for name in needed if name not in values]:
+        raise PekaError(f"{path}: {', '.join(lacking)} missing; expected {FORM}, or a line `base: demo` for what it does not say")
+    with told_of(path):
+        return values | with_paths(values, path.parent)
 
 
 def override_names(values: dict) -> list[str]:
@@ -123,11 +146,31 @@ def override_names(values: dict) -> list[str]:
     return sorted(flat + [key for group in GROUPS for key in values[group]])
 
 
-def _path_of(name: str) -> Path:
-    path = Path(name) if str(name).endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
-    if not path.exists():
+def _path_of(name: str, folder: Path = Path()) -> Path:
+    """The file of a profile: a bundled one's, or at a path that may be relative to `folder`."""
+    if str(name).endswith((".yaml", ".yml")):
+        path = absolute(folder / Path(str(name)).expanduser())
+    else:
+        path = FOLDER / f"{name}.yaml" if str(name) in profile_names() else Path()
+    if not path.is_file():
         raise PekaError(f"no profile {name!r}; known: {', '.join(profile_names())}, or the path of a YAML file")
     return path
+
+
+def _mapping(values, name: str) -> dict:
+    """A mapping, or nothing written where one belongs."""
+    return fitted({} if values is None else values, dict, name)
+
+
+def _overrides(overrides: dict, values: dict) -> dict:
+    """Changed values by flat name, paths among them absolute."""
+    if not isinstance(overrides, Mapping):
+        raise PekaError(f'overrides must be a mapping such as {{"epochs": 2}}, not {overrides!r}')
+    for key in overrides:
+        _home(values, key)
+    options = {group: {key: value for key, value in overrides.items() if key in values[group]} for group in OPTION_GROUPS}
+    placed = with_paths(values | options, Path.cwd())
+    return dict(overrides) | placed["source_options"] | placed["teacher_options"]
 
 
 def _home(values: dict, key: str) -> dict:
@@ -137,8 +180,24 @@ def _home(values: dict, key: str) -> dict:
     return next((values[group] for group in GROUPS if key in values[group]), values)
 
 
+def _checked(values: dict, facts: dict) -> Profile:
+    """The profile of some values, each in its declared type and range; `facts`: where they are from."""
+    recipe = _recipe(values["recipe"])
+    options = {group: checked_options(values, group) for group in OPTION_GROUPS}
+    rungs = {
+        group: tuple(checked_rung(entry, recipe, group) for entry in fitted(values.get(group, ()), tuple, group))
+        for group in ("ladder", "others")
+    }
+    profile = Profile(**values | options | rungs | facts | {"recipe": recipe})
+    profile = Profile(**fitted_fields(profile, RANGES))
+    check_methods("methods", profile.methods)
+    check_methods("all_methods", profile.all_methods)
+    check_worlds(vars(profile))
+    return profile
+
+
 def _recipe(values: dict) -> Recipe:
     known = {f.name for f in dataclasses.fields(Recipe)}
     if unknown := set(values) - known:
-        raise PekaError(f"unknown recipe value {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
-    return Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        raise PekaError(f"unknown recipe value {', '.join(sorted(map(str, unknown)))}; known: {', '.join(sorted(known))}")
+    return Recipe(**values)

@@ -46,6 +46,30 @@ def best_device() -> str:
     return "cuda" if _has_gpu() else "cpu"
 
 
+def check_device(device: str) -> str:
+    """A device that is here and that this code can use: `cpu`, `cuda` or `cuda:N`; `auto` is the best one.
+
+    Raises:
+        PekaError: it is not here, or is of another kind.
+    """
+    kind, _, number = str(device).partition(":")
+    if kind == "auto":
+        return best_device()
+    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
+        raise PekaError(f"device {device!r} is not one that this package runs on: cpu, cuda, or cuda:N with a GPU's number")
+    if kind == "cuda" and not _has_gpu():
+        raise PekaError("no CUDA here: --device cpu (torch sees no GPU; `peka doctor` shows what it sees)")
+    if kind == "cuda" and int(number or 0) >= (gpus := _count_gpus()):
+        raise PekaError(f"no device {device!r} here: torch sees {gpus} GPU(s), numbered from 0")
+    return str(device)
+
+
+def _count_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
 @functools.cache
 def _has_gpu() -> bool:
     """Ask torch, which takes seconds to import, unless Linux has no device file of any GPU driver."""

@@ -2,12 +2,17 @@
 
 from dataclasses import dataclass, replace
 
+from .files import PekaError
+from .values import fitted_fields
+
 
 @dataclass(frozen=True)
 class Recipe:
     """Hyper-parameters of one alignment.
 
-    Defaults never change: what equals its default is no part of a unit's name (`units.Unit.id`).
+    Defaults never change: what equals its default is no part of a unit's name (`units.Unit.id`). Every value is checked for its
+    declared type, for `CHOICES` and `RANGES`; a whole number where a float is declared becomes one, so that a unit's name does
+    not depend on how it was written.
 
     Attributes:
         epochs, lr, batch_size: Adam over all training spots, `epochs` times.
@@ -65,6 +70,17 @@ class Recipe:
     set_aside_by: str = "group"
     keep: str = "best"
 
+    def __post_init__(self):
+        """Refuse values that no alignment could use.
+
+        Raises:
+            PekaError: another type, an unknown word, or a number out of its range; the message has the name.
+        """
+        for name, value in fitted_fields(self, RANGES).items():
+            if name in CHOICES and value not in CHOICES[name]:
+                raise PekaError(f"{name} {value!r} is unknown: {' or '.join(CHOICES[name])}")
+            object.__setattr__(self, name, value)
+
     def for_split(self, mixed: bool) -> "Recipe":
         """This recipe on a split: no group is set aside where spots of tested sections train (`Split.mixes`), so that scopes
         nested and all differ in spots alone. A recipe that sets single spots aside does so everywhere."""
@@ -79,6 +95,17 @@ def mixes_patients(split: str) -> bool:
 CHOICES = {  # fields that are one of a few words
     "schedule": ("cosine", "constant", "step"), "labels": ("kmeans", "leiden"), "clip_by": ("norm", "value"),
     "pixels": ("normalised", "raw"), "set_aside_by": ("group", "spot"), "keep": ("best", "last"),
+}  # fmt: skip
+
+FROM_0, FROM_1, FROM_2 = ((f"{low} or more", lambda v, low=low: v >= low) for low in (0, 1, 2))
+ABOVE_0, BELOW_1 = ("above 0", lambda v: v > 0), ("from 0 to below 1", lambda v: 0 <= v < 1)
+NOT_EMPTY = ("one or more", lambda v: len(v) > 0)
+
+RANGES = {  # what the others may be, in words and as a test
+    "epochs": FROM_1, "lr": ABOVE_0, "batch_size": FROM_1, "warmup": FROM_0, "tau": ABOVE_0, "lambda_kd": FROM_0,
+    "lambda_struct": FROM_0, "lambda_mse": FROM_0, "k": FROM_2, "classifier_epochs": FROM_0, "block": FROM_1, "targets": NOT_EMPTY,
+    "rank": FROM_1, "alpha": ABOVE_0, "adapter_dropout": BELOW_1, "hidden": FROM_1, "dropout": BELOW_1, "clip": FROM_0,
+    "set_aside": BELOW_1,
 }  # fmt: skip
 
 RECIPES = {

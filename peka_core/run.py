@@ -2,6 +2,7 @@
 
     peka list
     peka run PROFILE [--plan] [--device auto|cpu|cuda] [--weights ENCODER=PATH] [-p name=value] [--run NAME]
+    peka run own --cohort DIR [the same options]
     peka ladder PROFILE [the same options]
     peka fetch PROFILE [--dry-run]
     peka score TASK_DIR --embeddings DIR [--protocol NAME] [--set NAME=VALUE] [--json OUT]
@@ -9,19 +10,19 @@
 """
 
 import argparse
-import importlib
 import inspect
 import os
 import sys
 import time
 from pathlib import Path
 
-import yaml
-
 from . import workspace
 from .files import CANNOT_WRITE, PekaError, alone, cannot_write, write_json
 from .ladder import METHODS
 from .profile import Profile, load_profile, profile_names
+from .profile_checks import check_complete, source_of
+from .provenance import check_device
+from .values import absolute, read_yaml
 
 CHAPTERS = ("01_data", "02_teacher_embeddings", "03_alignment", "04_evaluation", "05_figures")
 
@@ -66,11 +67,11 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("--dry-run", action="store_true", help="show files and sizes, download nothing")
     fetch.set_defaults(command=_fetch)
     score = commands.add_parser("score", help="score embeddings of a HEST-Benchmark task directory under a protocol")
-    score.add_argument("task_dir", help="adata/, splits/, var_*genes.json; patches/ may be missing")
-    score.add_argument("--embeddings", required=True, metavar="DIR", help="<sample>.h5 with embeddings and barcodes")
+    score.add_argument("task_dir", type=absolute, help="adata/, splits/, var_*genes.json; patches/ may be missing")
+    score.add_argument("--embeddings", required=True, type=absolute, metavar="DIR", help="<sample>.h5 with embeddings and barcodes")
     score.add_argument("--protocol", default="strict", help="strict, hest_bench, peka_paper or peka_official")
     score.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a rule, e.g. mask_zeros=false")
-    score.add_argument("--json", metavar="OUT", help="write every gene's score of every split")
+    score.add_argument("--json", type=absolute, metavar="OUT", help="write every gene's score of every split")
     score.set_defaults(command=_score)
     doctor = commands.add_parser("doctor", help="Python, packages, device, memory, disk, mirror and tokens of this machine")
     doctor.add_argument("profile", nargs="?", default="", help="also look for this profile's encoder")
@@ -84,19 +85,32 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--weights", action="append", default=[], metavar="ENCODER=PATH", help="local weights, no hub")
     parser.add_argument("-p", action="append", default=[], metavar="NAME=VALUE", help="change a value of the profile")
-    parser.add_argument("--run", default="", metavar="NAME", help="folder under runs/ (default: the profile's name)")
+    parser.add_argument("--run", default="", metavar="NAME", help="folder under runs/ (default: the profile's name; own-DIR with --cohort)")
+    parser.add_argument("--cohort", type=absolute, metavar="DIR", help="cohort directory of your own, for a profile with source directory: own")
 
 
 def _pairs(items: list[str], option: str) -> dict[str, str]:
     """`["a=1"]` -> `{"a": "1"}`."""
-    if bad := [item for item in items if "=" not in item]:
+    if bad := [item for item in items if not item.partition("=")[0].strip() or "=" not in item]:
         raise PekaError(f"{option} takes NAME=VALUE, not {bad[0]!r}")
     return dict(item.split("=", 1) for item in items)
 
 
 def _values(items: list[str], option: str) -> dict:
     """`["epochs=2"]` -> `{"epochs": 2}`: values as YAML reads them."""
-    return {name: yaml.safe_load(value) for name, value in _pairs(items, option).items()}
+    return {name: read_yaml(value, f"{option} {name}={value}", "a value as YAML writes it") for name, value in _pairs(items, option).items()}
+
+
+def _named(arguments: argparse.Namespace) -> tuple[Profile, dict[str, str], str]:
+    """The profile with its changed values, local weights, and the run's name (empty: the profile's); every path is absolute."""
+    overrides = _values(arguments.p, "-p")
+    weights = {name: str(absolute(path)) for name, path in _pairs(arguments.weights, "--weights").items()}
+    if not arguments.cohort:
+        return load_profile(arguments.profile, overrides), weights, arguments.run
+    if load_profile(arguments.profile).source != "directory":
+        raise PekaError(f"--cohort belongs to a profile with source directory, as own; {arguments.profile} makes its own cohort")
+    profile = load_profile(arguments.profile, overrides | {"path": str(arguments.cohort)})
+    return profile, weights, arguments.run or f"{profile.name}-{arguments.cohort.resolve().name}"
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -104,12 +118,12 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.plan:
         from .plan import plan
 
-        profile = load_profile(arguments.profile, _values(arguments.p, "-p"))
-        print(plan(profile, arguments.gpu, _pairs(arguments.weights, "--weights")))
+        profile, weights, _ = _named(arguments)
+        print(plan(profile, arguments.gpu, weights))
         return 0
     work = _open(arguments)
     parameters = {
-        "profile": arguments.profile, "run": work.folder.name, "device": arguments.device, "weights": work.weights,
+        "profile": work.profile.file, "run": work.folder.name, "device": arguments.device, "weights": work.weights,
         "overrides": work.profile.overrides,
     }
     started = time.perf_counter()
@@ -124,12 +138,12 @@ def _open(arguments: argparse.Namespace) -> workspace.Run:
     """The run, once all that it will need is here or can come: weights first, which are cheap to ask for, then slides, then the teacher."""
     from .encoder_files import preflight
 
-    overrides, weights = _values(arguments.p, "-p"), _pairs(arguments.weights, "--weights")
-    profile = load_profile(arguments.profile, overrides)
-    source = _source(profile)
+    profile, weights, run = _named(arguments)
+    check_complete(profile)
+    source, folder = _source(profile), workspace.run_folder(run, profile)
     ladder = [rung.encoder for rung in profile.ladder if getattr(rung, "encoder", "")] if arguments.command is _ladder else []
-    checks = [lambda: preflight(profile.encoders + ladder, weights)]
-    if hasattr(source, "preflight") and not (workspace.root() / "runs" / (arguments.run or profile.name) / "cohort/source.json").exists():
+    checks = [lambda: check_device(arguments.device), lambda: preflight(profile.encoders + ladder, weights)]
+    if hasattr(source, "preflight") and not (folder / "cohort/source.json").exists():
         checks.append(lambda: source.preflight(**_options_of(source.preflight, profile)))
     problems = []
     for check in checks:
@@ -139,14 +153,14 @@ def _open(arguments: argparse.Namespace) -> workspace.Run:
             problems.append(str(problem))
     if problems:
         raise PekaError("\n".join(problems))
-    work = workspace.open_run(arguments.profile, arguments.run, arguments.device, weights, overrides)
+    work = workspace.open_run(profile.file, run, arguments.device, weights, profile.overrides)
     _fetch_teacher(profile)
     return work
 
 
 def _source(profile: Profile):
     """The module that builds a profile's cohort."""
-    return importlib.import_module(f"peka_core.sources.{profile.source}")
+    return source_of(profile.source)
 
 
 def _options_of(function, profile: Profile) -> dict:
@@ -284,7 +298,7 @@ def _fetch(arguments: argparse.Namespace) -> None:
     if hasattr(source, "fetch"):
         source.fetch(dry_run=arguments.dry_run, **_options_of(source.fetch, profile))
     else:
-        print(f"profile {profile.name}: no slides to fetch, the cohort is drawn")
+        print(f"profile {profile.name}: no slides to fetch, the cohort is drawn here or your own")
     for row in [rows()[name] for name in profile.encoders if name in rows()]:
         try:
             print(f"encoder {row.name}: {whereabouts(row)[1] if arguments.dry_run else find_weights(row)[0]}", flush=True)

@@ -11,7 +11,9 @@ import dataclasses
 import functools
 import importlib
 import json
+import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,9 +24,11 @@ from .files import PekaError, alone, write_json, write_whole
 from .ladder import Rung
 from .lessons import some_patients, validation_groups
 from .profile import Profile, load_profile
-from .provenance import best_device, commit, provenance, weights_digest
+from .profile_checks import check_complete, source_of
+from .provenance import check_device, commit, provenance, weights_digest
 from .recipe import Recipe
 from .units import Unit, of_other_code
+from .values import absolute
 
 PUBLISHED = "published.txt"  # marks a run that came with the repository (scripts/publish.py)
 
@@ -50,25 +54,44 @@ def open_run(
 
     Args:
         profile: name of a bundled profile or path of a YAML file.
-        run: folder under `runs/`; empty means the profile's name.
-        device: `auto`, `cpu` or `cuda`.
+        run: name of the folder under `runs/`; empty means the profile's name.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
         weights: local weights, `{"encoder name": "path"}`; their digests are printed and kept in the run's weights.json.
         overrides: profile values to change, by flat name.
 
     Raises:
-        PekaError: unknown names, weights that are not there, or a folder that was started with other values.
+        PekaError: unknown names, values that do not fit, a device or weights that are not there, or a folder that was started with
+            other values or for a cohort directory that has changed.
     """
-    loaded = load_profile(profile, overrides)
-    if loaded.overrides and not run:
+    loaded, device = load_profile(profile, overrides), check_device(device)
+    check_complete(loaded)
+    if loaded.overrides and run in ("", None):
         raise PekaError("changed parameters need a run name of their own: add --run NAME (in a notebook: run = \"NAME\")")
-    folder = _for_this_code(root() / "runs" / (run or loaded.name), loaded.source)
+    folder = _for_this_code(run_folder(run, loaded), loaded.source)
     started = {"profile": loaded.name, "overrides": loaded.overrides, "source_options": loaded.source_options}
-    files = {name: Path(path) for name, path in (weights or {}).items()}
+    if not isinstance(weights or {}, Mapping):
+        raise PekaError(f'weights must be a mapping such as {{"mini": "path"}}, not {weights!r}')
+    files = {name: absolute(path) for name, path in (weights or {}).items()}
     given = {name: {"path": str(path.resolve()), "sha256": weights_digest(name, path)} for name, path in files.items()}
     _same_or_new(folder / "run.json", started)
+    unchanged = getattr(source_of(loaded.source), "check_unchanged", None)
+    if unchanged and (folder / "cohort" / "source.json").exists():
+        unchanged(folder / "cohort")
     if given:
         write_json(folder / "weights.json", given)
-    return Run(folder, loaded, best_device() if device == "auto" else device, dict(weights or {}))
+    return Run(folder, loaded, device, {name: str(path) for name, path in files.items()})
+
+
+def run_folder(run: str | int | None, profile: Profile) -> Path:
+    """Folder of a run by its name, `runs/<run>`; an empty name is the profile's.
+
+    Raises:
+        PekaError: a name that is not the plain name of one folder.
+    """
+    name = profile.name if run in ("", None) else str(run)
+    if not re.fullmatch(r"\w[\w.+=@ -]{0,98}[\w+=@-]|\w", name):
+        raise PekaError(f"run name {name!r}: expected the name of one folder under runs/: letters, digits, - _ . + = @, no / and no dot first; --run NAME")
+    return root() / "runs" / name
 
 
 def _for_this_code(folder: Path, source: str) -> Path:
@@ -105,9 +128,17 @@ def _same_or_new(path: Path, started: dict) -> None:
     """Write what a run folder was started with, or refuse a folder that was started with something else."""
     text = json.dumps(started, sort_keys=True)
     if not path.exists():
-        write_whole(path, lambda p: p.write_text(text + "\n"))
-    elif json.loads(path.read_text()) != json.loads(text):
-        raise PekaError(f"{path.parent} was started with {path.read_text().strip()}, not {text}; choose another --run NAME")
+        write_whole(path, lambda p: p.write_text(text + "\n", encoding="utf-8"))
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise PekaError(
+            f"{path}: damaged ({error}); expected what this run was started with. Choose another --run NAME; or, where you know that it "
+            f"was started with {text}, delete this one file: it is written again, and what is finished stays"
+        ) from error
+    if before != json.loads(text):
+        raise PekaError(f"{path.parent} was started with {json.dumps(before)}, not {text}; choose another --run NAME")
 
 
 @dataclasses.dataclass(eq=False)

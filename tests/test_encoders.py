@@ -10,8 +10,9 @@ from timm.data import create_transform
 from timm.models.vision_transformer import VisionTransformer
 
 from peka_core import encoders
-from peka_core.encoders import Encoder, autocast, best_device, has_bfloat16, load_encoder
+from peka_core.encoders import Encoder, autocast, has_bfloat16, load_encoder
 from peka_core.files import PekaError, sha256
+from peka_core.provenance import best_device
 
 
 def tiny_encoder(size=224, **facts):

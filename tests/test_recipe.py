@@ -17,8 +17,9 @@ from peka_core import alignment, stages, workspace
 from peka_core.alignment import learning_rate
 from peka_core.classifier import fit_classifier
 from peka_core.files import PekaError
-from peka_core.recipe import CHOICES, RECIPES, Recipe
+from peka_core.recipe import CHOICES, RANGES, RECIPES, Recipe
 from peka_core.student import Student, embed_tiles
+from peka_core.units import Unit
 
 
 def changed(**values) -> Recipe:
@@ -159,3 +160,37 @@ def test_a_projector_trained_on_raw_pixels_is_not_given_normalised_features(tmp_
 def test_a_word_that_does_not_exist_is_refused(world, name):  # noqa: F811
     with pytest.raises(PekaError, match=f"{name} 'other' is unknown: {CHOICES[name][0]}"):
         train(world, recipe=changed(**{name: "other"}))
+
+
+FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_refuses_another_type(name):
+    wrong = {str: 5, bool: 1, tuple: "attn.qkv"}.get(type(FIELDS[name].default), str(FIELDS[name].default))
+    for value in (wrong, None, [[]]):
+        with pytest.raises(PekaError, match=name):
+            Recipe(**{name: value})
+
+
+@pytest.mark.parametrize("name", [name for name, field in FIELDS.items() if type(field.default) in (int, float)])
+def test_every_number_has_a_range(name):
+    assert name in RANGES
+    for value in (-1, float("nan"), float("inf")):
+        with pytest.raises(PekaError, match=name):
+            Recipe(**{name: value})
+
+
+@pytest.mark.parametrize("change", [
+    {"epochs": 0}, {"epochs": 1.0}, {"epochs": True}, {"batch_size": 0}, {"set_aside": 1}, {"set_aside": 2}, {"lr": 0}, {"tau": 0}, {"k": 1},
+    {"block": 0}, {"rank": 0}, {"dropout": 1.0}, {"adapter_dropout": 1}, {"targets": ()}, {"targets": (1,)},
+])  # fmt: skip
+def test_a_value_out_of_its_range_is_refused_by_name(change):
+    with pytest.raises(PekaError, match=next(iter(change))):
+        dataclasses.replace(RECIPE, **change)
+
+
+def test_a_whole_number_and_a_number_make_the_same_unit():
+    whole, real = (Unit("alignment", "c0ffee", recipe=Recipe(tau=two, targets=names)) for two, names in ((2, ["fc"]), (2.0, ("fc",))))
+    assert whole.recipe == real.recipe and whole.id == real.id and type(whole.recipe.tau) is float
+    assert Recipe(set_aside=0, clip=0, lambda_mse=0, warmup=0, classifier_epochs=0) != Recipe()

@@ -2,14 +2,17 @@
 
 import contextlib
 import io
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import pytest
 
 from peka_core import run, workspace
 from peka_core.files import PekaError
+from peka_core.provenance import MINI_WEIGHTS
 
 
 def visible(folder):
@@ -120,3 +123,42 @@ def test_a_disk_that_takes_no_files_ends_in_one_message(tmp_path, monkeypatch, c
     assert run.main(["run", "smoke"]) == 1
     said = capsys.readouterr().err
     assert said.startswith("peka: ") and "run the same command again" in said
+
+
+def test_notebooks_get_paths_that_hold_in_their_own_working_directory(empty_root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "yours.yaml").write_text("base: smoke\ntitle: mine\n")
+    (tmp_path / "w.safetensors").write_bytes(MINI_WEIGHTS.read_bytes())
+    seen = []
+    monkeypatch.setattr(run, "execute", lambda notebook, folder, parameters: seen.append(parameters))
+    assert run.main(["run", "yours.yaml", "--run", "x", "--weights", "mini=w.safetensors"]) == 1
+    assert (seen[0]["profile"], seen[0]["weights"]) == (str(tmp_path / "yours.yaml"), {"mini": str(tmp_path / "w.safetensors")})
+    monkeypatch.chdir("/")
+    again = workspace.open_run(**{name: seen[0][name] for name in ("profile", "run", "device", "weights", "overrides")})
+    assert again.folder == empty_root / "runs/x" and again.encoder().dim
+
+
+def test_every_path_of_the_command_line_is_absolute_at_once(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    words = ["score", "task", "--embeddings", "~/emb", "--json", "out.json"]
+    given = run._parser().parse_args(words)
+    assert (given.task_dir, given.embeddings, given.json) == (tmp_path / "task", tmp_path / "home/emb", tmp_path / "out.json")
+    assert run._parser().parse_args(["run", "own", "--cohort", "c"]).cohort == tmp_path / "c"
+
+
+def test_folders_of_the_environment_are_absolute_from_the_start(tmp_path):
+    code = "import peka_core, os; print(os.environ['PEKA_MIRROR'], os.environ['PEKA_CACHE'])"
+    env = os.environ | {"PEKA_MIRROR": "mirror", "PEKA_CACHE": "~/cache", "HOME": "/home/me", "PYTHONPATH": str(Path(run.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == [str(tmp_path / "mirror"), "/home/me/cache"], done.stderr
+
+
+@pytest.mark.parametrize("words", [["-p", "lr=abc"], ["-p", "lr=[1"], ["-p", "=3"], ["-p", "epochs=0"], ["--run", "exp/one"], ["--run", "../x"]])
+def test_what_cannot_be_is_refused_before_anything_is_written(empty_root, capsys, words):
+    assert run.main(["run", "smoke", *(words if "--run" in words else ["--run", "x", *words])]) == 1
+    assert capsys.readouterr().err.startswith("peka: ") and list(empty_root.iterdir()) == []
+
+
+def test_a_rate_as_everybody_writes_it_is_a_number():
+    assert run._values(["lr=1e-4", "clip=-1e-3", "k=16", "name=1.2.3"], "-p") == {"lr": 1e-4, "clip": -1e-3, "k": 16, "name": "1.2.3"}

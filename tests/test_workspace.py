@@ -6,10 +6,11 @@ import pandas as pd
 import pytest
 from conftest import SMALL
 
-from peka_core import stages, tables, workspace
+from peka_core import load_encoder, load_teacher, provenance, stages, tables, workspace
 from peka_core.files import PekaError
 from peka_core.ladder import Rung
 from peka_core.protocols import PROTOCOLS
+from peka_core.provenance import MINI_WEIGHTS
 
 def test_overrides_without_a_run_name_are_refused():
     with pytest.raises(PekaError, match="--run"):
@@ -83,3 +84,66 @@ def test_an_alignment_never_sees_the_copy_of_a_held_out_section(work):
         train, test = work.rows(split.name)
         samples = work.cohort().obs["sample"].to_numpy()
         assert not set(copied.index[copied]) & (set(samples[train]) | set(samples[test]))
+
+
+@pytest.fixture
+def empty_root(tmp_path, monkeypatch):
+    """A checkout without runs."""
+    monkeypatch.setattr(workspace, "root", lambda: tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["exp/one", "../out", "..", ".", "a/../b", ".hidden", "/abs", "a\\b", "C:", "a\nb", " ", "a ", "a.", "n" * 101])
+def test_a_run_name_that_is_no_plain_folder_name_is_refused_before_anything_is_written(empty_root, name):
+    with pytest.raises(PekaError, match="--run NAME"):
+        workspace.open_run("smoke", name, "cpu")
+    assert list(empty_root.iterdir()) == []
+
+
+def test_a_run_name_may_be_a_number_or_have_blanks(empty_root):
+    names = [workspace.open_run("smoke", name, "cpu").folder.name for name in (1, 0, "my tissue 2.1", "")]
+    assert names == ["1", "0", "my tissue 2.1", "smoke"]
+
+
+@pytest.mark.parametrize("given", [{"overrides": "{'epochs': 2}"}, {"overrides": ["epochs"]}, {"weights": "mini=x"}])
+def test_text_where_a_mapping_belongs_is_refused_by_name(empty_root, given):
+    with pytest.raises(PekaError, match=next(iter(given))):
+        workspace.open_run("smoke", "x", "cpu", **given)
+    assert list(empty_root.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe"])
+def test_a_damaged_run_json_is_named(empty_root, content):
+    path = workspace.open_run("smoke", "x", "cpu").folder / "run.json"
+    before = path.read_bytes()
+    path.write_bytes(content)
+    with pytest.raises(PekaError, match="run.json: damaged"):
+        workspace.open_run("smoke", "x", "cpu")
+    path.unlink()
+    workspace.open_run("smoke", "x", "cpu")
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", "mps", "tpu", "cuda:x", "cpu0"])
+def test_a_device_that_is_not_here_is_refused_before_a_folder_exists(empty_root, monkeypatch, device):
+    monkeypatch.setattr(provenance, "_has_gpu", lambda: False)
+    for use in (lambda: workspace.open_run("smoke", "x", device), lambda: load_encoder("mini", device=device), lambda: load_teacher("scfoundation", device=device)):
+        with pytest.raises(PekaError, match="device|CUDA"):
+            use()
+    assert list(empty_root.iterdir()) == []
+
+
+def test_a_gpu_is_known_by_its_number(monkeypatch):
+    monkeypatch.setattr(provenance, "_has_gpu", lambda: True)
+    monkeypatch.setattr(provenance, "_count_gpus", lambda: 2)
+    assert [provenance.check_device(device) for device in ("auto", "cpu", "cuda", "cuda:1")] == ["cuda", "cpu", "cuda", "cuda:1"]
+    with pytest.raises(PekaError, match="cuda:2"):
+        provenance.check_device("cuda:2")
+
+
+def test_local_weights_are_found_from_any_working_directory(empty_root, monkeypatch):
+    monkeypatch.chdir(empty_root)
+    (empty_root / "w.safetensors").write_bytes(MINI_WEIGHTS.read_bytes())
+    work = workspace.open_run("smoke", "x", "cpu", {"mini": "w.safetensors"})
+    monkeypatch.chdir("/")
+    assert work.weights == {"mini": str(empty_root / "w.safetensors")} and work.encoder().dim

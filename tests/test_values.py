@@ -1,0 +1,69 @@
+"""Values from outside: numbers as people write them, types by declaration, malformed text in one message."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from peka_core.files import PekaError
+from peka_core.values import absolute, fitted, options_of, read_mapping, read_yaml
+
+
+@pytest.mark.parametrize("text, value", [
+    ("1e-4", 1e-4), ("1e4", 1e4), ("-1e-3", -1e-3), (".5", 0.5), ("1.", 1.0), ("2.5E+3", 2500.0), ("16", 16), ("-3", -3), ("010", 10),
+    ("1:30", "1:30"), ("1.2.3", "1.2.3"), ("e5", "e5"), ("off", False), ("'1'", "1"), ("[1e-4, a]", [1e-4, "a"]), ("", None),
+])  # fmt: skip
+def test_numbers_are_what_they_look_like(text, value):
+    found = read_yaml(text, "it", "a value")
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize("content, line", [
+    (b"base: smoke\nrecipe:\n\tepochs: 1\n", 3), (b"", 1), (b"- a\n- b\n", 1), (b"title: one\nseed: 0\ntitle: two\n", 3),
+    ("title: ma\u00eftre\n".encode("latin-1"), 1), (b"few: {a: 1\n", 2), (b"just text\n", 1),
+])  # fmt: skip
+def test_a_malformed_file_ends_in_one_message_with_its_line(tmp_path, content, line):
+    (tmp_path / "p.yaml").write_bytes(content)
+    with pytest.raises(PekaError) as error:
+        read_mapping(tmp_path / "p.yaml", "a profile")
+    assert str(tmp_path / "p.yaml") in str(error.value) and f"line {line}" in str(error.value)
+
+
+def test_a_file_that_cannot_be_read_says_so(tmp_path):
+    with pytest.raises(PekaError, match="cannot be read"):
+        read_mapping(tmp_path, "a profile")
+
+
+@pytest.mark.parametrize("value, kind, found", [
+    (3, int, 3), (np.int64(3), int, 3), (3, float, 3.0), (np.float32(0.5), float, 0.5), ("a", str, "a"), (True, bool, True),
+    (["a", "b"], tuple[str, ...], ("a", "b")), ([1, 2], tuple[int, int] | None, (1, 2)), (None, int | None, None),
+    ("all", Iterable[str] | str, "all"), (["B4"], Iterable[str] | str, ["B4"]), (Path("x"), str | Path | None, Path("x")), ([], tuple, ()),
+])  # fmt: skip
+def test_a_value_takes_its_declared_type(value, kind, found):
+    made = fitted(value, kind, "it")
+    assert made == found and type(made) is type(found)
+
+
+@pytest.mark.parametrize("value, kind", [
+    (1.0, int), (True, int), ("1", int), (True, float), ("1e-4", float), (float("nan"), float), (float("inf"), float), (1, bool), (1, str),
+    ("attn", tuple[str, ...]), ([1], tuple[str, ...]), ([1], tuple[int, int]), (None, int), ([], dict), (5, Iterable[str] | str),
+])  # fmt: skip
+def test_another_type_is_refused_by_name(value, kind):
+    with pytest.raises(PekaError, match="it"):
+        fitted(value, kind, "it")
+
+
+def test_options_are_declared_by_annotation_or_by_default():
+    def build(path, seed=1, hidden=1.0, whole: int | None = None, anything=None):
+        """As the sources have it."""
+
+    kinds = options_of(build)
+    assert (kinds["seed"], kinds["hidden"], kinds["whole"]) == (int, float, int | None)
+    assert fitted([1], kinds["anything"], "it") == [1]
+
+
+def test_a_path_is_meant_from_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert absolute("a/b") == tmp_path / "a/b" and absolute("~/x") == Path("/somewhere/x") and absolute(tmp_path) == tmp_path
