@@ -6,13 +6,13 @@ from pathlib import Path
 
 import timm
 import torch
-from safetensors.torch import load_file
 from timm.layers import SwiGLUPacked
 from torch import Tensor, nn
 
 from .encoder_files import Row
 from .files import PekaError
 from .provenance import given_weights
+from .weight_files import load_safely
 
 State = dict[str, Tensor]
 
@@ -125,7 +125,7 @@ LAYOUTS = {"timm": lambda state: state, "ctranspath": from_ctranspath, "hf_vit":
 
 
 def read_weights(path: Path, name: str) -> State:
-    """The tensors of a .safetensors, .bin or .pth file, read without running any code that it may hold.
+    """The tensors of a file of weights, safetensors or PyTorch's, read without running any code that it may hold.
 
     Args:
         name: of the encoder, for messages.
@@ -134,12 +134,7 @@ def read_weights(path: Path, name: str) -> State:
         PekaError: no such file, or none that loads safely.
     """
     given_weights(name, path)
-    try:
-        safe = path.suffix == ".safetensors"
-        state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        kind = type(error).__name__
-        raise PekaError(f"{path} is not a file of weights that loads safely ({kind}: {error})") from error
+    state = load_safely(path)
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]  # as CTransPath's file has it
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

@@ -5,14 +5,14 @@ the manifest's digest; where the manifest knows none, that of the first file tha
 """
 
 import functools
-import json
 import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .files import PekaError, alone, sha256, write_json, write_whole
-from .manifest import NAME, Verified, cache_folder, load_manifest
+from .files import PLACEHOLDERS, PekaError, alone, sha256, what_is, write_json, write_whole
+from .manifest import NAME, Verified, cache_folder, load_manifest, read_own
+from .network import check_network, told, told_by_name
 from .provenance import given_weights
 
 BUNDLED = ("mini", "random")  # encoders that come with the package: no rows, no files to fetch
@@ -72,9 +72,17 @@ def known_digest(row: Row) -> str:
 
 
 def read_pin(row: Row) -> dict:
-    """What was recorded of the first file of a row: `file`, `revision`, `sha256`, `source`; empty before that."""
+    """What was recorded of the first file of a row: `file`, `revision`, `sha256`, `source`; empty before that.
+
+    Raises:
+        PekaError: the record is damaged.
+    """
     path = _pin(row)
-    return json.loads(path.read_text()) if path.exists() else {}
+    step = "Delete it, and the file of weights that is here is recorded anew: compare it with what you trust first."
+    pin = read_own(path, step)
+    if pin and not all(isinstance(pin.get(name), str) for name in ("file", "revision", "sha256")):
+        raise PekaError(f"{path}: expected file, revision and sha256 as texts, found {', '.join(pin)}. {step}")
+    return pin
 
 
 def whereabouts(row: Row) -> tuple[bool, str]:
@@ -91,6 +99,8 @@ def whereabouts(row: Row) -> tuple[bool, str]:
 def find_weights(row: Row) -> tuple[Path, str, str]:
     """The row's file on this machine, verified; downloaded first where it is not there.
 
+    A file that is here and recorded is only read, so a shared cache may be read-only; a lock is taken where something is written.
+
     Returns:
         path, revision (empty where it cannot be known) and sha256.
 
@@ -98,16 +108,19 @@ def find_weights(row: Row) -> tuple[Path, str, str]:
         PekaError: no such file to be had, or one with another digest.
     """
     folder, mirrored = _folder(row)
-    with alone(_pin(row).parent):
-        path = _there(row, folder)
-        if path is None and mirrored:
-            raise no_weights(row, f"{folder / row.files[0]} is not in the mirror, and with PEKA_MIRROR nothing is downloaded")
-        if path is None:
-            path = _download(row, folder)
-        digest = _verify(row, path, "Replace it in the mirror." if mirrored else "Delete it and start again.")
-        if not read_pin(row):
-            _record(row, path.name, row.revision, digest, f"mirror {folder}" if mirrored else "a file in the cache")
-    return path, row.revision or read_pin(row)["revision"], digest
+    step = "Replace it in the mirror." if mirrored else "Delete it and start again."
+    path = _there(row, folder)
+    if path is None and mirrored:
+        raise no_weights(row, f"{folder / row.files[0]} is not in the mirror, and with PEKA_MIRROR nothing is downloaded")
+    if path is None or not known_digest(row):
+        with alone(_pin(row).parent):
+            path = _there(row, folder) or _download(row, folder)  # another process may have brought it meanwhile
+            digest = _verify(row, path, step)
+            if not read_pin(row):
+                _record(row, path.name, row.revision, digest, f"mirror {folder}" if mirrored else "a file in the cache")
+    else:
+        digest = _verify(row, path, step)
+    return path, row.revision or read_pin(row).get("revision", ""), digest
 
 
 def no_weights(row: Row, why: str) -> PekaError:
@@ -133,16 +146,20 @@ def preflight(names: list[str], given: dict[str, str]) -> None:
         given: weights that the user gave, by encoder.
 
     Raises:
-        PekaError: as `check_names`, or all encoders that cannot be had.
+        PekaError: as `check_names`, all encoders that cannot be had, or a network that is set up wrongly for a download.
     """
     check_names(names, given)
-    missing = []
+    missing, to_come = [], []
     for row in [rows()[name] for name in names if name in rows() and name not in given]:
         here, where = whereabouts(row)
         if not here and not reachable(row):
             missing.append(no_weights(row, where + (", and no token is set" if lacks_token(row) else "")))
+        elif not here:
+            to_come.append(row)
     if missing:
         raise PekaError("\n".join(map(str, missing)))
+    for on_hub in {bool(row.hub_id) for row in to_come}:
+        check_network(on_hub)
 
 
 def check_names(names: list[str], given: dict[str, str]) -> None:
@@ -197,6 +214,8 @@ def _verify(row: Row, path: Path, next_step: str) -> str:
     expected, seen = known_digest(row), Verified(cache_folder() / "verified.json")
     if expected and seen.knows(path, {"sha256": expected}):
         return expected
+    if not expected and (found := what_is(path)) in PLACEHOLDERS:  # its digest is not worth recording
+        raise PekaError(f"{path}: expected weights of encoder {row.name!r}, but it is {found}. {next_step}")
     digest = sha256(path)
     if expected and digest != expected:
         source = NAME if row.sha256 else f"{_pin(row)}, written at the first download"
@@ -216,9 +235,11 @@ def _download(row: Row, folder: Path) -> Path:
     fetch = _from_hub if row.hub_id else _from_url if row.url else None
     if fetch is None:
         raise no_weights(row, f"{row.title} is on no hub")
-    fresh, revision = fetch(row, partial)
+    check_network(hub=bool(row.hub_id))
+    with told_by_name(row.hub_id or row.url):
+        fresh, revision = fetch(row, partial)
     try:
-        digest = _verify(row, fresh, "It was thrown away; what is served is not the pinned file any more.")
+        digest = _verify(row, fresh, "It was thrown away; what is served is not the pinned file.")
     except PekaError:
         shutil.rmtree(partial)
         raise
@@ -244,7 +265,7 @@ def _from_hub(row: Row, partial: Path) -> tuple[Path, str]:
         except errors.RemoteEntryNotFoundError as error:
             absent = error
         except refused as error:
-            raise no_weights(row, f"{row.hub_id} gave no {file} ({_told(error)})") from error
+            raise no_weights(row, f"{row.hub_id} gave no {file} ({told(error)})") from error
     raise no_weights(row, f"{row.hub_id} has no {' and no '.join(row.files)} at revision {revision or 'main'}") from absent
 
 
@@ -257,10 +278,5 @@ def _from_url(row: Row, partial: Path) -> tuple[Path, str]:
     try:
         write_whole(path, lambda temporary: pooch.HTTPDownloader(progressbar=True)(url, str(temporary), None))
     except requests.RequestException as error:
-        raise no_weights(row, f"{url} gave nothing ({_told(error)})") from error
+        raise no_weights(row, f"{url} gave nothing ({told(error)})") from error
     return path, row.revision
-
-
-def _told(error: Exception) -> str:
-    """Kind and first line of an error of another library."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"

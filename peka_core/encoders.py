@@ -23,6 +23,7 @@ from . import backbones
 from .batches import in_turn, pieces
 from .encoder_files import BUNDLED, Row, find_weights, rows
 from .files import PekaError
+from .network import check_network, told
 from .provenance import MINI_WEIGHTS, check_device, weights_digest
 
 
@@ -211,8 +212,10 @@ def _from_timm(name: str, weights: str | Path | None) -> Encoder:
     try:
         model = timm.create_model(name, pretrained=weights is None, num_classes=0)
     except Exception as error:  # timm and the hub raise many kinds: no such name, no network, no access, no weights
+        if weights is None:
+            check_network(hub=True)
         raise PekaError(
-            f"encoder {name!r} could not be made by timm ({type(error).__name__}: {str(error).splitlines()[0][:200]}). "
+            f"encoder {name!r} could not be made by timm ({told(error)}). "
             f"Names: mini, random, {', '.join(rows())}, or one of timm.list_models(pretrained=True). "
             f"Without a network give the weights as a file: --weights {name}=PATH. "
             "For a gated model accept the terms on its page and set HF_TOKEN."

@@ -30,16 +30,17 @@ def write_whole(path: str | Path, write: Callable[[Path], None]) -> Path:
     suffix of `path`, since many writers choose their format by it.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")
     try:
         with told_when_full(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             write(temporary)
             with open(temporary, "rb") as handle:
                 os.fsync(handle.fileno())
             os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # its folder may not be there, or may not be entered
+            temporary.unlink()
     return path
 
 
@@ -99,13 +100,17 @@ def alone(path: Path):
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise PekaError('a script that draws a cohort needs its lines under `if __name__ == "__main__":` (it is run again by each worker)')
     locks = Path(path).parent / ".locks"
-    locks.mkdir(parents=True, exist_ok=True)
     lock = FileLock(locks / Path(path).name)
     try:
+        locks.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         print(f"{Path(path).name} is being made by another process: waiting for it", file=sys.stderr, flush=True)
         lock.acquire()
+    except OSError as error:
+        if error.errno in CANNOT_WRITE:
+            raise cannot_write(locks, error.strerror) from error
+        raise
     try:
         yield
     finally:
@@ -144,3 +149,30 @@ def sha256_once(path: str | Path) -> str:
 @functools.cache
 def _sha256_of(path: Path, size: int, changed: int) -> str:
     return sha256(path)
+
+
+# what a file can be, by its first bytes; the first three are never the file that was meant
+EMPTY, POINTER, PAGE = "an empty file", "a git-lfs pointer (`git lfs pull` in its repository brings the file itself)", "an HTML page, such as a login or error page"
+PLACEHOLDERS = (EMPTY, POINTER, PAGE)
+SAFETENSORS, ZIP, PICKLE, HDF5 = "safetensors", "a zip archive, as PyTorch writes", "a pickle, as PyTorch wrote until 2020", "an HDF5 file"
+BEGINNINGS = {
+    b"version https://git-lfs": POINTER, b"PK\x03\x04": ZIP, b"\x89HDF\r\n\x1a\n": HDF5, b"\x80\x02": PICKLE, b"\x80\x03": PICKLE,
+    b"\x80\x04": PICKLE, b"\x80\x05": PICKLE, b"\xff\xd8\xff": "a JPEG image", b"\x89PNG": "a PNG image", b"II*\0": "a TIFF image",
+    b"MM\0*": "a TIFF image", b"II+\0": "a TIFF image", b"MM\0+": "a TIFF image", b"\x1f\x8b": "a gzip archive", b"%PDF": "a PDF",
+}  # fmt: skip
+
+
+def what_is(path: str | Path) -> str:
+    """What a file is by its first bytes, whatever its name says: in words that fit after "it is"; "" where they tell nothing."""
+    with open(path, "rb") as handle:
+        first = handle.read(512)
+    if not first:
+        return EMPTY
+    if found := next((what for begin, what in BEGINNINGS.items() if first.startswith(begin)), ""):
+        return found
+    text = first.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith((b"<!doctype html", b"<html")):
+        return PAGE
+    if first[8:9] == b"{" and 2 <= int.from_bytes(first[:8], "little") <= 100_000_000:  # the header's length, then JSON
+        return SAFETENSORS
+    return "a text" if first.isascii() and b"\0" not in first else ""

@@ -16,6 +16,7 @@ import requests
 import yaml
 
 from .files import PekaError, sha256, write_json, write_whole
+from .network import check_network, told, told_by_name
 
 NAME = "data_manifest.yaml"
 
@@ -79,6 +80,8 @@ def fetch(
         return paths
     if mirror:
         all_there(paths, home, "".join(_by_hand(entry["files"][file], path) for file, path in zip(files, paths)))
+    elif not all(path.exists() for path in paths):
+        check_network(hub=False)
     seen = Verified((Path(folder) if folder and not mirror else cache_folder()) / "verified.json")
     for file, path in zip(files, paths):
         facts = entry["files"][file]
@@ -134,14 +137,33 @@ def _download(url: str, path: Path, facts: dict) -> None:
         pooch.HTTPDownloader(progressbar=True)(url, str(temporary), None)
         verify(temporary, facts, "Start again; if it stays, the address no longer serves the pinned file.", url)
 
+    with told_by_name(url):
+        try:
+            write_whole(path, write)
+        except requests.RequestException as error:
+            why = "no connection" if type(error) is requests.ConnectionError else told(error)
+            raise PekaError(
+                f"{url}: download failed ({why}); expected {path.name}. Start again (finished files are kept), or put the "
+                f"files into a directory and name it in PEKA_MIRROR.{_by_hand(facts, path)}"
+            ) from error
+
+
+def read_own(path: Path, next_step: str) -> dict:
+    """A small JSON file that this code wrote: a mapping, empty where there is none yet.
+
+    Raises:
+        PekaError: it may not be read, is empty or damaged, or holds no mapping; ends with `next_step`.
+    """
     try:
-        write_whole(path, write)
-    except requests.RequestException as error:
-        why = "no connection" if type(error) is requests.ConnectionError else f"{type(error).__name__}: {error}"
-        raise PekaError(
-            f"{url}: download failed ({why}); expected {path.name}. Start again (finished files are kept), or put the "
-            f"files into a directory and name it in PEKA_MIRROR.{_by_hand(facts, path)}"
-        ) from error
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is empty" if not path.stat().st_size else "it is damaged"
+        raise PekaError(f"{path}: cannot be read ({why}); expected JSON that this program wrote. {next_step}") from error
+    if not isinstance(content, dict):
+        raise PekaError(f"{path}: expected a mapping in JSON, found {type(content).__name__}. {next_step}")
+    return content
 
 
 def verify(path: Path, facts: dict, next_step: str, name: str | Path = "", listed_in: str | Path = NAME) -> None:
@@ -174,10 +196,10 @@ class Verified:
     def __init__(self, path: Path):
         self.path = path
         try:
-            self._known = json.loads(path.read_text())
-        except (OSError, ValueError):
-            self._known = {}
-        self._changed = False
+            known = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # it only saves time, so a damaged list starts anew
+            known = {}
+        self._known, self._changed = known if isinstance(known, dict) else {}, False
 
     @staticmethod
     def _mark(path: Path, facts: dict) -> list:

@@ -91,7 +91,7 @@ def weights_digest(name: str, weights: str | Path | None = None, seed: int = 0) 
     """
     if weights:
         digest = sha256_once(given_weights(name, weights))
-        _say_once(f"encoder {name}: weights of {Path(weights).resolve()}, sha256 {digest}")
+        _say_once(f"encoder {name}: weights {Path(weights).name}, sha256 {digest}")
         return digest
     if name == "mini":
         return sha256(MINI_WEIGHTS)
@@ -103,9 +103,11 @@ def weights_digest(name: str, weights: str | Path | None = None, seed: int = 0) 
 
 
 def given_weights(name: str, path: str | Path) -> Path:
-    """The user's file for an encoder; PekaError where it is not there."""
+    """The user's file for an encoder; PekaError where it is not there or may not be read."""
     if not Path(path).is_file():
         raise PekaError(f"no weights for encoder {name!r} at {path}: give the file as --weights {name}=PATH")
+    if not os.access(path, os.R_OK):
+        raise PekaError(f"{path}: the weights for encoder {name!r} may not be read: ask its owner for the permission, or give another file")
     return Path(path)
 
 

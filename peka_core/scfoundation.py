@@ -6,6 +6,7 @@ and is imported when the first spot is embedded. Differences from the authors' c
 """
 
 import functools
+import os
 import re
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from scipy import sparse
 from tqdm.auto import tqdm
 
 from .cohort import on_genes
-from .files import PekaError, sha256_once
+from .files import PekaError, sha256_once, what_is
 from .manifest import fetch, load_manifest
 from .provenance import check_device
 
@@ -86,9 +87,8 @@ class ScFoundation:
         self.rule, self.number = found[1], float(found[2])
         self.paths = {"checkpoint": checkpoint, "vocabulary": vocabulary}
         for option, path in self.paths.items():
-            if path and not Path(path).is_file():
-                name = Path(FILES[option]).name
-                raise PekaError(f"scfoundation: no {option} at {path}; give the path of {name}, or none to fetch it")
+            if path:
+                given_file(option, path)
 
     def _local(self, option: str) -> Path:
         """Local path of checkpoint or vocabulary; fetched and verified where it was not given."""
@@ -98,7 +98,11 @@ class ScFoundation:
     def symbols(self) -> pd.Index:
         """The vocabulary, (19264,)."""
         path = self._local("vocabulary")
-        table = pd.read_csv(path, sep="\t", keep_default_na=False)
+        try:
+            table = pd.read_csv(path, sep="\t", keep_default_na=False)
+        except ValueError as error:  # no text, no columns, ragged lines: pandas' own errors are of this kind
+            found = what_is(path) or "no text in UTF-8"
+            raise PekaError(f"{path}: expected a table with columns gene_name, index, but it is {found}; give scFoundation's own file") from error
         fine = list(table) == ["gene_name", "index"] and table["gene_name"].is_unique and (table["index"] == table.index).all()
         if not fine:
             raise PekaError(
@@ -244,9 +248,18 @@ def fetch_files(options: dict, dry_run: bool = False) -> list[Path]:
     return fetch(SOURCE, [file for option, file in FILES.items() if not options.get(option)], dry_run=dry_run)
 
 
+def given_file(option: str, path: str | Path) -> Path:
+    """The user's checkpoint or vocabulary; PekaError where it is not there or may not be read."""
+    if not Path(path).is_file():
+        raise PekaError(f"scfoundation: no {option} at {path}; give the path of {Path(FILES[option]).name}, or none to fetch it")
+    if not os.access(path, os.R_OK):
+        raise PekaError(f"{path}: scFoundation's {option} may not be read: ask its owner for the permission, or give none to fetch it")
+    return Path(path)
+
+
 def digests(paths: dict) -> dict[str, str]:
     """sha256 of checkpoint and vocabulary: of the files at the given paths, else as pinned (then no file is needed)."""
-    digest = lambda option, file: sha256_once(paths[option]) if paths.get(option) else _source()["files"][file]["sha256"]
+    digest = lambda option, file: sha256_once(given_file(option, paths[option])) if paths.get(option) else _source()["files"][file]["sha256"]
     return {option: digest(option, file) for option, file in FILES.items()}
 
 

@@ -7,7 +7,6 @@ Tokens of b spots are packed one spot after the other: values (N,), ids (N,), le
 two tokens of each spot are T and S. Only attention looks at a padded form (b, m, d), m the longest of the lengths.
 """
 
-import zipfile
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .files import PekaError
+from .weight_files import load_safely
 
 # parts of a mode's weights that a spot's embedding never uses: the decoder, and two embeddings of special values
 NOT_ENCODER = ("decoder.", "decoder_embed.", "norm.", "to_final.", "token_emb.emb_mask.", "token_emb.emb_pad.")
@@ -152,12 +152,7 @@ def read_checkpoint(path: Path, mode: str) -> dict:
     Raises:
         PekaError: no file of weights that loads safely, or without this mode.
     """
-    try:
-        modes = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # pickle, zip and torch each raise their own
-        text = str(error).splitlines()[0][:200]
-        kind = type(error).__name__
-        raise PekaError(f"{path} is not a file of weights that loads safely ({kind}: {text}): get models.ckpt again") from error
+    modes = load_safely(path, mmap=True)
     found = modes.get(mode) if isinstance(modes, dict) else None
     if not isinstance(found, dict) or not {"config", "state_dict"} <= set(found):
         there = sorted(map(str, modes))[:5] if isinstance(modes, dict) else type(modes).__name__

@@ -1,5 +1,6 @@
 """Shared fixtures: a tiny drawn cohort. One thread each: tests are small, and busy-waiting threads on a loaded machine cost more than they bring."""
 
+import copy
 import os
 import shutil
 
@@ -9,13 +10,16 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 from pathlib import Path  # noqa: E402
 
 import anndata as ad  # noqa: E402
+import draw_hest  # noqa: E402
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 import pytest  # noqa: E402
 from scipy import sparse  # noqa: E402
 
-from peka_core import workspace  # noqa: E402
+from peka_core import manifest, workspace  # noqa: E402
 from peka_core.cohort import write_cohort_tables, write_sample  # noqa: E402
+from peka_core.files import sha256  # noqa: E402
+from peka_core.sources import hest_index  # noqa: E402
 
 SMALL = {"patients": 4, "spots": 12, "folds": 2, "epochs": 1, "batch_size": 16}  # of a run that tests can afford
 SHARED = Path(__file__).parents[2] / "shared"
@@ -63,12 +67,51 @@ def tiny_cohort(tmp_path: Path, drawn_once: Path) -> Path:
     return Path(shutil.copytree(drawn_once, tmp_path / "cohort"))
 
 
+FILES = ["drawn"] + ["original"] * SHARED.is_dir()  # of HEST: drawn by tests/draw_hest.py, and, where ../shared is, written by HEST's own code
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder ../shared of the development machine; the test is skipped elsewhere."""
-    if not SHARED.is_dir():
-        pytest.skip(f"needs the fixtures in {SHARED}, which are not part of the repository")
+    """The folder ../shared of the development machine; elsewhere its tests, which compare with files of others, are not collected."""
     return SHARED
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what compares with ../shared where that is not: each such test has a twin on drawn files."""
+    if not SHARED.is_dir():
+        apart = [item for item in items if "shared" in getattr(item, "fixturenames", ())]
+        items[:] = [item for item in items if item not in apart]
+        config.hook.pytest_deselected(items=apart)
+
+
+@pytest.fixture(scope="session", params=FILES)
+def hest_files(request, tmp_path_factory) -> Path:
+    """HEST's files of three small slides (hest1k/), the same as a task (bench/FIXTASK), and what must be found in them (golden/)."""
+    if request.param == "original":
+        return SHARED / "fixtures/hest"
+    return draw_hest.draw(tmp_path_factory.mktemp("drawn-hest"))
+
+
+@pytest.fixture(scope="session")
+def hest_vocabulary(hest_files) -> Path:
+    """A vocabulary in scFoundation's form that has the genes of `hest_files`."""
+    drawn = hest_files / "vocabulary.tsv"
+    return drawn if drawn.exists() else SHARED / "data/scfoundation/OS_scRNA_gene_index.19264.tsv"
+
+
+@pytest.fixture(params=FILES)
+def papers_index(request, tmp_path, monkeypatch) -> Path:
+    """A mirror that holds the index of HEST-1k: the paper's, or one drawn with as many slides and spots, which the manifest then has."""
+    if request.param == "original":
+        mirror = SHARED / "data"
+    else:
+        mirror, listed = tmp_path / "index", copy.deepcopy(manifest.load_manifest())
+        path = draw_hest.draw_papers_index(mirror / hest_index.NAME, hest_index.COHORTS, pd.read_csv(hest_index.GROUPS, keep_default_na=False))
+        listed["sources"]["hest"]["files"][hest_index.NAME] = {"size": path.stat().st_size, "sha256": sha256(path)}
+        monkeypatch.setattr(manifest, "load_manifest", lambda: listed)
+    monkeypatch.setenv("PEKA_MIRROR", str(mirror))
+    monkeypatch.setenv("PEKA_CACHE", str(tmp_path / "index-cache"))
+    return mirror
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,12 @@ import shutil
 import warnings
 
 import anndata as ad
+import draw_hest
 import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from draw_hest import row
 from scipy import sparse
 
 from peka_core.cohort import write_sample
@@ -17,12 +19,6 @@ from peka_core.sources import hest
 GENES = [f"G{i:03d}" for i in range(120)]
 PANEL = GENES[:55]  # of TENX23
 IDS = ("TENX13", "TENX14", "TENX23", "TENX24", "D1", "D2")
-COLUMNS = (
-    "dataset_title,id,organ,disease_state,oncotree_code,species,patient,st_technology,license,study_link,download_page_link1,"
-    "spots_under_tissue,nb_genes,pixel_size_um_embedded,pixel_size_um_estimated,fullres_px_width,fullres_px_height"
-).split(",")
-
-
 def draw_slide(home, sample, genes=GENES, spots=14, seed=0, um_per_px=0.5):
     """A slide in HEST's layout: the last two spots have no tile, tiles stand in the other order, one tile has no counts."""
     rng = np.random.default_rng(seed)
@@ -47,23 +43,12 @@ def draw_slide(home, sample, genes=GENES, spots=14, seed=0, um_per_px=0.5):
             (home / folder / file).write_text(f'{{"pixel_size_um_estimated": {um_per_px}, "patient": NaN}}')
 
 
-def row(sample, spots=14, um_per_px=0.5, **other):
-    values = dict.fromkeys(COLUMNS, "") | {
-        "dataset_title": f"study of {sample}", "id": sample, "organ": "Breast", "species": "Homo sapiens", "patient": "   ",
-        "st_technology": "Visium", "spots_under_tissue": str(spots), "pixel_size_um_estimated": str(um_per_px),
-        "pixel_size_um_embedded": "31.75", "fullres_px_width": "4000", "fullres_px_height": "100",
-    }  # fmt: skip
-    return values | other
-
-
 def write_index(home, rows):
     """An index as HEST writes it, and what has to be said of it."""
-    home.mkdir(parents=True, exist_ok=True)
-    text = pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False, lineterminator="\n")
-    (home / "index.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    path = draw_hest.write_index(home / "index.csv", rows)
     ours = [r for r in rows if (r["organ"], r["species"], r["st_technology"]) == ("Breast", "Homo sapiens", "Visium")]
     counts = [len(ours), sum(int(r["spots_under_tissue"]) for r in ours)]
-    return {"index": "index.csv", "index_sha256": sha256(home / "index.csv"), "counts": counts}
+    return {"index": path.name, "index_sha256": sha256(path), "counts": counts}
 
 
 def copy_tiles(home, original, copy):

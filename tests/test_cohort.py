@@ -2,6 +2,7 @@ import hashlib
 import json
 import shutil
 import warnings
+from pathlib import Path
 
 import anndata as ad
 import h5py
@@ -383,13 +384,13 @@ def test_bad_tables_are_named(tiny_cohort):
 
 
 @pytest.fixture
-def task(shared):
+def task(hest_files):
     with pytest.warns(UserWarning, match="no samples.csv"):
-        return open_cohort(shared / "fixtures/hest/bench/FIXTASK")
+        return open_cohort(hest_files / "bench/FIXTASK")
 
 
-def test_an_official_task_of_the_older_generation_opens(task, shared):
-    golden = json.loads((shared / "fixtures/hest/golden/bench_FIXTASK.json").read_text())
+def test_an_official_task_of_the_older_generation_opens(task, hest_files):
+    golden = json.loads((hest_files / "golden/bench_FIXTASK.json").read_text())
     assert task.genes == golden["genes"] and [s.name for s in task.splits] == ["patients/0", "patients/1"]
     adata = task.adata()
     for sample, expected in golden["samples"].items():
@@ -400,21 +401,21 @@ def test_an_official_task_of_the_older_generation_opens(task, shared):
     assert adata.obs.in_tissue.dtype == np.int64  # bool in two sections, 0/1 in the third
 
 
-def test_official_tiles_are_joined_by_barcode(task, shared):
+def test_official_tiles_are_joined_by_barcode(task, hest_files):
     tiles = task.tiles()
     for sample in task.samples.index:
-        rows = json.loads((shared / f"fixtures/hest/golden/{sample}.json").read_text())["legacy_patches_h5"]["rows"]
+        rows = json.loads((hest_files / f"golden/{sample}.json").read_text())["legacy_patches_h5"]["rows"]
         expected = {row["barcode"]: row["sha256"] for row in rows}
         for spot in np.flatnonzero(task.obs["sample"] == sample):
             assert hashlib.sha256(tiles[spot].tobytes()).hexdigest() == expected[task.obs.barcode.iloc[spot]]
 
 
-def test_both_generations_agree_with_their_spots(task, shared, tmp_path):
+def test_both_generations_agree_with_their_spots(task, hest_files, tmp_path):
     with pytest.warns(UserWarning) as caught:
         older = task.validate()
     assert len(caught) == len(older)
     for kind, folder in (("adata", "st"), ("patches", "patches")):
-        (tmp_path / kind).symlink_to(shared / "fixtures/hest/hest1k" / folder)
+        (tmp_path / kind).symlink_to(hest_files / "hest1k" / folder)
     with pytest.warns(UserWarning):
         current = open_cohort(tmp_path)
         current.validate()
@@ -428,8 +429,8 @@ def test_the_old_name_of_the_barcodes_is_read(tiny_cohort):
     assert len(open_cohort(tiny_cohort)) == 96
 
 
-def test_a_task_without_patches_opens_without_tiles(shared):
+def test_a_task_without_patches_opens_without_tiles():
     with pytest.warns(UserWarning):
-        cohort = open_cohort(shared / "fixtures/scores/task")
+        cohort = open_cohort(Path(__file__).parent / "fixtures/scores/task")
     assert not cohort.has_tiles and len(cohort) == 800 and len(cohort.splits) == 3 and len(cohort.genes) == 12
     assert sparse.issparse(cohort.adata().X)

@@ -19,7 +19,7 @@ from peka_core.sources.her2st import read_counts
 from peka_core.statistics import pearson
 
 GOLDEN, COUNTS = SHARED / "fixtures" / "controls_her2st.json", SHARED / "data" / "her2st"
-pytestmark = pytest.mark.skipif(not (GOLDEN.exists() and COUNTS.exists()), reason=f"{GOLDEN} or {COUNTS} is not here")
+pytestmark = pytest.mark.usefixtures("shared")  # 35 real sections; the same rules on drawn counts are in test_controls.py
 OFFICIAL = replace(PROTOCOLS["peka_official"], genes_from="file", inner_holdout=False, min_spots=322)
 PATIENTS = replace(OFFICIAL, name="leave patient out", scheme="cohort", gene_folds=False)
 

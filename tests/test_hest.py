@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import SHARED
 from fake_hest import GENES, IDS, PANEL, build, draw_slide, drawn_mirror, mirror, row, state, write_index  # noqa: F401
 
 from peka_core.cohort import log_cp10k, open_cohort
@@ -26,9 +27,7 @@ from peka_core.sources import hest, hest_index, hest_slide
 # ---- the index -----------------------------------------------------------------------------------------------------
 
 
-def test_the_four_cohorts_of_the_papers_index(shared, tmp_path, monkeypatch):
-    monkeypatch.setenv("PEKA_MIRROR", str(shared / "data"))
-    monkeypatch.setenv("PEKA_CACHE", str(tmp_path))
+def test_the_four_cohorts_of_the_papers_index(papers_index):
     table = hest.counts_table()
     assert table.slides.to_dict() == {"breast": 8, "kidney": 24, "liver": 14, "lung": 37}
     assert list(table["spots in index"]) == [30543, 74220, 64152, 69643] and table["n in paper"].sum() == 206123
@@ -36,9 +35,7 @@ def test_the_four_cohorts_of_the_papers_index(shared, tmp_path, monkeypatch):
     assert sorted(hest.slides("breast").index) == sorted("TENX13 TENX14 TENX23 TENX24 TENX39 TENX53 TENX68 NCBI776".split())
 
 
-def test_every_slide_is_curated_and_the_index_bears_the_evidence_out(shared, tmp_path, monkeypatch):
-    monkeypatch.setenv("PEKA_MIRROR", str(shared / "data"))
-    monkeypatch.setenv("PEKA_CACHE", str(tmp_path))
+def test_every_slide_is_curated_and_the_index_bears_the_evidence_out(papers_index):
     tables = {cohort: hest.slides(cohort) for cohort in hest.COHORTS}
     curated = pd.read_csv(hest_index.GROUPS, dtype=str, keep_default_na=False).set_index("sample_id")
     assert sorted(curated.index) == sorted(sample for table in tables.values() for sample in table.index)
@@ -58,7 +55,8 @@ def test_every_slide_is_curated_and_the_index_bears_the_evidence_out(shared, tmp
     assert curated.patient[named.index].is_unique  # the index's patients of kidney and liver, none merged unsaid
     found = {cohort: hest.groups(table).patient.nunique() for cohort, table in tables.items()}
     assert found == {"breast": 6, "kidney": 23, "liver": 10, "lung": 18}
-    assert hest.groups(tables["lung"], "study").patient.nunique() == 6
+    studies = 6 if papers_index == SHARED / "data" else 1  # the drawn index has one study a cohort
+    assert hest.groups(tables["lung"], "study").patient.nunique() == studies
 
 
 def test_a_wrong_index_is_refused(mirror):
@@ -267,18 +265,18 @@ def test_coarse_slides_are_named(mirror, tmp_path):
     assert "1 slides at 0.90 to 0.90 um/px: their tiles are up-sampled to 0.5 (D1)" in text
 
 
-def test_tiles_of_256_px_are_refused_or_cut_again(shared, tmp_path, monkeypatch):
-    """Byte for byte HEST's own tiles, from HEST's own image."""
-    home, options = fixture_mirror(shared, tmp_path, monkeypatch)
+def test_tiles_of_256_px_are_refused_or_cut_again(hest_files, tmp_path, monkeypatch):
+    """Byte for byte HEST's own tiles, from HEST's own image (and so with drawn ones)."""
+    home, options = fixture_mirror(hest_files, tmp_path, monkeypatch)
     shutil.rmtree(home / "wsis")
-    golden = json.loads((shared / "fixtures/hest/golden/FIX1.json").read_text())["patches_h5"]["rows"]
+    golden = json.loads((hest_files / "golden/FIX1.json").read_text())["patches_h5"]["rows"]
     with h5py.File(home / "patches/FIX1.h5", "a") as file:
         large = np.stack([cv2.resize(tile, (256, 256)) for tile in file["img"][:]])
         del file["img"]
         file["img"] = large
     with pytest.raises(PekaError, match="FIX1.h5: tiles of 256 px; expected 224.*wsis/FIX1.tif, which is not here"):
         build(tmp_path / "cohort", options)
-    shutil.copytree(shared / "fixtures/hest/hest1k/wsis", home / "wsis")
+    shutil.copytree(hest_files / "hest1k/wsis", home / "wsis")
     text = "\n".join(build(tmp_path / "cohort", options))
     assert "FIX1: tiles of 256 px were cut again" in text
     cohort = open_cohort(tmp_path / "cohort")
@@ -295,18 +293,18 @@ def test_tiles_of_256_px_are_refused_or_cut_again(shared, tmp_path, monkeypatch)
 # ---- HEST's own files ----------------------------------------------------------------------------------------------
 
 
-def fixture_mirror(shared, tmp_path, monkeypatch, drawn=0):
-    """A mirror of the three slides that HEST's own code wrote, and drawn ones of the same genes."""
+def fixture_mirror(hest_files, tmp_path, monkeypatch, drawn=0):
+    """A mirror of the three slides of `hest_files`, and drawn ones of the same genes."""
     home = tmp_path / "mirror/hest"
     for folder in ("st", "patches", "metadata", "wsis"):
-        shutil.copytree(shared / "fixtures/hest/hest1k" / folder, home / folder)
+        shutil.copytree(hest_files / "hest1k" / folder, home / folder)
     for file in home.rglob("*.*"):
         file.chmod(0o644)
     for folder in [home, *home.iterdir()]:
         folder.chmod(0o755)
     monkeypatch.setenv("PEKA_MIRROR", str(tmp_path / "mirror"))
     monkeypatch.setenv("PEKA_CACHE", str(tmp_path / "cache"))
-    golden = {s: json.loads((shared / f"fixtures/hest/golden/{s}.json").read_text()) for s in ("FIX3", "FIX2", "FIX1")}
+    golden = {s: json.loads((hest_files / f"golden/{s}.json").read_text()) for s in ("FIX3", "FIX2", "FIX1")}
     rows = [
         row(s, g["n_spots_h5ad"], g["pixel_size_um"], patient="" if s == "FIX3" else "Patient C", dataset_title=s[:-1])
         for s, g in golden.items()
@@ -319,15 +317,15 @@ def fixture_mirror(shared, tmp_path, monkeypatch, drawn=0):
     return home, write_index(home, rows)
 
 
-def test_hests_own_files_are_read_spot_by_spot(shared, tmp_path, monkeypatch):
-    _, options = fixture_mirror(shared, tmp_path, monkeypatch)
+def test_hests_own_files_are_read_spot_by_spot(hest_files, tmp_path, monkeypatch):
+    _, options = fixture_mirror(hest_files, tmp_path, monkeypatch)
     build(tmp_path / "cohort", options)
     cohort = open_cohort(tmp_path / "cohort")
     with pytest.warns(UserWarning):
         cohort.validate()
     tiles, adata, compared = cohort.tiles(), cohort.adata(), 0
     for section in cohort.sections:
-        golden = json.loads((shared / f"fixtures/hest/golden/{section.sample}.json").read_text())
+        golden = json.loads((hest_files / f"golden/{section.sample}.json").read_text())
         dense = read_counts(open_section(section.sample, section.h5ad, None)).toarray().astype("<i8")  # with and without a tile
         assert hashlib.sha256(dense.tobytes()).hexdigest() == golden["h5ad"]["X_int64_C_order_sha256"]
         genes = hashlib.sha256("\n".join(section.genes).encode()).hexdigest()
@@ -345,8 +343,8 @@ def test_hests_own_files_are_read_spot_by_spot(shared, tmp_path, monkeypatch):
     assert cohort.samples.patient.to_dict() == {"FIX3": "FIX3", "FIX2": "Patient C of FIX", "FIX1": "Patient C of FIX"}
 
 
-def test_fixture_and_drawn_slides_are_embedded_and_scored(shared, tmp_path, monkeypatch):
-    _, options = fixture_mirror(shared, tmp_path, monkeypatch, drawn=2)
+def test_fixture_and_drawn_slides_are_embedded_and_scored(hest_files, tmp_path, monkeypatch):
+    _, options = fixture_mirror(hest_files, tmp_path, monkeypatch, drawn=2)
     build(tmp_path / "cohort", options)
     cohort = open_cohort(tmp_path / "cohort")
     assert scored(cohort) == {"hest_bench", "strict"} and len(cohort) == 43

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from conftest import FILES
 from test_hest import fixture_mirror
 from test_notebooks import check_whole, finish, fresh, start
 
@@ -14,18 +15,17 @@ from peka_core.profile import load_profile
 from peka_core.run import main
 
 TINY = Path(__file__).parent / "fixtures/scfoundation/scfoundation_tiny.ckpt"
-VOCABULARY = "data/scfoundation/OS_scRNA_gene_index.19264.tsv"
 TEACHER = load_profile("hest-breast").teacher_options
 SMALL = {"epochs": 2, "block": 16, "batch_size": 16, "k": 4}
 
 
 @pytest.fixture
-def profile(shared, tmp_path, monkeypatch):
+def profile(hest_files, hest_vocabulary, tmp_path, monkeypatch):
     """hest-breast on a mirror of its own: index, digest and counts come as options."""
-    _, options = fixture_mirror(shared, tmp_path, monkeypatch, drawn=4)
+    _, options = fixture_mirror(hest_files, tmp_path, monkeypatch, drawn=4)
     values = {
         "base": "hest-breast", "title": "a test mirror in the form of HEST-1k", "encoder": "mini", "recipe": SMALL,
-        "teacher_options": TEACHER | {"min_genes": 0, "checkpoint": str(TINY), "vocabulary": str(shared / VOCABULARY)},
+        "teacher_options": TEACHER | {"min_genes": 0, "checkpoint": str(TINY), "vocabulary": str(hest_vocabulary)},
         "source_options": {"cohort": "breast"} | {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()},
     }  # fmt: skip
     path = tmp_path / "hest-test.yaml"
@@ -41,6 +41,7 @@ def test_its_price_and_its_files_are_told_before_anything_is_done(profile, capsy
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("hest_files", FILES[-1:], indirect=True)  # once: on HEST's own files where they are
 def test_hest_breast_runs_end_to_end(profile):
     folder = fresh("test-hest")
     try:

@@ -6,7 +6,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import SHARED
 from test_encoders import tiny_encoder
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -94,9 +93,7 @@ def test_the_demo_has_a_plan():
         plan.plan(load_profile("smoke"), "K80")
 
 
-@pytest.mark.skipif(not (SHARED / "data" / "hest").exists(), reason="HEST's index is not here")
-def test_the_papers_kidney_has_a_plan(monkeypatch):
-    monkeypatch.setenv("PEKA_MIRROR", str(SHARED / "data"))
+def test_the_papers_kidney_has_a_plan(papers_index, monkeypatch):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(plan, "meta_encoder", lambda name: on_meta(tiny_encoder(64)))  # the real one takes half a minute
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
@@ -111,9 +108,7 @@ def test_the_papers_kidney_has_a_plan(monkeypatch):
         assert part in text, part
 
 
-@pytest.mark.skipif(not (SHARED / "data" / "hest").exists(), reason="HEST's index is not here")
-def test_slides_that_are_left_out_are_not_paid_for(monkeypatch):
-    monkeypatch.setenv("PEKA_MIRROR", str(SHARED / "data"))
+def test_slides_that_are_left_out_are_not_paid_for(papers_index):
     whole, less = (plan._size(load_profile("hest-breast", {"leave_out": out}))[:2] for out in ([], ["TENX23"]))
     assert whole == (8, 30_543) and less == (7, 30_543 - 4_325)
 

@@ -57,13 +57,13 @@ def test_a_wrong_name_or_path_is_told_before_anything_is_fetched(more, message, 
     assert message in capsys.readouterr().err and not (tmp_path / "runs").exists()
 
 
-def test_slides_that_a_mirror_lacks_end_a_run_before_it_starts(shared, tmp_path, monkeypatch, capsys):
+def test_slides_that_a_mirror_lacks_end_a_run_before_it_starts(papers_index, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PEKA_MIRROR", str(tmp_path))
     monkeypatch.setattr(workspace, "root", lambda: tmp_path)
     run = ["run", "hest-breast", "-p", "encoder=mini", "--run", "x"]
     assert main(run) == 1 and "HEST_v1_1_0.csv" in capsys.readouterr().err  # not even the index
     (tmp_path / "hest").mkdir()
-    shutil.copy(shared / "data/hest/HEST_v1_1_0.csv", tmp_path / "hest")
+    shutil.copy(papers_index / "hest/HEST_v1_1_0.csv", tmp_path / "hest")
     assert main(run) == 1
     assert "st/" in (said := capsys.readouterr().err) and "PEKA_MIRROR" in said and not (tmp_path / "runs").exists()
 

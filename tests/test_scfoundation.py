@@ -3,6 +3,7 @@
 Golden files: `fixtures/scfoundation`, made by the unmodified upstream code on drawn cells; tolerance in spec.json.
 """
 
+import copy
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import FILES, SHARED
 from scipy import sparse
 
 from peka_core import manifest, scfoundation
@@ -408,12 +410,27 @@ def test_the_manifest_has_both_files_as_the_facts_say():
     assert genes["sha256"] == facts["vocabulary"]["sha256"] and "terms" not in genes
 
 
-def test_the_vocabulary_comes_from_a_mirror_and_absent_weights_say_where_they_are(shared, monkeypatch, tmp_path):
-    monkeypatch.setenv("PEKA_MIRROR", str(shared / "data"))
-    monkeypatch.setenv("PEKA_CACHE", str(tmp_path))
+@pytest.fixture(params=FILES)
+def vocabulary_mirror(request, vocabulary, tmp_path, monkeypatch) -> Path:
+    """A mirror with a vocabulary and no weights: scFoundation's own, or the drawn one, whose digest the manifest then has."""
+    monkeypatch.setenv("PEKA_CACHE", str(tmp_path / "cache"))
+    if request.param == "original":
+        mirror = SHARED / "data"
+    else:
+        mirror, listed = tmp_path / "mirror", copy.deepcopy(manifest.load_manifest())
+        path = mirror / scfoundation.FILES["vocabulary"]
+        path.parent.mkdir(parents=True)
+        path.write_bytes(vocabulary.read_bytes())
+        listed["sources"]["scfoundation"]["files"][scfoundation.FILES["vocabulary"]] = {"size": path.stat().st_size, "sha256": sha256(path)}
+        monkeypatch.setattr(manifest, "load_manifest", lambda: listed)
+    monkeypatch.setenv("PEKA_MIRROR", str(mirror))
+    return mirror
+
+
+def test_the_vocabulary_comes_from_a_mirror_and_absent_weights_say_where_they_are(vocabulary_mirror):
     model = load_teacher("scfoundation")
     assert len(model.symbols) == N_GENES
-    if not (shared / "data/scfoundation/models.ckpt").exists():
+    if not (vocabulary_mirror / scfoundation.FILES["checkpoint"]).exists():
         by_hand = "(?s)models.ckpt.*By hand: models.ckpt .1.4 GB. from.*put it at .*scfoundation/models.ckpt"
         with pytest.raises(PekaError, match=by_hand):
             model.embed(few())

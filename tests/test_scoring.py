@@ -104,10 +104,10 @@ def test_bad_input_names_the_file_and_the_next_step(task):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_directory_of_hest_itself_runs_with_mini(shared):
+def test_a_directory_of_hest_itself_runs_with_mini(hest_files):
     """Written by HEST's own code (older tile layout): rows, genes and targets as theirs; an encoder's score ends."""
-    golden = json.loads((shared / "fixtures/hest/golden/bench_FIXTASK.json").read_text())
-    cohort = open_cohort(shared / "fixtures/hest/bench/FIXTASK")
+    golden = json.loads((hest_files / "golden/bench_FIXTASK.json").read_text())
+    cohort = open_cohort(hest_files / "bench/FIXTASK")
     tasks = make_tasks(cohort, PROTOCOLS["hest_bench"])
     assert tasks[0].genes == golden["genes"] and len(tasks) == 2
     for sample, expected in golden["samples"].items():

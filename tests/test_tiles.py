@@ -48,8 +48,8 @@ def test_corners_are_truncated_towards_zero_and_padding_is_black(image):
 
 
 @pytest.mark.parametrize("sample", ["FIX1", "FIX2", "FIX3"])
-def test_tiles_equal_hests_own_byte_for_byte(shared: Path, sample):
-    folder = shared / "fixtures/hest/hest1k"
+def test_tiles_equal_hests_own_byte_for_byte(hest_files: Path, sample):
+    folder = hest_files / "hest1k"
     slide = cv2.imread(str(folder / f"wsis/{sample}.tif"), cv2.IMREAD_COLOR)[..., ::-1]
     um_per_px = json.loads((folder / f"metadata/{sample}.json").read_text())["pixel_size_um_estimated"]
     spots = ad.read_h5ad(folder / f"st/{sample}.h5ad")

@@ -6,6 +6,7 @@ sections of a patient are near-copies of one tissue, and the array is a square g
 """
 
 import logging
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from scipy import sparse, stats
 
 from .. import manifest
 from ..cohort import open_cohort, write_cohort_tables, write_sample
-from ..files import PekaError
+from ..files import PekaError, what_is
+from ..network import check_network, told
 from ..protocols import top_genes
 from ..tiles import cut_tiles
 from . import resume
@@ -26,6 +28,7 @@ SECTIONS = ("B4", "C2", "C3", "C4", "C5")
 PITCH_UM = 200.0  # between neighbouring spots, in x and in y
 RECIPE = 1  # raise it when the same options would give another cohort
 N_GENES = 50
+OPENCV_PIXELS = 2**30  # of an image, unless OPENCV_IO_MAX_IMAGE_PIXELS was another number when cv2 was imported
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +66,20 @@ def build(path: str | Path, sections: Iterable[str] | str = SECTIONS, min_umi: i
 def fetch(sections: Iterable[str] | str = SECTIONS, dry_run: bool = False) -> list[Path]:
     """Download and verify (or find in PEKA_MIRROR) counts, spots and images of some sections; with `dry_run` list them."""
     return manifest.fetch("her2st", [file for s in _names(sections) for file in _paths(s).values()], dry_run=dry_run)
+
+
+def preflight(sections: Iterable[str] | str = SECTIONS) -> None:
+    """Refuse before any work sections whose files are not here and cannot come: absent from the mirror, or a network set up wrongly.
+
+    Raises:
+        PekaError: which files the mirror lacks, or which variable of the network is at fault.
+    """
+    mirror, home = os.environ.get("PEKA_MIRROR"), manifest.cache_folder()
+    paths = [Path(mirror or home) / file for section in _names(sections) for file in _paths(section).values()]
+    if mirror:
+        manifest.all_there(paths, Path(mirror))
+    elif not all(path.is_file() for path in paths):
+        check_network(hub=False)
 
 
 # ---- files -------------------------------------------------------------------------------------------------------
@@ -184,12 +201,57 @@ def read_image(path: Path) -> np.ndarray:
     """An image file as uint8 (H, W, 3) RGB, its pixels as stored: an EXIF orientation does not turn it.
 
     Raises:
-        PekaError: not an image.
+        PekaError: not an image, one that is cut off, or one above OpenCV's limit of pixels.
     """
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    path = Path(path)
+    if not path.is_file():
+        raise PekaError(f"{path}: missing; expected an image (JPEG or TIFF). Fetch it again.")
+    try:
+        image = None if _is_cut_off(path) else cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    except (cv2.error, MemoryError) as error:
+        raise PekaError(f"{path}: {_too_large(path, error)}") from error
     if image is None:
-        raise PekaError(f"{path}: cannot be read; expected an image (JPEG or TIFF). Delete it and fetch it again.")
+        found = what_is(path) or "something else"
+        found = f"{found}, but damaged, cut off or of a kind that OpenCV does not read" if "image" in found else found
+        raise PekaError(f"{path}: cannot be read; expected an image (JPEG or TIFF), but it is {found}. Get this file again.")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+
+
+def _is_cut_off(path: Path) -> bool:
+    """Whether a JPEG lacks its end mark; OpenCV would fill the missing part with grey and say nothing."""
+    if what_is(path) != "a JPEG image":
+        return False
+    with open(path, "rb") as handle:
+        handle.seek(max(0, path.stat().st_size - 2**16))  # some cameras write more behind the mark
+        return b"\xff\xd9" not in handle.read()
+
+
+def _too_large(path: Path, error: Exception) -> str:
+    """Why OpenCV refused an image whose header it could read."""
+    width, height = _size(path)
+    pixels, size = width * height, f"{width} x {height} px, {width * height:,} pixels"
+    if "MAX_IMAGE_PIXELS" in str(error):
+        own = os.environ.get("OPENCV_IO_MAX_IMAGE_PIXELS", "")
+        limit = int(own) if own.isdigit() and int(own) < pixels else OPENCV_PIXELS
+        return (
+            f"an image of {size}, and OpenCV reads {limit:,} at most. Set OPENCV_IO_MAX_IMAGE_PIXELS={pixels} in the environment "
+            f"before Python starts ({3 * pixels / 1e9:.1f} GB of memory are needed), then run the same command again."
+        )
+    return f"an image of {size}, which OpenCV cannot read ({told(error)}). Free memory, or store it in a smaller form."
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Width and height from an image's header; (0, 0) where it has none."""
+    from PIL import Image
+
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # Pillow has a limit of its own, for headers too
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except OSError:
+        return 0, 0
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 # ---- tables ------------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ The data set's revision is not pinned in the manifest yet. So the first use note
 the cache, and later files must be the same.
 """
 
-import json
 import os
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -17,7 +16,8 @@ from huggingface_hub import HfApi, get_token, hf_hub_download
 from huggingface_hub.errors import HTTPError
 
 from .. import manifest
-from ..files import CANNOT_WRITE, PekaError, free_bytes, sha256, write_json
+from ..files import CANNOT_WRITE, PLACEHOLDERS, PekaError, free_bytes, sha256, what_is, write_json
+from ..network import check_network, told, told_by_name
 
 SUFFIXES = {"st": "h5ad", "patches": "h5", "metadata": "json", "wsis": "tif"}  # folder -> what is in it
 PAGE = "https://huggingface.co/datasets/"
@@ -69,8 +69,10 @@ def preflight(table: pd.DataFrame | None, wsis: bool = False) -> None:
     names = [] if table is None else [name for own in _files(table, wsis)[1].values() for name in own.values()]
     if mirror := os.environ.get("PEKA_MIRROR"):
         manifest.all_there([home() / name for name in names], Path(mirror))
-    elif get_token() is None and (table is None or not all((home() / name).is_file() for name in names)):
-        raise PekaError(_how_to_get_in("no token is set"))
+    elif table is None or not all((home() / name).is_file() for name in names):
+        if get_token() is None:
+            raise PekaError(_how_to_get_in("no token is set"))
+        check_network(hub=True)
 
 
 def _files(table: pd.DataFrame, wsis: bool) -> tuple[list[str], dict[str, dict[str, str]]]:
@@ -84,9 +86,13 @@ class Pins:
 
     def __init__(self):
         self.path = manifest.cache_folder() / "hest" / "pins.json"
-        known = json.loads(self.path.read_text()) if self.path.exists() else {}
+        step = "Restore it; or delete it, and the files that are here are noted anew as they are."
+        known = manifest.read_own(self.path, step)
+        files = known.get("files", {})
+        if not (isinstance(files, dict) and all(isinstance(facts, dict) for facts in files.values())):
+            raise PekaError(f"{self.path}: expected size and sha256 of every file under `files`. {step}")
         pinned = manifest.load_manifest()["sources"].get("hest", {}).get("hub", {}).get("revision")
-        self.revision, self.files = pinned or known.get("revision", ""), known.get("files", {})
+        self.revision, self.files = pinned or known.get("revision", ""), files
 
     def add(self, name: str, facts: dict) -> None:
         """Note what a file has to be from now on."""
@@ -99,6 +105,8 @@ class Pins:
         for name in names:
             path, facts = home() / name, self.files.get(name)
             if facts is None:
+                if (found := what_is(path)) in PLACEHOLDERS:
+                    raise PekaError(f"{path}: expected a file of HEST-1k, but it is {found}. Replace it.")
                 facts = {"size": path.stat().st_size, "sha256": sha256(path)}
                 self.add(name, facts)
             elif not seen.knows(path, facts):
@@ -120,7 +128,7 @@ def _download(missing: list[str], wanted: list[str], pins: Pins) -> None:
         raise PekaError(f"{_repo()} at {pins.revision}: no {absent[0]} ({len(absent)} absent); expected it there. Use a mirror.")
     missing = [name for name in there if name in missing or not (home() / name).is_file()]
     size, free = sum(there[name]["size"] for name in missing), free_bytes(home())
-    print(f"{len(missing)} files, {size / 1e9:.2f} GB, from {_repo()} at {pins.revision[:12]} to {home()}", flush=True)
+    print(f"{len(missing)} files, {size / 1e9:.2f} GB, from {_repo()} at {pins.revision[:12]} to the cache", flush=True)
     if size > free:
         raise PekaError(f"{home()}: {free / 1e9:.1f} GB free, {size / 1e9:.1f} GB needed. Make room, or set PEKA_CACHE.")
     for name in missing:
@@ -154,13 +162,14 @@ def _listing(wanted: list[str], revision: str) -> dict[str, dict]:
 @contextmanager
 def _told_how_to_get_in():
     """Turn whatever the hub or the network says into one message with the three ways out."""
-    try:
-        yield
-    except (HTTPError, OSError) as error:
-        if getattr(error, "errno", None) in CANNOT_WRITE:
-            raise
-        reason = str(error).strip().splitlines() or [""]
-        raise PekaError(_how_to_get_in(f"{type(error).__name__}: {reason[0]}")) from error
+    check_network(hub=True)
+    with told_by_name(_repo()):
+        try:
+            yield
+        except (HTTPError, OSError) as error:
+            if getattr(error, "errno", None) in CANNOT_WRITE:
+                raise
+            raise PekaError(_how_to_get_in(told(error))) from error
 
 
 def _how_to_get_in(why: str) -> str:

@@ -12,7 +12,7 @@ from anndata.utils import make_index_unique
 
 from ..cohort_files import names_of, open_h5, open_section, read_counts, tile_barcodes
 from ..cohort_writing import write_tiles
-from ..files import PekaError, link_whole, write_whole
+from ..files import PekaError, link_whole, what_is, write_whole
 from ..tiles import TILE, cut_tiles
 from .her2st import read_image
 from .hest_files import Pins, home
@@ -80,8 +80,12 @@ def symbols_of_ensembl(files: dict[str, dict[str, Path]]) -> dict[str, str]:
 
 def _other_scales(metadata: Path, of_tiles: float, um_per_px: float) -> list[str]:
     """Where metadata or tiles were made for another pixel size than the index's."""
-    said = json.loads(metadata.read_text(encoding="utf-8")).get("pixel_size_um_estimated")  # json reads HEST's bare NaN
-    places = {metadata.name: np.nan if said is None else float(said), "tiles": of_tiles}
+    try:
+        said = json.loads(metadata.read_text(encoding="utf-8")).get("pixel_size_um_estimated")  # json reads HEST's bare NaN
+        places = {metadata.name: np.nan if said is None else float(said), "tiles": of_tiles}
+    except (ValueError, TypeError, AttributeError) as error:
+        found = what_is(metadata) or "no text"
+        raise PekaError(f"{metadata}: expected HEST's metadata, JSON with a number pixel_size_um_estimated; it is {found}. Fetch it again.") from error
     return [
         f"{place}: {value:.4f} um/px, the index says {um_per_px:.4f}: another release?"
         for place, value in places.items()
