@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .files import alone, told_when_full, write_json
+from .files import TEMPORARY, alone, told_when_full, write_json
 from .provenance import Cost, provenance
 from .recipe import Recipe
 
@@ -118,9 +118,9 @@ def partial(run: Path, unit: Unit) -> Path:
 
 
 def _make(target: Path, unit: Unit, write: Callable[[Path], None], device: str) -> Path:
-    for leftover in target.parent.glob(f".{target.name}-*"):
+    for leftover in target.parent.glob(f"{TEMPORARY}{target.name}-*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    folder = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
+    folder = target.with_name(f"{TEMPORARY}{target.name}-{uuid.uuid4().hex[:8]}")
     folder.mkdir()
     cost = Cost()
     try:
@@ -137,7 +137,7 @@ def _make(target: Path, unit: Unit, write: Callable[[Path], None], device: str) 
 
 def _move_into_place(folder: Path, target: Path) -> Path:
     """Rename a whole folder to its final name; an older or half-written one gives way."""
-    old = target.with_name(f".{target.name}-old")
+    old = target.with_name(f"{TEMPORARY}{target.name}-old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         os.replace(target, old)
