@@ -1,5 +1,6 @@
 """`python -m peka_core` is the `peka` command."""
 
+import signal
 import sys
 
 
@@ -10,7 +11,10 @@ def main() -> int:
     except KeyboardInterrupt:
         print("peka: interrupted before anything was done.", file=sys.stderr)
         return 130
-    return command()
+    code = command()
+    if code == 130:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # an impatient second Ctrl-C finds the way out already taken
+    return code
 
 
 if __name__ == "__main__":

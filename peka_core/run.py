@@ -182,7 +182,7 @@ def _run(arguments: argparse.Namespace) -> int:
     }
     started = time.perf_counter()
     for chapter in CHAPTERS:
-        if not execute(workspace.root() / "notebooks" / f"{chapter}.ipynb", work.folder / "notebooks", parameters):
+        if not execute(workspace.bundled("notebooks") / f"{chapter}.ipynb", work.folder / "notebooks", parameters):
             return 1
     _report(work.folder, time.perf_counter() - started)
     return 0
@@ -283,7 +283,7 @@ def _execute(notebook: Path, folder: Path, parameters: dict) -> bool:
     print(f"{notebook.stem} …", flush=True)
     try:
         papermill.execute_notebook(
-            notebook, unfinished, parameters=parameters, kernel_name="python3", cwd=notebook.parent,
+            notebook, unfinished, parameters=parameters, kernel_name="python3", cwd=_home(notebook),
             progress_bar=sys.stderr.isatty(), log_output=False, request_save_on_cell_execute=False,
             extra_arguments=["--IPKernelApp.log_level=50"],  # it warns of talking to itself over TCP
         )
@@ -306,6 +306,11 @@ def _execute(notebook: Path, folder: Path, parameters: dict) -> bool:
     failed.unlink(missing_ok=True)
     print(f"{notebook.stem}: {time.perf_counter() - started:.0f} s", flush=True)
     return True
+
+
+def _home(notebook: Path) -> Path:
+    """Where a notebook works: in its own folder, but never inside an installed package."""
+    return workspace.root() if notebook.is_relative_to(workspace.PACKAGE) else notebook.parent
 
 
 def _end(processes: set) -> None:

@@ -14,7 +14,7 @@ from .protocols import Protocol
 from .provenance import provenance
 from .recipe import name_of_recipe
 from .statistics import paired, summarise
-from .workspace import Run, root
+from .workspace import Run, results_folder, root
 
 STUDENT_SPACES = {"projector_only": ("projected", "concat")}  # its encoder space is the frozen encoder's
 LABELS = {
@@ -139,7 +139,7 @@ def difference_table(
 
 def published() -> pd.DataFrame:
     """Values of the paper's tables: table, cohort, encoder, method, pcc, source (`results/published.csv`)."""
-    return pd.read_csv(root() / "results" / "published.csv")
+    return pd.read_csv(results_folder() / "published.csv")
 
 
 def beside_published(table: pd.DataFrame, cohort: str) -> pd.DataFrame:
