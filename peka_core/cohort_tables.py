@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .files import PekaError
+from .files import PekaError, one_name
 
 COLUMNS = (
     "patient", "group", "duplicate_of", "organ", "disease", "technology", "um_per_px", "license", "source", "evidence",
@@ -44,6 +44,8 @@ def _completed(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, list[str]
     if not len(table) or not table.index.is_unique:
         twice = list(table.index[table.index.duplicated()].unique())
         raise PekaError(f"{path / 'samples.csv'}: expected unique sample ids, found twice: {twice}. Keep one row each.")
+    for sample in table.index:
+        one_name(sample, f"{path / 'samples.csv'}: sample_id")
     for column in COLUMNS:
         if column not in table:
             table[column] = ""

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from .files import write_json, write_whole
+from .files import one_name, write_json, write_whole
 from .tiles import TILE, TILE_UM_PER_PX
 
 
@@ -31,7 +31,11 @@ def write_sample(
 
     Returns:
         sha256 over the tiles' bytes in this order (for samples.csv, column `tiles_sha256`), "" without tiles.
+
+    Raises:
+        PekaError: the sample id is not the name of a file.
     """
+    sample = one_name(sample, f"{path}: sample id")
     digest = "" if tiles is None else write_tiles(path, sample, tiles, coords_xy_topleft, barcodes, um_per_px)
     raw = adata.copy()
     raw.X = sparse.csr_matrix(raw.X, dtype=np.float32)
@@ -42,7 +46,8 @@ def write_sample(
 def write_tiles(
     path: str | Path, sample: str, tiles: np.ndarray, coords_xy_topleft: np.ndarray, barcodes: Iterable[str], um_per_px: float
 ) -> str:
-    """Write the patches file alone; arguments and digest as in `write_sample`."""
+    """Write the patches file alone; arguments, digest and errors as in `write_sample`."""
+    sample = one_name(sample, f"{path}: sample id")
     names, tiles = list(barcodes), np.ascontiguousarray(tiles, dtype=np.uint8)
     if not tiles.shape == (len(names), TILE, TILE, 3):
         raise ValueError(f"{sample}: tiles {tiles.shape}, expected ({len(names)}, {TILE}, {TILE}, 3)")
@@ -74,11 +79,17 @@ def write_cohort_tables(
         samples: sample_id as index or column, with the columns of `samples.csv` that are known.
         splits: (training sample ids, test sample ids) of each held-out split.
         genes: target genes, k of them; none writes no file.
+
+    Raises:
+        PekaError: a sample id is not the name of a file; nothing is written then.
     """
     path, genes = Path(path), list(genes)
+    table = samples if "sample_id" in samples else samples.rename_axis("sample_id").reset_index()
+    splits = [tuple(list(ids) for ids in sides) for sides in splits]
+    for sample in [*table["sample_id"], *(s for sides in splits for ids in sides for s in ids)]:
+        one_name(sample, f"{path}: sample id")
     for old in (*path.glob("splits/*.csv"), *path.glob("var_*genes.json")):
         old.unlink()
-    table = samples if "sample_id" in samples else samples.rename_axis("sample_id").reset_index()
     _write_csv(path / "samples.csv", table)
     for i, sides in enumerate(splits):
         for side, ids in zip(("train", "test"), sides):

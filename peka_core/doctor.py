@@ -16,7 +16,7 @@ from .files import free_bytes
 from .manifest import cache_folder
 from .profile import load_profile
 from .provenance import best_device, device_name
-from .workspace import root
+from .workspace import bundled, root
 
 PYTHONS = ((3, 11), (3, 13))
 DISK_GB, MEMORY_GB = 2, 4  # what `demo` needs, with room to spare
@@ -61,7 +61,7 @@ def packages(constraints: Path | None = None) -> Iterator[Line]:
 
     Another version is a note, not a problem: results were made with the pinned ones.
     """
-    path = constraints or root() / "constraints.txt"
+    path = constraints or bundled("constraints.txt")
     pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", path.read_text(), re.M)) if path.exists() else {}
     pins = {canonicalize_name(name): version for name, version in pins.items()}
     if not pins:

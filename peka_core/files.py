@@ -7,6 +7,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import sys
 import uuid
@@ -18,9 +19,26 @@ from filelock import FileLock, Timeout
 # errors of the system that mean: this place takes no (more) files
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ENOTDIR)
 
+TEMPORARY = ".peka-tmp-"  # how names of our temporary files and folders begin: what else is hidden is not ours to remove
+
 
 class PekaError(Exception):
     """Bad input or a missing step: says which file, what was expected and what to do next."""
+
+
+def one_name(name, what: str) -> str:
+    """A name from outside that becomes the name of a file or folder, as text.
+
+    Args:
+        what: where it comes from, for the message: `samples.csv: sample_id`.
+
+    Raises:
+        PekaError: it is empty, hidden, too long, or more than one part of a path.
+    """
+    name = str(name)
+    if not name.strip() or name.startswith(".") or re.search(r"[/\\\x00-\x1f]", name) or len(name.encode()) > 200:
+        raise PekaError(f"{what} {name!r} becomes the name of a file; expected one name without / and \\, and no dot in front. Rename it.")
+    return name
 
 
 def write_whole(path: str | Path, write: Callable[[Path], None]) -> Path:
@@ -30,7 +48,7 @@ def write_whole(path: str | Path, write: Callable[[Path], None]) -> Path:
     suffix of `path`, since many writers choose their format by it.
     """
     path = Path(path)
-    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{path.name}")
     try:
         with told_when_full(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,8 +115,7 @@ def alone(path: Path):
     Raises:
         PekaError: in a worker that is still starting: it runs its parent's script again, and would wait for its parent.
     """
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise PekaError('a script that draws a cohort needs its lines under `if __name__ == "__main__":` (it is run again by each worker)')
+    not_in_a_starting_worker()
     locks = Path(path).parent / ".locks"
     lock = FileLock(locks / Path(path).name)
     try:
@@ -115,6 +132,16 @@ def alone(path: Path):
         yield
     finally:
         lock.release()
+
+
+def not_in_a_starting_worker() -> None:
+    """Refuse to work in a process that is still starting.
+
+    Raises:
+        PekaError: this is such a worker: it runs its parent's script again, and would start workers of its own or wait for its parent.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise PekaError('a script that draws a cohort needs its lines under `if __name__ == "__main__":` (it is run again by each worker)')
 
 
 def _is_near(filename, path: Path) -> bool:

@@ -25,18 +25,17 @@ def load_manifest(path: str | Path | None = None) -> dict:
     """The manifest as a mapping with `sources` and `encoders`.
 
     Args:
-        path: a manifest file; by default the checkout's, around this package or upwards from the working directory.
+        path: a manifest file; by default the one that belongs to this code: around the package, else installed with it.
 
     Raises:
         PekaError: no such file.
     """
-    here = Path.cwd()
-    around = [Path(__file__).parents[1], here, *here.parents]
-    found = [Path(path)] if path else [folder / NAME for folder in around]
+    package = Path(__file__).parent
+    found = [Path(path)] if path else [package.parent / NAME, package / "bundled" / NAME]
     for file in found:
         if file.is_file():
             return yaml.safe_load(file.read_text(encoding="utf-8"))
-    raise PekaError(f"{found[0]}: missing; expected the list of pinned downloads. Start in a checkout of the repository.")
+    raise PekaError(f"{found[0]}: missing; expected the list of pinned downloads. Install the package again, or work in a checkout.")
 
 
 def cache_folder() -> Path:

@@ -10,9 +10,12 @@
 """
 
 import argparse
+import contextlib
 import inspect
 import os
+import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -34,8 +37,23 @@ ENCODERS = {  # name -> what it is; licence; gate
 OTHERS = {"<any timm name>": "timm.create_model(name); its own licence and gate. Every encoder: --weights NAME=PATH"}
 
 
+INTERRUPTED = "peka: interrupted. What is finished stays: run the same command again to go on."
+
+
 def main(words: list[str] | None = None) -> int:
-    """Entry point of `peka` and `python -m peka_core`; returns the exit code."""
+    """Entry point of `peka` and `python -m peka_core`; returns the exit code, 130 after Ctrl-C."""
+    with _interrupted_once(), contextlib.redirect_stdout(_lasting(sys.stdout)), contextlib.redirect_stderr(_lasting(sys.stderr)):
+        try:
+            return _main(words)
+        except KeyboardInterrupt:
+            print(("\n" if sys.stderr.isatty() else "") + INTERRUPTED, file=sys.stderr)  # a progress bar may stand on this line
+            return 130
+        finally:
+            for stream in filter(None, (sys.stdout, sys.stderr)):
+                stream.flush()
+
+
+def _main(words: list[str] | None) -> int:
     arguments = _parser().parse_args(words)
     try:
         return arguments.command(arguments) or 0
@@ -47,6 +65,56 @@ def main(words: list[str] | None = None) -> int:
             raise
         print(f"peka: {cannot_write(error.filename or 'the disk', error.strerror)}", file=sys.stderr)
         return 1
+
+
+@contextlib.contextmanager
+def _interrupted_once():
+    """The first Ctrl-C ends what runs; later ones are ignored while that cleans up (kernels, half-written files)."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield  # interrupts are ignored (nohup), or somebody else's
+        return
+
+    def once(*_):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, once)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class _Lasting:
+    """A stream that outlives its reader: once `peka … | head` has read enough, the rest goes nowhere and the work goes on."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write, or lose the text where nobody reads any more."""
+        self._or_nowhere(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or lose what is buffered where nobody reads any more."""
+        self._or_nowhere(self._stream.flush)
+
+    def _or_nowhere(self, call, *words) -> None:
+        try:
+            call(*words)
+        except BrokenPipeError:  # what the stream still holds follows into the void
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
+
+
+def _lasting(stream):
+    """The stream, lasting; None where the process was started without one."""
+    return _Lasting(stream) if stream else stream
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -128,7 +196,7 @@ def _run(arguments: argparse.Namespace) -> int:
     }
     started = time.perf_counter()
     for chapter in CHAPTERS:
-        if not execute(workspace.root() / "notebooks" / f"{chapter}.ipynb", work.folder / "notebooks", parameters):
+        if not execute(workspace.bundled("notebooks") / f"{chapter}.ipynb", work.folder / "notebooks", parameters):
             return 1
     _report(work.folder, time.perf_counter() - started)
     return 0
@@ -219,16 +287,17 @@ def execute(notebook: Path, folder: Path, parameters: dict) -> bool:
 
 def _execute(notebook: Path, folder: Path, parameters: dict) -> bool:
     import papermill
+    import psutil
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     unfinished, failed = folder / f".{notebook.name}", folder / f"{notebook.stem}.failed.ipynb"
-    started = time.perf_counter()
+    started, before = time.perf_counter(), set(psutil.Process().children(recursive=True))
     print(f"{notebook.stem} …", flush=True)
     try:
         papermill.execute_notebook(
-            notebook, unfinished, parameters=parameters, kernel_name="python3", cwd=notebook.parent,
+            notebook, unfinished, parameters=parameters, kernel_name="python3", cwd=_home(notebook),
             progress_bar=sys.stderr.isatty(), log_output=False, request_save_on_cell_execute=False,
             extra_arguments=["--IPKernelApp.log_level=50"],  # it warns of talking to itself over TCP
         )
@@ -239,15 +308,33 @@ def _execute(notebook: Path, folder: Path, parameters: dict) -> bool:
               "same command again; if it dies at the same place, lower batch_size (-p batch_size=32 --run NAME).", file=sys.stderr)
         return False
     except PapermillExecutionError as error:
+        if error.ename == "KeyboardInterrupt":  # the signal reached the kernel alone
+            raise KeyboardInterrupt from error
         os.replace(unfinished, failed)
         print(f"{notebook.name} failed; its cells are in {failed}", file=sys.stderr)
         print(f"cell {error.exec_count}: {error.ename}: {error.evalue}", file=sys.stderr)
         return False
     finally:
+        _end(set(psutil.Process().children(recursive=True)) - before)
         unfinished.unlink(missing_ok=True)
     failed.unlink(missing_ok=True)
     print(f"{notebook.stem}: {time.perf_counter() - started:.0f} s", flush=True)
     return True
+
+
+def _home(notebook: Path) -> Path:
+    """Where a notebook works: in its own folder, but never inside an installed package."""
+    return workspace.root() if notebook.is_relative_to(workspace.PACKAGE) else notebook.parent
+
+
+def _end(processes: set) -> None:
+    """End a kernel that its notebook left, and what it had started."""
+    import psutil
+
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=10)
 
 
 def _clean(path: Path) -> None:

@@ -16,7 +16,7 @@ from .provenance import provenance
 from .recipe import name_of_recipe
 from .statistics import paired, summarise
 from .units import Unit, codes_here
-from .workspace import PUBLISHED, Run, root
+from .workspace import PUBLISHED, Run, results_folder, root
 
 STUDENT_SPACES = {"projector_only": ("projected", "concat")}  # its encoder space is the frozen encoder's
 LABELS = {
@@ -169,7 +169,7 @@ def read_result(name: str) -> pd.DataFrame:
     Raises:
         PekaError: there is no such table.
     """
-    path = root() / "results" / f"{name}.csv"
+    path = results_folder() / f"{name}.csv"
     if not path.is_file():
         raise PekaError(f"{path}: missing; expected a table that comes with the repository. Take it from there again.")
     table = pd.read_csv(path)
@@ -181,7 +181,7 @@ def read_result(name: str) -> pd.DataFrame:
 
 def published() -> pd.DataFrame:
     """Values of the paper's tables: table, cohort, encoder, method, pcc, source (`results/published.csv`)."""
-    return pd.read_csv(root() / "results" / "published.csv")
+    return pd.read_csv(results_folder() / "published.csv")
 
 
 def beside_published(table: pd.DataFrame, cohort: str) -> pd.DataFrame:
@@ -261,7 +261,7 @@ def read_table(work: Run, name: str) -> pd.DataFrame:
     """
     path = work.folder / "results" / f"{name}.csv"
     if not path.exists() and (work.folder / PUBLISHED).exists():
-        path = root() / "results" / f"{work.profile.name}_{name}.csv"
+        path = results_folder() / f"{work.profile.name}_{name}.csv"
     if not path.exists():
         raise PekaError(f"{path}: missing; expected the table of an earlier chapter. Run notebooks 01 to 04 of this run first.")
     table = pd.read_csv(path)

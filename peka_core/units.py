@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .code import code_of
-from .files import PekaError, alone, link_whole, told_when_full, write_json
+from .files import TEMPORARY, PekaError, alone, link_whole, told_when_full, write_json
 from .provenance import Cost, provenance, versions
 from .recipe import Recipe
 
@@ -169,7 +169,7 @@ def _taken(run: Path, unit: Unit, needs: str, target: Path) -> Path | None:
     others = (find(folder, unit, needs) for folder in sorted(Path(run).parent.iterdir()) if folder != Path(run))
     if (other := next(filter(None, others), None)) is None:
         return None
-    folder = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
+    folder = target.with_name(f"{TEMPORARY}{target.name}-{uuid.uuid4().hex[:8]}")
     folder.mkdir()
     try:
         for path in other.iterdir():
@@ -200,9 +200,9 @@ def partial(run: Path, unit: Unit) -> Path:
 
 
 def _make(target: Path, unit: Unit, write: Callable[[Path], None], device: str) -> Path:
-    for leftover in target.parent.glob(f".{target.name}-*"):
+    for leftover in target.parent.glob(f"{TEMPORARY}{target.name}-*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    folder = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
+    folder = target.with_name(f"{TEMPORARY}{target.name}-{uuid.uuid4().hex[:8]}")
     folder.mkdir()
     cost = Cost()
     try:
@@ -219,7 +219,7 @@ def _make(target: Path, unit: Unit, write: Callable[[Path], None], device: str) 
 
 def _move_into_place(folder: Path, target: Path) -> Path:
     """Rename a whole folder to its final name; an older or half-written one gives way."""
-    old = target.with_name(f".{target.name}-old")
+    old = target.with_name(f"{TEMPORARY}{target.name}-old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         os.replace(target, old)

@@ -38,13 +38,36 @@ if TYPE_CHECKING:  # these take seconds to import, and not every chapter or comm
     from .protocols import Protocol
 
 
+CHECKOUT = "data_manifest.yaml"  # the file by which a checkout is known
+PACKAGE = Path(__file__).parent
+
+
 def root() -> Path:
-    """The checkout that holds `notebooks/` and `runs/`: upwards from here, else around the package, else here."""
+    """The folder that holds `runs/`: the checkout, upwards from here or around the package; without one the working directory.
+
+    A notebook that is opened in the folder of a run (`runs/<run>/notebooks`) finds the folder around that `runs/`.
+    """
     here = Path.cwd()
-    for folder in (here, *here.parents, Path(__file__).parents[1]):
-        if (folder / "data_manifest.yaml").exists():
+    for folder in (here, *here.parents, PACKAGE.parent):
+        if (folder / CHECKOUT).exists() and folder != PACKAGE / "bundled":
             return folder
-    return here
+    return next((f.parents[1] for f in (here, *here.parents) if f.parent.name == "runs" and (f / "run.json").exists()), here)
+
+
+def bundled(name: str) -> Path:
+    """What comes with the code: `notebooks`, `results`, `data_manifest.yaml`, `constraints.txt`.
+
+    The checkout's where there is one, else the copy that `pip install .` puts into the package (pyproject.toml, package-dir).
+    """
+    copy, folder = PACKAGE / "bundled" / name, root()
+    if copy.exists() and not (folder / CHECKOUT).exists():
+        return copy
+    return folder / name if (folder / name).exists() else PACKAGE.parent / name
+
+
+def results_folder() -> Path:
+    """The published tables, which README and chapters read; a run's own lie in `runs/<run>/results`."""
+    return bundled("results")
 
 
 def open_run(

@@ -61,7 +61,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
 
 
 def test_leftovers_of_a_killed_run_are_not_taken_and_go_away(tmp_path):
-    killed = tmp_path / "units" / f".{UNIT.name}-0badc0de"
+    killed = tmp_path / "units" / f".peka-tmp-{UNIT.name}-0badc0de"
     half = tmp_path / "units" / UNIT.name
     for folder in (killed, half):
         folder.mkdir(parents=True)

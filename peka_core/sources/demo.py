@@ -5,11 +5,14 @@ whoever does not notice tests on training spots. samples.csv says so (duplicate_
 """
 
 import json
+import multiprocessing
+import os
+import signal
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from hashlib import sha256
-from multiprocessing import get_context
 from pathlib import Path
 
 import anndata as ad
@@ -20,7 +23,7 @@ from scipy import sparse
 from tqdm.auto import tqdm
 
 from ..cohort_writing import write_cohort_tables, write_sample
-from ..files import PekaError, link_whole, write_json, write_whole
+from ..files import PekaError, link_whole, not_in_a_starting_worker, write_json, write_whole
 from . import drawing, law, painting
 
 UM_PER_PX = 0.5  # of the slide that spatial coordinates refer to; drawn pixels are 1 µm
@@ -140,11 +143,40 @@ def _pool(workers, spots):
     if workers <= 1 or spots < ONE_PROCESS:
         yield lambda function, tasks, title: progress(map(function, tasks), tasks, title)
         return
+    not_in_a_starting_worker()
+    before, started = set(multiprocessing.active_children()), set()
     try:
-        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+            with _no_interrupts():
+                pool.submit(os.getpid)  # starts all workers
+            started = set(multiprocessing.active_children()) - before
             yield lambda function, tasks, title: progress(pool.map(function, tasks), tasks, title)
     except BrokenProcessPool as error:
-        raise PekaError("a process that draws was lost: see above, or free memory and run again; finished sections are kept") from error
+        raise PekaError(_why_lost(started)) from error
+
+
+@contextmanager
+def _no_interrupts():
+    """Processes that start in here never see Ctrl-C, which reaches a whole group: their parent ends them, without a traceback each."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _why_lost(workers):
+    """Why a process that draws ended: one that ended by itself, not by a signal, did not come through its parent's script."""
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    if script and any(worker.exitcode == 1 for worker in workers):
+        return (
+            f"the processes that draw ended while they started: each of them runs {script} again, so what that does needs to stand "
+            'under `if __name__ == "__main__":`. If it does, the cause is said above.'
+        )
+    return "a process that draws was lost: see above, or free memory and run again; finished sections are kept"
 
 
 # ---------------------------------------------------------------- the directory

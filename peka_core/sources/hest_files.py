@@ -16,7 +16,7 @@ from huggingface_hub import HfApi, get_token, hf_hub_download
 from huggingface_hub.errors import HTTPError
 
 from .. import manifest
-from ..files import CANNOT_WRITE, PLACEHOLDERS, PekaError, free_bytes, sha256, what_is, write_json
+from ..files import CANNOT_WRITE, PLACEHOLDERS, PekaError, free_bytes, one_name, sha256, what_is, write_json
 from ..network import check_network, told, told_by_name
 
 SUFFIXES = {"st": "h5ad", "patches": "h5", "metadata": "json", "wsis": "tif"}  # folder -> what is in it
@@ -154,6 +154,8 @@ def _listing(wanted: list[str], revision: str) -> dict[str, dict]:
         here = [pattern for pattern in wanted if pattern.startswith(folder + "/")]
         for file in _api().list_repo_tree(_repo(), folder, revision=revision, repo_type="dataset"):
             if any(fnmatchcase(file.path, pattern) for pattern in here):
+                for part in file.path.split("/"):
+                    one_name(part, f"{_repo()}, {file.path}:")
                 large = getattr(file, "lfs", None)
                 found[file.path] = {"size": file.size} | ({"sha256": large.sha256} if large else {"blob": file.blob_id})
     return found

@@ -11,7 +11,7 @@ import pandas as pd
 
 from .. import manifest
 from ..cohort_tables import read_csv
-from ..files import PekaError, sha256
+from ..files import PekaError, one_name, sha256
 from .hest_files import home
 
 NAME = "hest/HEST_v1_1_0.csv"  # in the manifest, and below PEKA_MIRROR
@@ -74,6 +74,8 @@ def read_slides(path: Path, cohort: str, counts: tuple[int, int] | None = None) 
     table = table.assign(
         spots=pd.to_numeric(table.spots_under_tissue).astype(int), um_per_px=pd.to_numeric(table.pixel_size_um_estimated)
     )
+    for sample in table.index:
+        one_name(sample, f"{path}: id")
     expected = (rules.slides, rules.spots) if counts is None else tuple(counts)
     if (len(table), int(table.spots.sum())) != expected:
         raise PekaError(

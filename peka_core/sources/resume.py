@@ -8,7 +8,7 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
-from ..files import PekaError, write_json
+from ..files import TEMPORARY, PekaError, one_name, write_json
 
 FOLDERS = ("adata", "patches", "splits")
 
@@ -33,15 +33,17 @@ def start(path: Path, options: dict) -> dict[str, dict]:
         options: `source` (who builds), `sections` (names), and whatever else makes another cohort.
 
     Raises:
-        PekaError: the directory holds files that this source did not write.
+        PekaError: the directory holds files that this source did not write, or a section's name is not the name of a file.
     """
+    for section in options["sections"]:
+        one_name(section, f"{path}: section")
     before = _read(path / "building.json") or _read(path / "source.json")
     folders = [path / name for name in FOLDERS]
     if any(folder.exists() for folder in folders) and before.get("options", {}).get("source") != options["source"]:
         raise PekaError(
             f"{path}: holds files that {options['source']} did not write; expected an empty directory. Choose another path."
         )
-    for leftover in path.rglob(".????????-*"):  # temporary files of a killed build
+    for leftover in path.rglob(f"{TEMPORARY}*"):  # of a killed build
         leftover.unlink()
     if before.get("options", options) != options:
         for folder in folders:
