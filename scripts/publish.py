@@ -97,13 +97,9 @@ def main() -> int:
     (ROOT / "results" / "figures").mkdir(exist_ok=True)
     shutil.copy(demo / "figures" / "scores.png", ROOT / "results" / "figures" / "demo_scores.png")
     prune(demo)
-<<<<<<< HEAD
     (demo / PUBLISHED).write_text(f"Made by the runner at commit {commit()}. Nothing here is changed by opening it.\n", encoding="utf-8")
-    tracked = [path for part in ("cohort", "units") for path in (demo / part).rglob("*")]
-=======
     cited = subprocess.run([sys.executable, ROOT / "scripts" / "cite.py", "--write"], check=False)
-    tracked = [path for part in ("cohort", "cohort_off", "units", "results") for path in (demo / part).rglob("*")]
->>>>>>> h-checks
+    tracked = [path for part in ("cohort", "units") for path in (demo / part).rglob("*")]
     size = sum(path.stat().st_size for path in tracked if path.is_file()) / 1e6
     print(f"{demo.relative_to(ROOT)}: {size:.1f} MB")
     if size > LIMIT_MB:
