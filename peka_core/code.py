@@ -46,7 +46,7 @@ def code_of(unit) -> str:
 
 def code_of_source(name: str) -> str:
     """Twelve hex digits that name the code which builds the cohorts of a source."""
-    return digest_of_code(frozenset({f"sources.{name}"}))
+    return digest_of_code(frozenset({f"sources.{name}", "cohort_writing"}))
 
 
 @functools.cache
