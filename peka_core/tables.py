@@ -173,8 +173,8 @@ def read_result(name: str) -> pd.DataFrame:
     if not path.is_file():
         raise PekaError(f"{path}: missing; expected a table that comes with the repository. Take it from there again.")
     table = pd.read_csv(path)
-    if code_here() not in codes_in(table):
-        commits = ", ".join(table["commit"].dropna().unique()) if "commit" in table else "unknown"
+    if codes_in(table) and code_here() not in codes_in(table):
+        commits = ", ".join(table["commit"].dropna().unique())
         print(f"results/{name}.csv was made by other code than what is here (commit {commits})")
     return table
 
