@@ -213,6 +213,11 @@ def _size(profile: Profile) -> tuple[int, int, int, list[str]]:
     options = profile.source_options
     if profile.source == "demo":
         return (n := options["patients"] * options["sections"]), n * options["spots"], options["folds"], ["nothing to download"]
+    if profile.source == "directory":
+        from .sources.directory import preflight
+
+        cohort = preflight(options["path"])
+        return len(cohort.samples), len(cohort), len(cohort.split_ids), [f"nothing to download: the run links to {options['path']}"]
     if profile.source != "hest":
         raise PekaError(
             f"{profile.name}: the spots of source {profile.source} are known once its cohort is built: peka fetch shows its files"

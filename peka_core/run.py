@@ -173,12 +173,15 @@ def _named(arguments: argparse.Namespace) -> tuple[Profile, dict[str, str], str]
     """The profile with its changed values, local weights, and the run's name (empty: the profile's); every path is absolute."""
     overrides = _values(arguments.p, "-p")
     weights = {name: str(absolute(path)) for name, path in _pairs(arguments.weights, "--weights").items()}
-    if not arguments.cohort:
-        return load_profile(arguments.profile, overrides), weights, arguments.run
-    if load_profile(arguments.profile).source != "directory":
-        raise PekaError(f"--cohort belongs to a profile with source directory, as own; {arguments.profile} makes its own cohort")
-    profile = load_profile(arguments.profile, overrides | {"path": str(arguments.cohort)})
-    return profile, weights, arguments.run or f"{profile.name}-{arguments.cohort.resolve().name}"
+    run = arguments.run
+    if arguments.cohort:
+        if load_profile(arguments.profile).source != "directory":
+            raise PekaError(f"--cohort belongs to a profile with source directory, as own; {arguments.profile} makes its own cohort")
+        overrides["path"] = str(arguments.cohort)
+        run = run or f"{Path(arguments.profile).stem}-{arguments.cohort.resolve().name}"
+    profile = load_profile(arguments.profile, overrides)
+    check_complete(profile)
+    return profile, weights, run
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -207,7 +210,6 @@ def _open(arguments: argparse.Namespace) -> workspace.Run:
     from .encoder_files import preflight
 
     profile, weights, run = _named(arguments)
-    check_complete(profile)
     source, folder = _source(profile), workspace.run_folder(run, profile)
     ladder = [rung.encoder for rung in profile.ladder if getattr(rung, "encoder", "")] if arguments.command is _ladder else []
     checks = [lambda: check_device(arguments.device), lambda: preflight(profile.encoders + ladder, weights)]

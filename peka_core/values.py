@@ -87,7 +87,7 @@ def told_of(name: str | Path):
     try:
         yield
     except PekaError as error:
-        raise PekaError(f"{name}: {error}") from error
+        raise PekaError(f"{name}: {error}") from None
 
 
 def absolute(path: str | Path) -> Path:

@@ -162,6 +162,12 @@ def test_own_without_a_directory_and_a_directory_without_own_are_refused(checkou
     assert list(checkout.iterdir()) == []
 
 
+def test_a_plan_counts_the_directorys_spots(checkout, tiny_cohort, capsys):
+    assert run.main(["run", "own", "--plan", "--cohort", str(tiny_cohort)]) == 0
+    assert "96 spots" in capsys.readouterr().out and list(checkout.iterdir()) == []
+    assert run.main(["run", "own", "--plan"]) == 1 and "--cohort DIR" in capsys.readouterr().err
+
+
 def test_own_is_the_demo_but_for_cohort_and_methods():
     own, demo = load_profile("own"), load_profile("demo")
     assert own.recipe == demo.recipe and own.methods == own.all_methods == ("bat",) and (own.encoder, own.teacher) == (demo.encoder, demo.teacher)
