@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,14 +13,15 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from .encoder_files import BUNDLED, lacks_token, reachable, rows, whereabouts
-from .files import free_bytes
+from .files import TEMPORARY, PekaError, free_bytes
 from .manifest import cache_folder
-from .profile import load_profile
+from .profile import Profile, load_profile
 from .provenance import best_device, device_name
 from .workspace import bundled, root
 
 PYTHONS = ((3, 11), (3, 13))
 DISK_GB, MEMORY_GB = 2, 4  # what `demo` needs, with room to spare
+LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container under Linux
 Line = tuple[str, str, str]  # "ok", "note" or "problem"; what was looked at; what was found
 
 
@@ -30,12 +32,53 @@ def examine(profile: str = "") -> Iterator[Line]:
     yield ("ok", "device", f"{best_device()}: {device_name()}")
     yield _enough("memory", _memory_gb(), MEMORY_GB)
     for name, folder in (("disk of runs", root() / "runs"), ("disk of downloads", cache_folder())):
-        yield _enough(name, _free_gb(folder), DISK_GB, f" at {folder}")
+        yield _disk(name, folder, "problem" if name == "disk of runs" else "note")
     yield _mirror()
     token = os.environ.get("HF_TOKEN")
     yield ("ok", "HF_TOKEN", "set (not shown)") if token else ("note", "HF_TOKEN", "not set: needed for gated encoders and HEST-1k only")
     if profile:
         yield _encoder(load_profile(profile).encoder)
+        yield from room(load_profile(profile))
+
+
+def _disk(name: str, folder: Path, if_refused: str) -> Line:
+    """Free space, once a file could be written there: a folder that may only be read has room that nobody can use."""
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there, prefix=TEMPORARY):
+            return _enough(name, _free_gb(folder), DISK_GB, f" at {folder}")
+    except OSError as error:
+        return (if_refused, name, f"{there} cannot be written ({error.strerror}): work in another folder, or change its permissions")
+
+
+def room(profile: Profile, weights: dict[str, str] | None = None) -> Iterator[Line]:
+    """RAM and disk that a profile needs (`plan.needs`, an estimate) beside what this machine has.
+
+    Args:
+        weights: files that the user gives instead of an encoder's own, by encoder.
+    """
+    from .plan import GENES, TOKENS, needs  # torch: seconds to import
+
+    try:
+        need = needs(profile, weights)
+    except PekaError as unknown:
+        yield ("note", "profile: needs", f"cannot be told: {unknown}")
+        return
+    memory, runs, downloads = _memory_gb(), root() / "runs", Path(os.environ.get("PEKA_MIRROR") or cache_folder())
+    genes = GENES.get(profile.source, 18_000)
+    state = "note" if memory is None else "ok" if memory >= need.ram else "problem"
+    here = "cannot be told on this system" if memory is None else f"{memory:.0f} GB are here"
+    yield (state, "profile: memory", f"about {need.ram:.1f} GB; {here} (an estimate, for {min(TOKENS, genes):,} counted of {genes:,} genes a spot)")
+    fetched = 0.0 if os.environ.get("PEKA_MIRROR") else need.downloads
+    shared = _same_disk(runs, downloads)
+    for name, folder, gb, other in (("profile: runs", runs, need.runs, fetched), ("profile: downloads", downloads, fetched, need.runs)):
+        free, needed = _free_gb(folder), gb + other * shared
+        also = f" ({needed:.1f} with {'downloads' if folder == runs else 'runs'}, on the same disk)" if shared and other else ""
+        yield ("ok" if free >= needed or not gb else "problem", name, f"about {gb:.1f} GB{also}; {free:.0f} GB free at {folder}")
+
+
+def _same_disk(*folders: Path) -> bool:
+    return len({next(place for place in (folder, *folder.parents) if place.exists()).stat().st_dev for folder in folders}) == 1
 
 
 def _encoder(name: str) -> Line:
@@ -94,10 +137,13 @@ def _enough(name: str, gb: float | None, needed: float, where: str = "") -> Line
 
 
 def _memory_gb() -> float | None:
+    """Memory of this machine, or what its container may take of it."""
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+        whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     except (AttributeError, ValueError):
         return None
+    limit = LIMIT.read_text().strip() if LIMIT.is_file() else "max"
+    return min(whole, int(limit) / 2**30) if limit.isdigit() else whole
 
 
 def _free_gb(folder: Path) -> float:

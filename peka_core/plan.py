@@ -1,4 +1,4 @@
-"""What a profile costs, before it is paid: slides, spots, GB, FLOPs, hours on a GPU, memory by method, tokens and gates.
+"""What a profile costs, before it is paid: slides, spots, GB, RAM and disk, FLOPs, hours on a GPU, memory by method, tokens, gates.
 
 `peka run hest-kidney --plan`. Nothing is downloaded and no memory is taken: networks are built without their weights, and torch's
 own counter counts what their products do. Hours are of the precision in which this package would run: training in bfloat16 where
@@ -15,6 +15,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from . import backbones, scfoundation
+from .cohort import open_cohort
 from .encoder_files import BUNDLED, check_names, rows, whereabouts
 from .encoders import Encoder, embeds_in_bfloat16
 from .files import PekaError
@@ -22,7 +23,9 @@ from .ladder import METHODS, as_rung
 from .manifest import load_manifest
 from .profile import Profile
 from .recipe import Recipe, mixes_patients
+from .sources.hest_files import COUNT_BYTES, TILE_BYTES
 from .student import Student
+from .tiles import KEEP_IN_MEMORY
 
 
 class Gpu(NamedTuple):
@@ -46,6 +49,13 @@ MEASURED = "an H100 reached 27 % training H-optimus-0 and 20 % training UNI in b
 TOKENS = 2_500  # expressed genes of a spot, for the teacher's cost: an assumption
 SCFOUNDATION = {"width": 768, "layers": 12, "dim": 3072}
 CONTEXT_GB = 1.0  # CUDA itself, and work space
+PROCESS_GB = 1.9  # Python with torch, scanpy, figures, a small student in training: what `demo` measured (2.35) without its data
+GENES = {"demo": 600, "her2st": 12_000}  # that a cohort measures; 18,000 elsewhere: an assumption
+COUNT_PEAK = 48  # bytes in memory for each stored count while targets are made: 44 measured at 5,000 x 18,000, and the sections' own
+DENSE_PEAK = 16  # bytes for each value of counts that are dense for a while: a section's, and all of the pca teacher's
+TABLES_KEPT = 8  # features that chapters keep in memory at once (stages._read)
+SMALL_GB = 0.3  # adapters, scores, notebooks and figures of a run
+HER2ST_SPOTS = 13_620 / 36  # of a section
 ATTENTION = {  # fused on the CPU, which the counter does not know
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
@@ -145,12 +155,14 @@ def plan(profile: Profile, gpu: str = "A100", weights: dict[str, str] | None = N
         PekaError: an unknown GPU, unknown encoders or weights (`check_names`), or a source whose size is known only once its
             cohort is built.
     """
+    from . import doctor
+
     if gpu not in GPUS:
         raise PekaError(f"no peak is known of GPU {gpu!r}; there are {', '.join(GPUS)}")
     card, weights = GPUS[gpu], weights or {}
     check_names(profile.encoders, weights)
     slides, spots, splits, lines = _size(profile)
-    dim = SCFOUNDATION["dim"] if profile.teacher == "scfoundation" else profile.teacher_options["n_components"]
+    dim = _teacher_dim(profile)
     work = list(work_of(profile, spots, splits))
     encoders = {name: meta_encoder(name) for name in dict.fromkeys(name for _, name, *_ in work)}
     costs = {
@@ -170,9 +182,68 @@ def plan(profile: Profile, gpu: str = "A100", weights: dict[str, str] | None = N
         f"\nhours at {SHARE:.0%} of the peak of {gpu} ({peaks}); head and figures on the CPU come on top",
         f"({MEASURED}: training takes 1.3 to 1.7 times these hours)",
         *_hours(profile, work, encoders, costs, spots, card),
+        "\nmemory and disk of this machine", *(f"{state:<8} {name:<18} {found}" for state, name, found in doctor.room(profile, weights)),
         "\nmemory of a training step", *(memory or ["nothing is trained"]),
         "\ntokens, gates and weights", *_gates(profile, encoders, weights),
     ])  # fmt: skip
+
+
+class Needs(NamedTuple):
+    """GB that a run takes, estimated: RAM of its process, what it leaves under runs/, what is downloaded once and kept."""
+
+    ram: float
+    runs: float
+    downloads: float
+
+
+def needs(profile: Profile, weights: dict[str, str] | None = None) -> Needs:
+    """RAM and disk of a profile at n spots x G genes.
+
+    RAM: the process, the networks in float32, all tiles where they stay in memory (below `KEEP_IN_MEMORY`), and the larger of two
+    moments. Counts: `TOKENS` stored counts a spot while targets are made, and a dense section (for the pca teacher all spots).
+    Features: the tables that chapters keep, and two more while a head is fitted. Training on the CPU comes on top.
+
+    Raises:
+        PekaError: as `plan`.
+    """
+    slides, spots, splits, _ = _size(profile)
+    dim, genes, work = _teacher_dim(profile), GENES.get(profile.source, 18_000), list(work_of(profile, spots, splits))
+    encoders = {name: meta_encoder(name) for name in dict.fromkeys(name for _, name, *_ in work)}
+    networks = {name: 4 * sum(p.numel() for p in encoder.model.parameters()) for name, encoder in encoders.items()}
+    tables = [4 * spots * (encoders[name].dim + (method != "none") * dim) for _, name, method, *_ in work]
+    tiles = spots * TILE_BYTES
+    stored, section = spots * min(TOKENS, genes), min(4_992, 3 * spots // slides)
+    dense = genes * (spots if profile.teacher == "pca" else section)
+    moments = stored * COUNT_PEAK + dense * DENSE_PEAK, stored * 16 + (min(TABLES_KEPT, len(tables)) + 2) * max(tables)
+    ram = max(networks.values()) + (tiles if tiles < KEEP_IN_MEMORY else 0) + max(moments)
+    drawn = 0 if profile.source == "hest" else tiles + stored * 8  # HEST's are linked
+    runs = drawn + sum(tables) + 4 * spots * dim * (1 + len(work))
+    return Needs(ram / 1e9 + PROCESS_GB, runs / 1e9 + SMALL_GB, _downloads(profile, spots, networks, weights or {}) / 1e9)
+
+
+def _downloads(profile: Profile, spots: int, networks: dict[str, int], weights: dict[str, str]) -> int:
+    """Bytes of slides, networks and teacher that come over the network, where none of it is here yet."""
+    total = sum(size for name, size in networks.items() if name in rows() and name not in weights and not whereabouts(rows()[name])[0])
+    if profile.source == "hest":
+        total += spots * (TILE_BYTES + COUNT_BYTES)
+    if profile.source == "her2st":
+        total += sum(facts.get("size", 0) for facts in _her2st_files(profile).values())
+    if profile.teacher == "scfoundation":
+        total += load_manifest()["sources"]["scfoundation"]["files"][scfoundation.FILES["checkpoint"]]["size"]
+    return total
+
+
+def _her2st_files(profile: Profile) -> dict[str, dict]:
+    """Manifest entries of a profile's sections of her2st."""
+    from .sources import her2st
+
+    files = load_manifest()["sources"]["her2st"]["files"]
+    sections = her2st._names(profile.source_options.get("sections", her2st.SECTIONS))
+    return {path: files[path] for section in sections for path in her2st._paths(section).values()}
+
+
+def _teacher_dim(profile: Profile) -> int:
+    return SCFOUNDATION["dim"] if profile.teacher == "scfoundation" else profile.teacher_options["n_components"]
 
 
 def _hours(profile: Profile, work: list, encoders: dict, costs: dict, spots: int, card: Gpu) -> list[str]:
@@ -204,7 +275,9 @@ def meta_encoder(name: str) -> Encoder:
     if name not in rows():
         raise PekaError(f"no plan for encoder {name!r}: it is no row of data_manifest.yaml; there are {', '.join(rows())}")
     row = rows()[name]
-    model = backbones.build(row).requires_grad_(False).to("meta")
+    with torch.device("meta"):  # a second, not half a minute of drawing numbers
+        model = backbones.build(row)
+    model = model.requires_grad_(False).to("meta")
     return Encoder(name, model, (0.5,) * 3, (0.5,) * 3, row.dim, row.transform["crop"], None, pool=row.pooling, device="meta")
 
 
@@ -218,12 +291,17 @@ def _size(profile: Profile) -> tuple[int, int, int, list[str]]:
 
         cohort = preflight(options["path"])
         return len(cohort.samples), len(cohort), len(cohort.split_ids), [f"nothing to download: the run links to {options['path']}"]
+    if profile.source == "her2st":
+        from .sources import her2st
+
+        sections = her2st._names(options.get("sections", her2st.SECTIONS))
+        known = ["spots: about 378 a section, of which few are dropped; the number is known once the cohort is built"]
+        return len(sections), round(HER2ST_SPOTS * len(sections)), len(her2st.make_splits(sections)), known
     if profile.source != "hest":
         raise PekaError(
             f"{profile.name}: the spots of source {profile.source} are known once its cohort is built: peka fetch shows its files"
         )
     from .sources import hest
-    from .sources.hest_files import COUNT_BYTES, TILE_BYTES
 
     cohort = options.get("cohort", "breast")
     rules, own = hest.COHORTS[cohort], [options.get(name, "") for name in ("index", "index_sha256")]
