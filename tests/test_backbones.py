@@ -10,6 +10,7 @@ import hashlib
 import json
 import tempfile
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -317,6 +318,38 @@ def test_files_that_hold_more_than_tensors_are_refused(tmp_path):
     torch.save({"epoch": 3, "state_dict": {}}, tmp_path / "training.pth")
     with pytest.raises(PekaError, match=r"training.pth holds \['epoch', 'state_dict'\], expected tensors .* encoder 'uni'"):
         backbones.read_weights(tmp_path / "training.pth", "uni")
+
+
+@pytest.mark.parametrize("suffix", ["", ".bin", ".pth", ".safetensors"])
+@pytest.mark.parametrize("write", [save_file, torch.save, partial(torch.save, _use_new_zipfile_serialization=False)], ids=["safe", "zip", "old"])
+def test_a_file_of_weights_is_known_by_its_first_bytes(tmp_path, write, suffix):
+    write({"x": torch.arange(3.0)}, tmp_path / f"blob{suffix}")
+    assert backbones.read_weights(tmp_path / f"blob{suffix}", "uni")["x"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("content", [
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 123\n", b"<html><body>please log in</body></html>", b"",
+    b"\x89HDF\r\n\x1a\n" + bytes(99), b"Access denied", bytes(range(256)), b"PK\x03\x04 cut off", b"\x80\x02cut off",
+    (2**20).to_bytes(8, "little") + b'{"cut": off',
+])  # fmt: skip
+@pytest.mark.parametrize("name", ["w.bin", "w.safetensors"])
+def test_what_is_no_file_of_weights_is_named_without_the_loaders_advice(tmp_path, content, name):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(PekaError, match=f"{name} is not a file of weights that loads safely") as caught:
+        backbones.read_weights(tmp_path / name, "uni")
+    said = str(caught.value)
+    assert "weights_only" not in said and "\n" not in said
+    for part in ("git-lfs", "HTML", "HDF5"):
+        assert (part in said) == (part.lower().encode()[:4] in content.lower()[:30])
+
+
+def test_code_in_a_file_is_named_and_how_to_take_its_tensors(tmp_path):
+    torch.save({"x": Path("somewhere")}, tmp_path / "code.pth")
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "script.pt")
+    for name, part in (("code.pth", "pathlib"), ("script.pt", "TorchScript")):
+        with pytest.raises(PekaError, match=rf"{name}.*{part}.*state_dict") as caught:
+            backbones.read_weights(tmp_path / name, "uni")
+        assert "weights_only" not in str(caught.value)
 
 
 @pytest.mark.parametrize("method", ["bone", "bat"])

@@ -1,9 +1,11 @@
 """The file of weights that belongs to a row: mirror, cache, hub, first digest, and the one message where it cannot be had."""
 
 import dataclasses
+import errno
 import http.server
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -264,7 +266,8 @@ def test_given_weights_are_hashed_once_printed_and_recorded_in_the_run(tmp_path,
     assert json.loads((tmp_path / "runs/own/weights.json").read_text()) == {"kaiko-vits16": {"path": str(path), "sha256": digest}}
     monkeypatch.setattr(files, "sha256", lambda path: pytest.fail("hashed again"))
     assert work.encoder_name() == f"kaiko-vits16@{digest[:12]}" and work.encoder().digest == digest
-    assert capsys.readouterr().out.count(digest) == 1
+    said = capsys.readouterr().out
+    assert said.count(digest) == 1 and "vits.pth" in said and str(tmp_path) not in said, "it lands in notebooks: no path of this machine"
 
 
 def test_the_name_of_a_unit_needs_no_loaded_encoder_once_the_digest_is_known(hub, tmp_path, monkeypatch):
@@ -360,3 +363,84 @@ def test_h_optimus_takes_tiles_as_they_are(tmp_path):
     assert row.transform["resize"] is None and encoder.transform(smooth_tiles(1)).shape == (1, 3, 224, 224)
     with pytest.raises(PekaError, match="h-optimus-0 takes tiles of 224 x 224 px as they are, not 256 x 256"):
         encoder.transform(smooth_tiles(1, 256))
+
+
+# ---- reading needs no write access; damaged and false files; the network ------------------------------------------
+
+
+@pytest.fixture
+def in_mirror(tmp_path, monkeypatch):
+    """Weights of phikon in a mirror, which is a folder of its own."""
+    monkeypatch.setenv("PEKA_MIRROR", str(tmp_path / "mirror"))
+    path = tmp_path / "mirror/encoders/phikon/model.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"first")
+    return path
+
+
+@pytest.fixture
+def read_only(monkeypatch):
+    """Call it: from then on no folder is made and no file renamed, as on a disk that is mounted read-only."""
+
+    def refuse(self, *words, **named):
+        raise OSError(errno.EROFS, "Read-only file system", str(self))
+
+    def start():
+        monkeypatch.setattr("pathlib.Path.mkdir", refuse)
+        monkeypatch.setattr("os.replace", refuse)
+
+    return start
+
+
+def test_a_recorded_file_is_only_read(in_mirror, empty_cache, read_only):
+    found = find_weights(rows()[PHIKON])
+    shutil.rmtree(empty_cache / "encoders/.locks")
+    read_only()
+    assert find_weights(rows()[PHIKON]) == found and known_digest(rows()[PHIKON]) == found[2]
+    (empty_cache / "verified.json").unlink()  # it is hashed again then
+    assert find_weights(rows()[PHIKON]) == found
+    assert sorted(p.name for p in empty_cache.rglob("*")) == ["encoders", "phikon", "pin.json"]
+
+
+def test_a_first_use_that_cannot_be_recorded_names_the_place(in_mirror, empty_cache, read_only):
+    read_only()
+    with pytest.raises(PekaError, match=rf"{empty_cache}.* cannot be written .Read-only file system"):
+        find_weights(rows()[PHIKON])
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"file": "model.safetensors"}', '{"file": 1, "revision": "", "sha256": ""}'])
+def test_a_damaged_pin_is_named_with_what_to_do(in_mirror, empty_cache, content):
+    path = empty_cache / "encoders/phikon/pin.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    for ask in (find_weights, known_digest, whereabouts):
+        with pytest.raises(PekaError, match=r"encoders/phikon/pin.json.*Delete it"):
+            ask(rows()[PHIKON])
+    path.unlink()
+    assert find_weights(rows()[PHIKON])[0] == in_mirror
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\noid sha256:a\n", b"\n<!DOCTYPE html><title>log in"])
+def test_what_stands_in_for_a_file_is_not_recorded(in_mirror, hub, content, empty_cache, monkeypatch):
+    in_mirror.write_bytes(content)
+    with pytest.raises(PekaError, match="phikon/model.safetensors.*expected weights of encoder 'phikon'.*Replace it in the mirror"):
+        find_weights(rows()[PHIKON])
+    monkeypatch.delenv("PEKA_MIRROR")
+    hub.files["model.safetensors"] = content
+    with pytest.raises(PekaError, match="expected weights of encoder 'phikon'"):
+        find_weights(rows()[PHIKON])
+    assert not list(empty_cache.rglob("pin.json")) and not list(empty_cache.rglob("*.safetensors"))
+    hub.files["model.safetensors"] = b"first"
+    assert find_weights(rows()[PHIKON])[0].read_bytes() == b"first"
+
+
+@pytest.mark.parametrize(("name", "value"), [("HF_TOKEN", "“hf_secret123”"), ("HF_ENDPOINT", "hub"), ("SSL_CERT_FILE", "/nope.pem")])
+def test_a_network_set_up_wrongly_is_named_before_any_work_and_before_a_download(hub, name, value, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+    monkeypatch.setenv(name, value)
+    for ask in (lambda: encoder_files.preflight([UNI], {}), lambda: find_weights(rows()[UNI])):
+        with pytest.raises(PekaError, match=name) as caught:
+            ask()
+        assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
+    assert hub.asked == []
+    encoder_files.preflight(["mini"], {})  # nothing is to be downloaded

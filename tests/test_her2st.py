@@ -1,6 +1,9 @@
 import json
 import logging
+import os
 import shutil
+import subprocess
+import sys
 
 import anndata as ad
 import cv2
@@ -212,3 +215,50 @@ def test_real_section(shared, tmp_path, monkeypatch):
     with h5py.File(cohort.path / "patches/C3.h5") as file:
         assert file["img"].attrs["patch_size_src"] == 163
     assert ad.read_h5ad(cohort.path / "adata/C3.h5ad").X.format == "csr"
+
+
+def test_files_that_cannot_come_end_a_run_before_it_starts(drawn, tmp_path, monkeypatch):
+    her2st.preflight("all")
+    drawn["L1"][0]["image"].unlink()
+    with pytest.raises(PekaError, match="L/L1/x.jpg"):
+        her2st.preflight(["L1"])
+    monkeypatch.delenv("PEKA_MIRROR")
+    monkeypatch.setenv("CURL_CA_BUNDLE", "/nope.pem")
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+    with pytest.raises(PekaError, match="CURL_CA_BUNDLE=/nope.pem"):
+        her2st.preflight(["K1"])
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+def test_an_image_that_is_cut_off_is_refused_not_filled_with_grey(tmp_path, suffix):
+    path = tmp_path / f"half.{suffix}"
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    assert cv2.imwrite(str(path), pixels) and her2st.read_image(path).shape == (300, 400, 3)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(PekaError, match=f"half.{suffix}"):
+        her2st.read_image(path)
+
+
+@pytest.mark.parametrize(("content", "part"), [(b"version https://git-lfs.github.com/spec/v1", "git-lfs"), (b"<html>", "HTML"), (b"", "empty")])
+def test_what_stands_in_for_an_image_is_named(tmp_path, content, part):
+    (tmp_path / "x.tif").write_bytes(content)
+    with pytest.raises(PekaError, match=f"x.tif: .*{part}"):
+        her2st.read_image(tmp_path / "x.tif")
+    with pytest.raises(PekaError, match="absent.tif: missing"):
+        her2st.read_image(tmp_path / "absent.tif")
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_an_image_above_opencvs_limit_says_how_to_raise_it(tmp_path, suffix):
+    """In a process of its own, since OpenCV reads its limit when it is imported."""
+    path = tmp_path / f"big.{suffix}"
+    assert cv2.imwrite(str(path), np.zeros((64, 60, 3), np.uint8))
+    code = "import sys; from peka_core.sources.her2st import read_image; from peka_core.files import PekaError\n"
+    code += "try: print(read_image(sys.argv[1]).shape)\nexcept PekaError as e: print(e)"
+    said = []
+    for limit in ("1000", "3840"):
+        env = os.environ | {"OPENCV_IO_MAX_IMAGE_PIXELS": limit}
+        said.append(subprocess.run([sys.executable, "-c", code, path], env=env, capture_output=True, text=True, check=True).stdout)
+    for part in (f"{path}: ", "3,840 pixels", "1,000 at most", "OPENCV_IO_MAX_IMAGE_PIXELS=3840"):
+        assert part in said[0], said[0]
+    assert said[1] == "(64, 60, 3)\n"

@@ -203,3 +203,55 @@ def test_a_closed_gate_and_no_network_say_the_ways_out(hub, monkeypatch, capsys)
 def test_without_an_index_a_dry_run_says_what_the_filter_will_find(hub, tmp_path, capsys):
     assert hest.fetch("liver", dry_run=True) == {}
     assert "14 slides, 64152 spots" in capsys.readouterr().out and not (tmp_path / "cache").exists()
+
+
+# ---- reading needs no write access; damaged and false files; the network ------------------------------------------
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"files": []}', '{"files": {"st/D1.h5ad": "x"}}'])
+def test_a_damaged_list_of_pins_is_named_with_what_to_do(mirror, content, tmp_path):
+    hest.fetch(**mirror[1])
+    (tmp_path / "cache/hest/pins.json").write_text(content)
+    with pytest.raises(PekaError, match=r"hest/pins.json.*Restore it; or delete it"):
+        hest.fetch(**mirror[1])
+
+
+def test_files_that_are_noted_are_only_read(mirror, tmp_path, monkeypatch):
+    paths = hest.fetch(**mirror[1])
+    before = state(tmp_path)
+    for module in (manifest, hest_files):
+        monkeypatch.setattr(module, "write_json", lambda *_: pytest.fail("written"))
+    assert hest.fetch(**mirror[1]) == paths and state(tmp_path) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n", b"<!doctype html>"])
+def test_what_stands_in_for_a_file_is_not_noted(mirror, content, tmp_path):
+    path = mirror[0] / "patches/D1.h5"
+    whole = path.read_bytes()
+    path.write_bytes(content)
+    with pytest.raises(PekaError, match="patches/D1.h5: expected a file of HEST-1k"):
+        hest.fetch(**mirror[1])
+    assert "patches/D1.h5" not in Pins().files
+    path.write_bytes(whole)
+    hest.fetch(**mirror[1])
+
+
+@pytest.mark.parametrize("content", ["", "[]", "<html>", '{"pixel_size_um_estimated": "half"}'])
+def test_damaged_metadata_are_named(mirror, content, tmp_path):
+    (mirror[0] / "metadata/D1.json").write_text(content)
+    with pytest.raises(PekaError, match="metadata/D1.json"):
+        build(tmp_path / "cohort", mirror[1])
+
+
+def test_a_network_set_up_wrongly_is_named_and_no_path_of_this_machine_is_printed(hub, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", "“hf_secret123”")
+    monkeypatch.setattr(hest_files, "get_token", lambda: "“hf_secret123”")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "“hf_secret123”")
+    for ask in (hest.fetch, hest.preflight):
+        with pytest.raises(PekaError, match="HF_TOKEN") as caught:
+            ask(**hub.options)
+        assert "secret" not in str(caught.value)
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    hest.fetch(**hub.options)
+    assert "18 files, " in (said := capsys.readouterr().out) and str(tmp_path) not in said

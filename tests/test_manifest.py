@@ -1,5 +1,6 @@
 import errno
 import http.server
+import json
 import threading
 
 import pandas as pd
@@ -207,3 +208,48 @@ def test_the_manifest_is_the_list_of_facts(shared):
     for row in facts.itertuples():
         mine = files[f"her2st/{row.path}"]
         assert (mine["blob"], str(mine.get("size", "")), mine.get("sha256", "")) == (row.git_blob_sha1, row.size, row.sha256)
+
+
+# ---- our own small files, and the network ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b'"x"', b'{"x": 3}'])
+def test_a_damaged_list_of_verified_files_starts_anew(listed, tmp_path, content):
+    paths = fetch(listed)
+    (tmp_path / "cache/verified.json").write_bytes(content)
+    assert fetch(listed) == paths
+    assert str(paths[0].resolve()) in json.loads((tmp_path / "cache/verified.json").read_text())
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b"null"])
+def test_a_damaged_file_of_our_own_is_named_with_the_next_step(tmp_path, content):
+    path = tmp_path / "pin.json"
+    assert manifest.read_own(path, "Delete it.") == {}
+    path.write_bytes(content)
+    with pytest.raises(PekaError, match=r"pin.json: .*Delete it."):
+        manifest.read_own(path, "Delete it.")
+
+
+def test_certificates_that_are_not_there_are_named_before_a_download_and_only_then(listed, server, tmp_path, monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "nope.pem"))
+    refused(listed, "REQUESTS_CA_BUNDLE", "nope.pem")
+    assert server.asked == [] and leftovers(tmp_path / "cache") == []
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+    paths = fetch(listed)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "nope.pem"))
+    assert fetch(listed) == paths
+
+
+def test_an_error_outside_the_librarys_own_class_is_told_in_one_line(listed, monkeypatch):
+    def refuse(*words):
+        raise OSError("Could not find a suitable TLS CA certificate bundle")
+
+    monkeypatch.setattr("pooch.HTTPDownloader.__call__", refuse)
+    refused(listed, "/data/a.txt", "certificate bundle")
+
+
+def test_reading_verified_files_writes_nothing(listed, tmp_path, monkeypatch):
+    paths = fetch(listed)
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*")}
+    monkeypatch.setattr(manifest, "write_json", lambda *_: pytest.fail("written"))
+    assert fetch(listed) == paths and {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*")} == before

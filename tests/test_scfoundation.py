@@ -450,3 +450,23 @@ def test_other_weights_or_settings_are_other_names_and_other_places_are_not(voca
 def test_the_pca_teacher_needs_no_torch():
     code = "import sys; from peka_core import load_teacher; load_teacher('pca'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>log in</html>", b"\xff\xfeg\x00e\x00", b"a\tb\n1\t2\t3\n1\t2\t3\t4\n"])
+def test_a_vocabulary_that_is_none_is_named(tmp_path, content):
+    (tmp_path / "genes.tsv").write_bytes(content)
+    with pytest.raises(PekaError, match="genes.tsv: expected .*columns gene_name, index"):
+        load_teacher("scfoundation", checkpoint=CHECKPOINT, vocabulary=tmp_path / "genes.tsv").symbols
+
+
+def test_given_files_that_are_gone_are_named_and_units_keep_no_path(vocabulary, tmp_path):
+    options = {"checkpoint": str(CHECKPOINT), "vocabulary": str(vocabulary)}
+    assert str(vocabulary.parent) not in (text := json.dumps(scfoundation.named_options(options))) and str(FIXTURES) not in text
+    with pytest.raises(PekaError, match="no checkpoint at .*gone.ckpt"):
+        scfoundation.named_options(options | {"checkpoint": str(tmp_path / "gone.ckpt")})
+    (tmp_path / "pointer.ckpt").write_text("version https://git-lfs.github.com/spec/v1\n")
+    torch.save({"gene": Path("x")}, tmp_path / "code.ckpt")
+    for name, part in (("pointer.ckpt", "git-lfs pointer"), ("code.ckpt", "pathlib")):
+        with pytest.raises(PekaError, match=f"{name}.*{part}") as caught:
+            read_checkpoint(tmp_path / name, "gene")
+        assert "weights_only" not in str(caught.value)
