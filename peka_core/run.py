@@ -19,7 +19,7 @@ from pathlib import Path
 import yaml
 
 from . import workspace
-from .files import CANNOT_WRITE, PekaError, alone, cannot_write, write_json
+from .files import CANNOT_WRITE, PekaError, alone, no_access, write_json
 from .ladder import METHODS
 from .profile import Profile, load_profile, profile_names
 
@@ -44,7 +44,7 @@ def main(words: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in CANNOT_WRITE:
             raise
-        print(f"peka: {cannot_write(error.filename or 'the disk', error.strerror)}", file=sys.stderr)
+        print(f"peka: {no_access(error)}", file=sys.stderr)
         return 1
 
 

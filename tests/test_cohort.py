@@ -11,10 +11,17 @@ import pytest
 from conftest import write_tiny_cohort
 from scipy import sparse
 
+from peka_core import tile_digests
 from peka_core.cohort import log_cp10k, open_cohort, write_cohort_tables, write_sample
-from peka_core.files import PekaError
+from peka_core.files import PekaError, sha256
+from peka_core.manifest import cache_folder
 
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("PEKA_CACHE", str(tmp_path / "cache"))
 
 
 def edit_h5ad(path, change):
@@ -95,9 +102,9 @@ def test_a_duplicate_joins_patients_and_changes_the_scheme(tiny_cohort):
     cohort = open_cohort(tiny_cohort)
     assert list(cohort.samples.group) == ["P1"] * 4 + ["P3"] * 2 + ["P1"] * 2
     assert [s.scheme for s in cohort.splits] == ["sections", "sections", "patients", "sections"]
-    with pytest.warns(UserWarning, match="duplicates on both sides"):
+    with pytest.warns(UserWarning):
         found = cohort.validate()
-    assert len(found) == 3 and "splits" in found[0]
+    assert len(found) == 5 and "duplicates on both sides" in found[2] and "P2B (12 spots)" in found[0] and "P4B (12 spots)" in found[1] and "splits" in found[2]
 
 
 def test_a_patient_on_both_sides_is_said(tiny_cohort):
@@ -196,12 +203,57 @@ def test_digest_follows_values_and_not_files(tiny_cohort, tmp_path):
     assert len(seen) == 5
 
 
-def test_without_a_tiles_column_patches_enter_the_digest(tiny_cohort):
+def recut(file, value=None, order=None):
+    """Change the pixels of a patches file, or the order of its tiles, as another run of a tile cutter would."""
+    with h5py.File(file) as h5:
+        stored = {name: h5[name][:] for name in ("img", "coords", "barcode")}
+    if order is not None:
+        stored = {name: values[order] for name, values in stored.items()}
+    if value is not None:
+        stored["img"][0, 0, 0, 0] = value
+    edit_h5(file, **stored)
+
+
+def test_without_a_tiles_column_pixels_enter_the_digest(tiny_cohort):
+    edit_samples(tiny_cohort, tiles_sha256="")
+    file = tiny_cohort / "patches" / "P1A.h5"
+    before = open_cohort(tiny_cohort).digest
+    with file.open("ab") as handle:
+        handle.write(b"\0" * 512)
+    recut(file, order=np.random.default_rng(0).permutation(12))
+    assert open_cohort(tiny_cohort).digest == before, "the same tiles, stored otherwise"
+    recut(file, value=1 + open_cohort(tiny_cohort).tiles()[:].max() // 2)
+    assert open_cohort(tiny_cohort).digest != before
+
+
+def test_tiles_are_hashed_once(tiny_cohort, monkeypatch):
     edit_samples(tiny_cohort, tiles_sha256="")
     before = open_cohort(tiny_cohort).digest
-    with (tiny_cohort / "patches" / "P1A.h5").open("ab") as file:
-        file.write(b"\0" * 512)
-    assert open_cohort(tiny_cohort).digest != before
+    monkeypatch.setattr(tile_digests, "_hash", lambda *_: pytest.fail("hashed again"))
+    assert open_cohort(tiny_cohort).digest == before
+    assert not list(tiny_cohort.glob("*digests*")), "nothing of ours in a directory that may be another's"
+    record = tile_digests._read(cache_folder() / tile_digests.RECORD)
+    assert len(record) == 8 and str(tiny_cohort) in next(iter(record))
+    (cache_folder() / tile_digests.RECORD).write_text("[")
+    monkeypatch.undo()
+    assert open_cohort(tiny_cohort).digest == before, "a damaged record is no record"
+
+
+def test_a_stale_tiles_column_is_told_and_does_not_count(tiny_cohort):
+    before = open_cohort(tiny_cohort).digest
+    recut(tiny_cohort / "patches" / "P1A.h5", value=7)
+    with pytest.warns(UserWarning, match="P1A.h5"):
+        one = open_cohort(tiny_cohort).digest
+    recut(tiny_cohort / "patches" / "P1A.h5", value=8)
+    with pytest.warns(UserWarning, match="P1A.h5"):
+        assert len({before, one, open_cohort(tiny_cohort).digest}) == 3
+    (tiny_cohort / "source.json").write_text('{"source": "demo"}')  # whose column is no digest of pixels
+    assert open_cohort(tiny_cohort).digest == before
+
+
+def test_a_column_of_the_files_own_digest_counts_as_it_is(tiny_cohort):
+    edit_samples(tiny_cohort, tiles_sha256=[sha256(tiny_cohort / "patches" / f"P{p}{s}.h5") for p in "1234" for s in "AB"])
+    assert len(open_cohort(tiny_cohort).digest) == 64  # and no warning
 
 
 def test_written_sample_is_hests_current_form(tiny_cohort):
@@ -230,7 +282,7 @@ def test_tables_of_an_earlier_build_go(tiny_cohort):
 
 def test_wrong_tile_shape_is_not_written(tiny_cohort):
     adata = ad.read_h5ad(tiny_cohort / "adata" / "P1A.h5ad")
-    with pytest.raises(ValueError, match="NEW"):
+    with pytest.raises(PekaError, match="NEW"):
         write_sample(tiny_cohort, "NEW", np.zeros((12, 256, 256, 3), np.uint8), None, adata.obs_names, adata, 0.5)
     assert not list(tiny_cohort.rglob("NEW*"))
 
