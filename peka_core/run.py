@@ -172,14 +172,10 @@ def _ladder(arguments: argparse.Namespace) -> None:
 
 def _score(arguments: argparse.Namespace) -> None:
     """Score given embeddings, print the means, write the genes."""
-    from .scoring import score_embeddings
+    from .scoring import in_words, score_embeddings
 
-    switches = _values(arguments.set, "--set")
-    scores = score_embeddings(arguments.task_dir, arguments.embeddings, arguments.protocol, switches)
-    for split, found in scores["splits"].items():
-        print(f"split {split}: PCC {found['mean']:.4f}, {len(found['genes'])} genes")
-    changed = f" {switches}" if switches else ""
-    print(f"{arguments.protocol}{changed}, scope given, {scores['n_spots']} spots: PCC {scores['mean']:.4f}")
+    scores = score_embeddings(arguments.task_dir, arguments.embeddings, arguments.protocol, _values(arguments.set, "--set"))
+    print(*in_words(scores), sep="\n")
     if arguments.json:
         write_json(arguments.json, scores)
 
