@@ -172,20 +172,23 @@ def section_table(log: np.ndarray | sparse.csr_matrix, names: pd.Index, n_genes:
     log = log.toarray() if sparse.issparse(log) else log
     expressed = log.any(0)
     section = anndata.AnnData(log[:, expressed], var=pd.DataFrame(index=names[expressed]))
+    silent = pd.DataFrame(0.0, index=names, columns=["highly_variable", "dispersions_norm"])
+    if len(log) < 2 or not expressed.any():
+        return silent
     try:
         table = sc.pp.highly_variable_genes(section, n_top_genes=n_genes, flavor="seurat", inplace=False)
     except (ValueError, IndexError):
         if _some_vary(log):
             raise
-        return pd.DataFrame(0.0, index=names, columns=["highly_variable", "dispersions_norm"])
+        return silent
     return table[["highly_variable", "dispersions_norm"]].astype(float).reindex(names, fill_value=0)
 
 
 def _some_vary(log: np.ndarray) -> bool:
     """Whether two genes of `log (n, G)` differ in their dispersion, variance / mean of counts, so that genes can be ranked by it."""
     counts = np.expm1(log[:, log.any(0)])
-    dispersion = counts.var(0) / counts.mean(0) if len(counts) > 1 else np.zeros(0)  # (expressed,)
-    return len(dispersion) > 1 and bool(dispersion.max() > dispersion.min() * (1 + 1e-5))
+    dispersion = counts.var(0) / counts.mean(0)  # (expressed,)
+    return bool(dispersion.max() > dispersion.min() * (1 + 1e-5))
 
 
 def top_genes(cohort: Cohort, n_genes: int) -> list[str]:
