@@ -40,7 +40,7 @@ def align(
         groups: patient of each spot (n,), or section where there is one patient; whole groups are set aside to choose the
             epoch (`recipe.set_aside`; at 0, or with a single group, the last epoch is kept), or any spots (`set_aside_by`).
         seed: shuffling, orientations, the groups set aside, the structure head and (globally, in torch) dropout.
-        rows: numbers of the training spots; the others are never looked at. None: all n.
+        rows: the training spots, as numbers or as a mask (n,); the others are never looked at. None: all n.
         checkpoint: file that holds everything after each epoch. Where it is there already, training goes on from it and
             ends as it would have without the interruption: to the last bit on a CPU of the same kind, up to rounding on a GPU.
 
@@ -54,7 +54,7 @@ def align(
         PekaError: a student without anything to train, lengths that differ, a loss that is not finite, or too little
             memory for a batch (the message says which batch size fits).
     """
-    rows = np.arange(len(groups)) if rows is None else np.asarray(rows)
+    rows = _numbers(rows, len(groups))
     _check(student, tiles, targets, labels, groups, rows, recipe)
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -216,18 +216,34 @@ def _neighbours(x: np.ndarray, k: int) -> np.ndarray:
     return NearestNeighbors(n_neighbors=k).fit(x).kneighbors(return_distance=False)
 
 
+def _numbers(rows: np.ndarray | None, n: int) -> np.ndarray:
+    """Row numbers of the training spots, given as numbers, as a mask (n,), or as None for all n."""
+    rows = np.arange(n) if rows is None else np.asarray(rows)
+    if rows.dtype == bool and rows.shape == (n,):
+        return np.flatnonzero(rows)
+    if rows.ndim != 1 or (rows.size and (rows.dtype.kind not in "iu" or rows.min() < 0 or rows.max() >= n)):
+        raise PekaError(f"rows must be a mask ({n},) or whole numbers from 0 to {n - 1}, not {rows.dtype} {rows.shape}: give the spots of a split.")
+    if len(np.unique(rows)) < len(rows):
+        raise PekaError(f"rows names {len(rows) - len(np.unique(rows))} spots more than once; expected each training spot once.")
+    return rows
+
+
 def _check(student, tiles, targets, labels, groups, rows, recipe) -> None:
     lengths = {"tiles": len(tiles), "targets": len(targets), "labels": len(labels), "groups": len(groups)}
     if len(set(lengths.values())) > 1 or not len(rows):
         raise PekaError(f"align needs one row a spot everywhere, and training spots: got {lengths}, {len(rows)} rows")
     if student.projector is None:
         raise PekaError(f"method {student.method!r} trains nothing; use the encoder's features, or projector_only")
+    if np.ndim(targets) != 2:
+        raise PekaError(f"targets must be (n, {student.d_teacher}), one row a spot, not {np.shape(targets)}")
     d = np.shape(targets)[1]
     if d != student.d_teacher:
         raise PekaError(f"the student projects to {student.d_teacher} dimensions, the targets have {d}")
     if not np.isfinite(np.asarray(targets)[rows]).all():
         raise PekaError("the targets have NaN or infinite values: look at the teacher's spots without counts")
     used = np.asarray(labels)[rows]
+    if used.dtype.kind not in "iuf" or not np.array_equal(used, np.rint(used)):
+        raise PekaError(f"labels must be whole numbers from 0 to {recipe.k - 1} on all training spots, not {used.dtype}, or NaN: .astype(int) helps")
     if used.min() < 0 or used.max() >= recipe.k:
         raise PekaError(f"labels run from {used.min()} to {used.max()}, the recipe has k = {recipe.k}")
     for name, words in CHOICES.items():

@@ -19,7 +19,7 @@ from scipy import sparse
 
 from . import cohort_checks
 from .cohort_files import Section, open_section, read_counts, read_spots
-from .cohort_tables import read_genes, read_samples, read_splits
+from .cohort_tables import odd_splits, read_genes, read_samples, read_splits
 from .cohort_writing import write_cohort_tables, write_sample
 from .files import PekaError
 from .tiles import TileReader
@@ -93,7 +93,7 @@ class Cohort:
         return table.assign(**{column: table[column].fillna("").astype(str) for column in mixed})
 
     def _obs_of(self, section: Section) -> pd.DataFrame:
-        extra, _, _ = read_spots(section)
+        extra = read_spots(section).obs
         row = self.samples.loc[section.sample]
         own = {
             "sample": section.sample,
@@ -123,7 +123,8 @@ class Cohort:
     def digest(self) -> str:
         """sha256 over counts, gene names, barcodes, spatial, samples.csv, splits and genes, read as values.
 
-        Tiles enter through the column tiles_sha256 of samples.csv; without it by name, size and barcodes.
+        Tiles enter through the column tiles_sha256 of samples.csv; where it is blank, or is not theirs, by their pixels, which are
+        read for it once (`tile_digests`).
         """
         return cohort_checks.digest(self)
 
@@ -141,7 +142,9 @@ class Cohort:
         chosen = self._chosen(samples)
         genes = joined_genes([section.genes for section in chosen], join)
         counts = sparse.vstack([on_genes(read_counts(s), s.genes, genes) for s in chosen], format="csr")
-        _, arrays, var = zip(*(read_spots(section) for section in chosen))
+        _, arrays, var, notes = zip(*(read_spots(section) for section in chosen))
+        for note in sum(notes, []):
+            warnings.warn(note, stacklevel=2)
         obs = self.obs[self.obs["sample"].isin([section.sample for section in chosen])].copy()
         return ad.AnnData(counts, obs=obs, var=_agreed(var, genes), obsm=_stacked(arrays))
 
@@ -203,6 +206,7 @@ def open_cohort(path: str | Path) -> Cohort:
     unknown = samples.um_per_px.isna()
     samples.loc[unknown, "um_per_px"] = np.array([s.um_per_px for s in sections])[unknown]
     cohort_checks.genes_in_common(sections)
+    notes += odd_splits(path)
     for note in notes:
         warnings.warn(note, stacklevel=2)
     return Cohort(path, samples, sections, read_genes(path), read_splits(path, samples), has_tiles, tuple(notes))
@@ -212,12 +216,32 @@ def log_cp10k(adata: ad.AnnData, dense: bool = True) -> np.ndarray | sparse.csr_
     """ln(1 + 1e4 c / total) as float32 (n, G), total = obs["total_counts"]; 0 for a spot without counts.
 
     Args:
+        adata: raw counts in X. Without obs["total_counts"], as in an AnnData of one's own, the total is taken over all its genes;
+            a cohort's has the total from before genes were joined.
         dense: an array, G values a spot; otherwise CSR, which keeps the zeros of counts that have tens of thousands of spots.
+
+    Raises:
+        PekaError: no X, or a total that is NaN, infinite or negative.
     """
-    total = adata.obs["total_counts"].to_numpy(dtype=np.float64)
+    total = _totals(adata)  # (n,)
     scale = np.divide(1e4, total, out=np.zeros_like(total), where=total > 0)  # (n,)
     logged = np.log1p(sparse.csr_matrix(adata.X, dtype=np.float64).multiply(scale[:, None]))  # (n, G)
     return logged.toarray().astype(np.float32) if dense else logged.tocsr().astype(np.float32)
+
+
+def _totals(adata: ad.AnnData) -> np.ndarray:
+    """Total counts (n,) float64 of each spot."""
+    if adata.X is None:
+        raise PekaError("this AnnData has no X; expected raw counts (n, G) there. Copy them from the layer that holds them.")
+    given = adata.obs["total_counts"] if "total_counts" in adata.obs else np.asarray(adata.X.sum(axis=1)).ravel()
+    total = np.asarray(given, dtype=np.float64)
+    bad = ~(np.isfinite(total) & (total >= 0))
+    if bad.any():
+        raise PekaError(
+            f"total counts of {bad.sum()} of {len(bad)} spots are NaN, infinite or negative (first: {adata.obs_names[bad][0]}); expected "
+            "sums of raw counts. Look at X and obs['total_counts']."
+        )
+    return total
 
 
 def joined_genes(lists: list[pd.Index], join: str = "inner") -> pd.Index:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .cohort_files import Section, open_section, read_counts, read_spots, tile_centres
-from .cohort_tables import read_samples
+from . import tile_digests
+from .cohort_files import Section, open_section, read_counts, read_spots, stored_spots, tile_centres
+from .cohort_tables import copies, read_samples
 from .files import PekaError
 
 if TYPE_CHECKING:
@@ -35,8 +39,17 @@ def validate(cohort: Cohort) -> list[str]:
     found = list(cohort.notes)
     for section in cohort.sections:
         found += _check_section(section)
-    found += _check_splits(cohort) + _check_genes(cohort)
+    found += copies_in(cohort) + _check_splits(cohort) + _check_genes(cohort)
     return found
+
+
+def copies_in(cohort: Cohort) -> list[str]:
+    """Which sections a protocol that merges duplicates leaves out, and why."""
+    spots = {section.sample: len(section.barcodes) for section in cohort.sections}
+    return [
+        f"{cohort.path / 'samples.csv'}: {sample} ({spots[sample]} spots) is a copy of {original}, and left out where duplicates are merged"
+        for sample, original in copies(cohort.samples.duplicate_of).items()
+    ]
 
 
 def _check_section(section: Section) -> list[str]:
@@ -46,9 +59,11 @@ def _check_section(section: Section) -> list[str]:
     empty = int((read_counts(section).sum(axis=1) == 0).sum())
     if empty:
         found.append(f"{section.h5ad}: {empty} of {len(section.barcodes)} spots have no count at all")
+    spots = read_spots(section)
+    found += spots.notes
     centres = tile_centres(section) if section.patches else None
     if centres is not None:
-        away = np.abs(centres - read_spots(section)[1]["spatial"]).max(axis=1) > CENTRE_TOLERANCE  # (n,)
+        away = ~(np.abs(centres - spots.arrays["spatial"]).max(axis=1) <= CENTRE_TOLERANCE)  # (n,), NaN is away
         if away.any():
             raise PekaError(
                 f"{section.patches}: {away.sum()} of {len(away)} tiles are not centred on the spot of the same barcode in "
@@ -89,10 +104,34 @@ def digest(cohort: Cohort) -> str:
     total.update(repr((cohort.split_ids, cohort.genes)).encode())
     for section in cohort.sections:
         _add_section(total, open_section(section.sample, section.h5ad, None))
-        if section.patches and not table.get("tiles_sha256", {}).get(section.sample):
-            names = (section.patches.name, section.patches.stat().st_size, list(map(str, section.barcodes)))
+        if section.patches and not _tiles_are_told(section, table, cohort.path):
+            names = (section.patches.name, sorted(map(str, section.barcodes)), tile_digests.by_barcode(section.patches))
             total.update(repr(names).encode())
     return total.hexdigest()
+
+
+def _tiles_are_told(section: Section, table, path: Path) -> bool:
+    """Whether tiles_sha256 of samples.csv, which the digest contains, is right about a section's tiles.
+
+    That of a drawn cohort is not of pixels but of what determines them: they may differ by a grey level between processors.
+    """
+    claimed = table.get("tiles_sha256", {}).get(section.sample)
+    if not claimed or _is_drawn(path) or tile_digests.is_digest(section.patches, claimed):
+        return bool(claimed)
+    warnings.warn(
+        f"{path / 'samples.csv'}: tiles_sha256 of {section.sample} is not that of {section.patches}, which was changed since. Its "
+        "pixels count as they are now. Write the new digest (`write_sample` returns it) into that column, or empty it.",
+        stacklevel=2,
+    )
+    return False
+
+
+def _is_drawn(path: Path) -> bool:
+    """Whether the demo's source wrote this directory."""
+    try:
+        return json.loads((path / "source.json").read_text(encoding="utf-8")).get("source") == "demo"
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _add_section(total: hashlib._Hash, section: Section) -> None:
@@ -100,6 +139,6 @@ def _add_section(total: hashlib._Hash, section: Section) -> None:
     counts = read_counts(section)  # (n, G)
     counts.eliminate_zeros()
     total.update(repr((section.sample, counts.shape, list(map(str, section.barcodes)), list(section.genes))).encode())
-    total.update(np.ascontiguousarray(read_spots(section)[1]["spatial"], dtype="<f8").tobytes())
+    total.update(np.ascontiguousarray(stored_spots(section).arrays["spatial"], dtype="<f8").tobytes())
     for array, kind in ((counts.indptr, "<i8"), (counts.indices, "<i4"), (counts.data, "<f4")):
         total.update(array.astype(kind).tobytes())

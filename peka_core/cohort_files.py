@@ -6,8 +6,10 @@ older: coords (Y, X) of the centre, attrs `patch_size`, `factor`. The dataset of
 Rows of the two files are different subsets in different orders, so spots are joined by barcode.
 """
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import anndata as ad
 import h5py
@@ -16,6 +18,7 @@ import pandas as pd
 from scipy import sparse
 
 from .files import PekaError
+from .hdf5 import open_h5, positive, reading
 from .tiles import TILE, TILE_UM_PER_PX
 
 
@@ -61,7 +64,7 @@ def open_section(sample: str, h5ad: Path, patches: Path | None) -> Section:
         return Section(sample, h5ad, None, spots.to_numpy(), everything, everything, genes, 0, np.nan)
     with open_h5(patches) as file:
         tiles = unique(tile_barcodes(file, patches), patches, "barcode")
-        um_per_px = _um_per_px(file["img"].attrs)
+        um_per_px = _um_per_px(file["img"])
     unknown = tiles.difference(spots)
     if len(unknown):
         raise PekaError(
@@ -73,16 +76,6 @@ def open_section(sample: str, h5ad: Path, patches: Path | None) -> Section:
     return Section(
         sample, h5ad, patches, spots.to_numpy()[rows], rows, place[rows], genes, len(spots) - len(rows), um_per_px
     )
-
-
-def open_h5(path: Path) -> h5py.File:
-    """Open an HDF5 file for reading; PekaError where it is missing or broken."""
-    if not path.is_file():
-        raise PekaError(f"{path}: missing. The cohort lists it; fetch or build the cohort again.")
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise PekaError(f"{path}: not a readable HDF5 file ({error}). Delete it and fetch or build it again.") from error
 
 
 def unique(names: pd.Index, path: Path, what: str) -> pd.Index:
@@ -100,10 +93,24 @@ def names_of(file: h5py.File, axis: str, path: Path) -> pd.Index:
     """The index of an open h5ad's table `obs` or `var`, as text; PekaError where it has none. `path` is for the message."""
     if axis not in file:
         raise PekaError(f"{path}: no `{axis}` in it; expected an AnnData file (.h5ad). Convert it first.")
-    table = file[axis]
-    name = table.attrs.get("_index")  # absent in files of old anndata
-    index = pd.Index(ad.io.read_elem(table[name])) if name else ad.io.read_elem(table).index
+    with reading(file, axis) as table:
+        if _is_old(file):
+            return getattr(_old(file), f"{axis}_names").astype(str)
+        name = table.attrs.get("_index")  # absent in files of old anndata
+        index = pd.Index(ad.io.read_elem(table[name])) if name else ad.io.read_elem(table).index
     return index.astype(str)
+
+
+def _is_old(file: h5py.File) -> bool:
+    """Whether anndata before 0.7 wrote this file: its tables are records."""
+    return isinstance(file["obs"], h5py.Dataset)
+
+
+def _old(file: h5py.File) -> ad.AnnData:
+    """The whole of a file that anndata before 0.7 wrote; only anndata's own reader knows all its forms."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns of the old form, and of names that `unique` is about to refuse
+        return ad.read_h5ad(file.filename)
 
 
 def tile_barcodes(file: h5py.File, path: Path, side: int = TILE) -> pd.Index:
@@ -131,28 +138,42 @@ def barcodes_in(file: h5py.File) -> pd.Index | None:
     name = next((name for name in ("barcode", "barcodes") if name in file), None)
     if name is None:
         return None
-    words = np.asarray(file[name]).reshape(-1)  # (n, 1) -> (n,)
+    with reading(file, name) as stored:
+        words = np.asarray(stored).reshape(-1)  # (n, 1) -> (n,)
     return pd.Index([word.decode() if isinstance(word, bytes) else str(word) for word in words], dtype=object)
 
 
-def _um_per_px(attrs) -> float:
+def _um_per_px(images: h5py.Dataset) -> float:
     """Micrometres per pixel of the slide, from the attributes of either generation."""
-    if "pixel_size" in attrs:
-        return float(attrs["pixel_size"])
-    scale = attrs.get("downsample", attrs.get("factor"))
-    return np.nan if scale is None else TILE_UM_PER_PX / float(scale)
+    if "pixel_size" in images.attrs:
+        return positive(images, "pixel_size")
+    scale = next((name for name in ("downsample", "factor") if name in images.attrs), None)
+    return np.nan if scale is None else TILE_UM_PER_PX / positive(images, scale)
 
 
 def tile_centres(section: Section) -> np.ndarray | None:
-    """Centres (n, 2) of the tiles as (x, y) in slide pixels, or None where the file does not say."""
+    """Centres (n, 2) of the tiles as (x, y) in slide pixels, or None where the file does not say.
+
+    Raises:
+        PekaError: not two coordinates for each tile.
+    """
     with open_h5(section.patches) as file:
         attrs = file["img"].attrs
         if "coords" not in file or not {"patch_size_src", "patch_size"} & set(attrs):
             return None
-        coords = np.asarray(file["coords"], dtype=float)[section.tile_rows]  # (n, 2)
+        coords = tile_coords(file, section.patches)[section.tile_rows]  # (n, 2)
         if "patch_size_src" in attrs:
-            return coords + float(attrs["patch_size_src"]) / 2
+            return coords + positive(file["img"], "patch_size_src") / 2
         return coords[:, ::-1]
+
+
+def tile_coords(file: h5py.File, path: Path) -> np.ndarray:
+    """`coords` (m, 2) of an open patches file as stored; PekaError where there are not two for each tile."""
+    with reading(file, "coords") as stored:
+        coords = np.asarray(stored, dtype=float)
+    if coords.shape != (len(file["img"]), 2):
+        raise PekaError(f"{path}: coords {coords.shape} of {len(file['img'])} tiles; expected two numbers for each. Cut the tiles again.")
+    return coords
 
 
 def read_counts(section: Section) -> sparse.csr_matrix:
@@ -164,15 +185,21 @@ def read_counts(section: Section) -> sparse.csr_matrix:
     with open_h5(section.h5ad) as file:
         if "X" not in file:
             raise PekaError(f"{section.h5ad}: no `X` in it; expected raw counts there. Write them into X.")
-        if isinstance(file["X"], h5py.Dataset):
-            blocks = [sparse.csr_matrix(file["X"][i : i + 1024]) for i in range(0, file["X"].shape[0], 1024)]
-            counts = sparse.vstack(blocks, format="csr")
-        else:
-            counts = sparse.csr_matrix(ad.io.read_elem(file["X"]))
+        with reading(file, "X") as x:
+            counts = _matrix(file, x)
     _check_counts(counts.data, section.h5ad)
     counts = counts if len(section.h5ad_rows) == counts.shape[0] else counts[section.h5ad_rows]
     counts.sort_indices()
     return counts.astype(np.float32)
+
+
+def _matrix(file: h5py.File, x: h5py.Dataset | h5py.Group) -> sparse.csr_matrix:
+    """`X` in any form in which anndata writes it; dense counts block by block."""
+    if _is_old(file):
+        return sparse.csr_matrix(_old(file).X)
+    if isinstance(x, h5py.Group):
+        return sparse.csr_matrix(ad.io.read_elem(x))
+    return sparse.vstack([sparse.csr_matrix(x[i : i + 1024]) for i in range(0, x.shape[0], 1024)], format="csr")
 
 
 def _check_counts(values: np.ndarray, path: Path) -> None:
@@ -189,20 +216,68 @@ def _check_counts(values: np.ndarray, path: Path) -> None:
             )
 
 
-def read_spots(section: Section) -> tuple[pd.DataFrame, dict[str, np.ndarray], pd.DataFrame]:
-    """Per-spot columns, numeric obsm arrays (spatial as float64 px) and per-gene columns of a section.
+class Spots(NamedTuple):
+    """What an h5ad says of a section's spots and genes beside the counts."""
+
+    obs: pd.DataFrame  # (n, columns), of the section's spots
+    arrays: dict[str, np.ndarray]  # numeric obsm (n, ...) of these; spatial as float64 px
+    var: pd.DataFrame  # (G, columns), of all its genes
+    notes: list[str]  # what nothing here needs and could not be read
+
+
+def read_spots(section: Section) -> Spots:
+    """Per-spot columns, numeric obsm arrays and per-gene columns of a section.
 
     Raises:
-        PekaError: there is no obsm["spatial"] of two columns.
+        PekaError: there is no obsm["spatial"] of two columns, or a spot of the section has no finite place.
     """
+    spots = stored_spots(section)
+    homeless = ~np.isfinite(spots.arrays["spatial"]).all(axis=1)  # (n,)
+    if homeless.any():
+        raise PekaError(
+            f'{section.h5ad}: obsm["spatial"] is NaN or infinite for {homeless.sum()} of {len(homeless)} spots (first: '
+            f"{section.barcodes[homeless][0]}); expected the spot centres (x, y) in slide pixels. Leave these spots out, or give their place."
+        )
+    return spots
+
+
+def stored_spots(section: Section) -> Spots:
+    """As `read_spots`, whatever the coordinates are."""
+    notes: list[str] = []
     with open_h5(section.h5ad) as file:
-        obs, var = ad.io.read_elem(file["obs"]), ad.io.read_elem(file["var"])
-        arrays = {name: ad.io.read_elem(file["obsm"][name]) for name in file.get("obsm", {})}
-    arrays = {name: a for name, a in arrays.items() if isinstance(a, np.ndarray) and a.dtype.kind in "iufb"}
+        if _is_old(file):
+            adata = _old(file)
+            obs, var, found = adata.obs, adata.var, dict(adata.obsm)
+        else:
+            obs, var = (_table(file, axis, section.h5ad, notes) for axis in ("obs", "var"))
+            found = {name: _if_readable(file, f"obsm/{name}", notes, needed=name == "spatial") for name in file.get("obsm", {})}
+    arrays = {name: a for name, a in found.items() if isinstance(a, np.ndarray) and a.dtype.kind in "iufb"}
     if arrays.get("spatial", np.empty((0, 0))).shape[1:] != (2,):
         raise PekaError(
             f'{section.h5ad}: expected obsm["spatial"] with two columns, the spot centres (x, y) in slide pixels. Add it.'
         )
     arrays["spatial"] = arrays["spatial"].astype(np.float64)
     obs.index, var.index = obs.index.astype(str), var.index.astype(str)
-    return obs.iloc[section.h5ad_rows], {name: a[section.h5ad_rows] for name, a in arrays.items()}, var
+    return Spots(obs.iloc[section.h5ad_rows], {name: a[section.h5ad_rows] for name, a in arrays.items()}, var, notes)
+
+
+def _if_readable(file: h5py.File, name: str, notes: list[str], needed: bool = False):
+    """An element of an h5ad; None, with a note, where it cannot be read and nothing here needs it."""
+    try:
+        with reading(file, name) as item:
+            return ad.io.read_elem(item)
+    except PekaError as error:
+        if needed:
+            raise
+        notes.append(f"{error} Nothing here needs it, and it is left out.")
+
+
+def _table(file: h5py.File, axis: str, path: Path, notes: list[str]) -> pd.DataFrame:
+    """The table `obs` or `var`; where it cannot be read whole, those of its columns that can."""
+    try:
+        with reading(file, axis) as table:
+            return ad.io.read_elem(table)
+    except PekaError:
+        index = names_of(file, axis, path)
+    columns = {name: _if_readable(file, f"{axis}/{name}", notes) for name in file[axis].attrs.get("column-order", [])}
+    return pd.DataFrame({name: column for name, column in columns.items() if column is not None}, index=index)

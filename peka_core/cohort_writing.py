@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from .files import one_name, write_json, write_whole
-from .tiles import TILE, TILE_UM_PER_PX
+from .files import PekaError, one_name, write_json, write_whole
+from .tiles import TILE, TILE_UM_PER_PX, as_pixels
 
 
 def write_sample(
@@ -33,7 +33,8 @@ def write_sample(
         sha256 over the tiles' bytes in this order (for samples.csv, column `tiles_sha256`), "" without tiles.
 
     Raises:
-        PekaError: the sample id is not the name of a file.
+        PekaError: tiles that are not uint8 of this shape, corners that are not two finite numbers each, a pixel size that is
+            not above 0, or a sample id that is no file name.
     """
     sample = one_name(sample, f"{path}: sample id")
     digest = "" if tiles is None else write_tiles(path, sample, tiles, coords_xy_topleft, barcodes, um_per_px)
@@ -48,13 +49,16 @@ def write_tiles(
 ) -> str:
     """Write the patches file alone; arguments, digest and errors as in `write_sample`."""
     sample = one_name(sample, f"{path}: sample id")
-    names, tiles = list(barcodes), np.ascontiguousarray(tiles, dtype=np.uint8)
-    if not tiles.shape == (len(names), TILE, TILE, 3):
-        raise ValueError(f"{sample}: tiles {tiles.shape}, expected ({len(names)}, {TILE}, {TILE}, 3)")
-    write_whole(
-        Path(path) / "patches" / f"{sample}.h5",
-        lambda file: _write_patches(file, tiles, np.asarray(coords_xy_topleft), names, um_per_px),
-    )
+    names, tiles = list(barcodes), np.ascontiguousarray(as_pixels(tiles, sample))
+    if tiles.shape != (len(names), TILE, TILE, 3):
+        raise PekaError(f"{sample}: tiles {tiles.shape}, expected ({len(names)}, {TILE}, {TILE}, 3), one for each barcode: cut them again.")
+    corners = np.asarray(coords_xy_topleft, dtype=np.float64)
+    if corners.shape != (len(names), 2) or not np.isfinite(corners).all() or not 0 < um_per_px < np.inf:
+        raise PekaError(
+            f"{sample}: expected the finite (x, y) of {len(names)} top-left corners and a pixel size above 0 um, found corners "
+            f"{corners.shape}, {np.isnan(corners).sum()} of their numbers NaN, and {um_per_px} um: look at the spots' places."
+        )
+    write_whole(Path(path) / "patches" / f"{sample}.h5", lambda file: _write_patches(file, tiles, corners, names, um_per_px))
     return hashlib.sha256(tiles).hexdigest()
 
 

@@ -70,7 +70,7 @@ class Encoder:
         Raises:
             PekaError: tiles of another type or shape.
         """
-        tiles = torch.as_tensor(tiles)
+        tiles = torch.as_tensor(np.ascontiguousarray(tiles) if isinstance(tiles, np.ndarray) else tiles)  # torch takes no reversed views
         if tiles.dtype != torch.uint8 or tiles.ndim != 4 or tiles.shape[-1] != 3:
             raise PekaError(f"tiles must be uint8 (n, height, width, 3), not {tiles.dtype} {tuple(tiles.shape)}")
         pixels = self._resize(tiles.to(self.device, non_blocking=True))  # (n, size, size, 3), 0..255
@@ -125,6 +125,7 @@ def in_batches(
     Raises:
         PekaError: no tiles, or no memory for a single one.
     """
+    tiles = np.stack(tiles) if isinstance(tiles, (list, tuple)) and len(tiles) else tiles
     if len(tiles) == 0:
         raise PekaError("there are no tiles to embed")
     on_cpu = torch.device(encoder.device).type == "cpu"

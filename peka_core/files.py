@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import multiprocessing
+import math
 import os
 import re
 import shutil
@@ -63,8 +64,18 @@ def write_whole(path: str | Path, write: Callable[[Path], None]) -> Path:
 
 
 def write_json(path: str | Path, content) -> Path:
-    """Write what JSON can hold, whole or not at all."""
-    return write_whole(path, lambda file: file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
+    """Write what JSON can hold, whole or not at all; NaN and infinity, which JSON does not know, as null."""
+    text = json.dumps(_with_null(content), indent=1, allow_nan=False)
+    return write_whole(path, lambda file: file.write_text(text + "\n", encoding="utf-8"))
+
+
+def _with_null(content):
+    """The same lists and dicts with None for every number that is not finite."""
+    if isinstance(content, dict):
+        return {key: _with_null(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_with_null(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def link_whole(original: str | Path, path: str | Path, symbolic: bool = False) -> Path:
@@ -92,9 +103,11 @@ def told_when_full(path: Path):
         yield
     except Exception as error:
         full = free_bytes(path) < 2**20  # HDF5 and torch have words of their own for it
-        refused = getattr(error, "errno", None) in CANNOT_WRITE and _is_near(getattr(error, "filename", None), path)
+        refused = getattr(error, "errno", None) in CANNOT_WRITE and _is_near(_file_of(error), path)
         if isinstance(error, PekaError) or not (full or refused):
             raise
+        if not full and _is_closed(_file_of(error)):
+            raise not_readable(_file_of(error)) from error
         raise cannot_write(path, "the disk is full" if full else error.strerror) from error
 
 
@@ -104,6 +117,28 @@ def cannot_write(path: str | Path, why: str) -> PekaError:
         f"{path} cannot be written ({why}): nothing half-written is left and what is finished stays. Make room or choose "
         "another disk, then run the same command again."
     )
+
+
+def not_readable(path: str | Path) -> PekaError:
+    """The one message about a file that is there and may not be read."""
+    return PekaError(f"{path} may not be read (permission denied). Ask its owner for the right to read it, or use a copy of your own.")
+
+
+def no_access(error: OSError) -> PekaError:
+    """What an error in `CANNOT_WRITE` means: a file that is there and may not be read, or a place that takes no files."""
+    file = _file_of(error)
+    return not_readable(file) if _is_closed(file) else cannot_write(file or "the disk", error.strerror)
+
+
+def _file_of(error: BaseException) -> str | None:
+    """The file that an error speaks of; HDF5 names it in its text alone."""
+    named = re.search(r"name = '(.+?)'", str(error))
+    return getattr(error, "filename", None) or (named and named.group(1))
+
+
+def _is_closed(file: str | None) -> bool:
+    """Whether a file, or folder, is there and may not be read."""
+    return file is not None and os.path.exists(file) and not os.access(file, os.R_OK)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,6 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from . import backbones, scfoundation
-from .cohort import open_cohort
 from .encoder_files import BUNDLED, check_names, rows, whereabouts
 from .encoders import Encoder, embeds_in_bfloat16
 from .files import PekaError

@@ -14,6 +14,7 @@ from scipy import sparse
 from sklearn.model_selection import KFold, train_test_split
 
 from .cohort import Cohort, Split, joined_genes, log_cp10k
+from .cohort_tables import copies
 from .files import PekaError
 from .recipe import mixes_patients
 
@@ -149,7 +150,14 @@ def variable_genes(log, adata: anndata.AnnData, rows: np.ndarray, n_genes: int, 
 
 
 def best_genes(tables: list[pd.DataFrame], names: pd.Index, n_genes: int) -> list[str]:
-    """The second step of `variable_genes`: the best genes over the `section_table`s, in the order of `names`."""
+    """The second step of `variable_genes`: the best genes over the `section_table`s, in the order of `names`.
+
+    Raises:
+        PekaError: no section says which genes vary.
+    """
+    tables = [table for table in tables if table.to_numpy().any()]  # a section of which nothing can be said has no say
+    if not tables:
+        raise PekaError("no target genes can be chosen: in no section of these spots does any gene vary. Look at their counts (`validate`).")
     table = pd.concat(tables).groupby(level=0).agg({"highly_variable": "sum", "dispersions_norm": "mean"})
     best = table.sort_values(["highly_variable", "dispersions_norm"], ascending=False).index[:n_genes]
     return list(names[names.isin(best)])
@@ -158,13 +166,29 @@ def best_genes(tables: list[pd.DataFrame], names: pd.Index, n_genes: int) -> lis
 def section_table(log: np.ndarray | sparse.csr_matrix, names: pd.Index, n_genes: int) -> pd.DataFrame:
     """The first step of `variable_genes`: scanpy's table of one section, `log (n, G)`, one row a gene of `names (G,)`.
 
-    Genes that it does not express count as 0, as in scanpy's batches.
+    Genes that it does not express count as 0, as in scanpy's batches; all do where no gene can be ranked, as in a section
+    without counts, of one spot, or without a gene that varies.
     """
     log = log.toarray() if sparse.issparse(log) else log
     expressed = log.any(0)
     section = anndata.AnnData(log[:, expressed], var=pd.DataFrame(index=names[expressed]))
-    table = sc.pp.highly_variable_genes(section, n_top_genes=n_genes, flavor="seurat", inplace=False)
+    silent = pd.DataFrame(0.0, index=names, columns=["highly_variable", "dispersions_norm"])
+    if len(log) < 2 or not expressed.any():
+        return silent
+    try:
+        table = sc.pp.highly_variable_genes(section, n_top_genes=n_genes, flavor="seurat", inplace=False)
+    except (ValueError, IndexError):
+        if _some_vary(log):
+            raise
+        return silent
     return table[["highly_variable", "dispersions_norm"]].astype(float).reindex(names, fill_value=0)
+
+
+def _some_vary(log: np.ndarray) -> bool:
+    """Whether two genes of `log (n, G)` differ in their dispersion, variance / mean of counts, so that genes can be ranked by it."""
+    counts = np.expm1(log[:, log.any(0)])
+    dispersion = counts.var(0) / counts.mean(0)  # (expressed,)
+    return bool(dispersion.max() > dispersion.min() * (1 + 1e-5))
 
 
 def top_genes(cohort: Cohort, n_genes: int) -> list[str]:
@@ -228,8 +252,9 @@ TARGETS = {"ln_cp10k": _ln_cp10k, "log2_cp10k": _log2_cp10k, "ln_counts": _ln_co
 
 
 def _copies(obs):
-    """Rows of sections that are a copy of another section of this cohort."""
-    return obs["duplicate_of"].isin(obs["sample"].unique()).to_numpy()
+    """Rows of sections that are a copy of another section of this cohort, of each set of copies all but one (`copies`)."""
+    sections = obs.drop_duplicates("sample").set_index("sample")["duplicate_of"]
+    return obs["sample"].isin(copies(sections)).to_numpy()
 
 
 def _shuffled(keep, protocol):

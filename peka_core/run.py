@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from . import workspace
-from .files import CANNOT_WRITE, PekaError, alone, cannot_write, write_json
+from .files import CANNOT_WRITE, PekaError, alone, no_access, write_json
 from .ladder import METHODS
 from .profile import Profile, load_profile, profile_names
 from .profile_checks import check_complete, source_of
@@ -63,7 +63,7 @@ def _main(words: list[str] | None) -> int:
     except OSError as error:
         if error.errno not in CANNOT_WRITE:
             raise
-        print(f"peka: {cannot_write(error.filename or 'the disk', error.strerror)}", file=sys.stderr)
+        print(f"peka: {no_access(error)}", file=sys.stderr)
         return 1
 
 
@@ -256,14 +256,10 @@ def _ladder(arguments: argparse.Namespace) -> None:
 
 def _score(arguments: argparse.Namespace) -> None:
     """Score given embeddings, print the means, write the genes."""
-    from .scoring import score_embeddings
+    from .scoring import in_words, score_embeddings
 
-    switches = _values(arguments.set, "--set")
-    scores = score_embeddings(arguments.task_dir, arguments.embeddings, arguments.protocol, switches)
-    for split, found in scores["splits"].items():
-        print(f"split {split}: PCC {found['mean']:.4f}, {len(found['genes'])} genes")
-    changed = f" {switches}" if switches else ""
-    print(f"{arguments.protocol}{changed}, scope given, {scores['n_spots']} spots: PCC {scores['mean']:.4f}")
+    scores = score_embeddings(arguments.task_dir, arguments.embeddings, arguments.protocol, _values(arguments.set, "--set"))
+    print(*in_words(scores), sep="\n")
     if arguments.json:
         write_json(arguments.json, scores)
 

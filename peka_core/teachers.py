@@ -136,7 +136,7 @@ def embed_spots(
     """Teacher embeddings and pseudo-labels of all spots, everything fitted on the training spots.
 
     Args:
-        adata: raw counts (n, G).
+        adata: raw counts (n, G), a cohort's or one's own; see `log_cp10k` for where total counts come from.
         train_mask: bool (n,), the spots that may be looked at.
         teacher: from `load_teacher`; fitted here.
         k: number of pseudo-labels.
@@ -156,7 +156,9 @@ def embed_spots(
     if train.dtype != bool or train.shape != (adata.n_obs,) or not train.any():
         has = f"{train.dtype} {train.shape}, {train.sum()} True"
         raise PekaError(f"train_mask must be bool ({adata.n_obs},) with a True, not {has}")
-    x_teacher = teacher.fit(adata[train]).embed(adata) if x_teacher is None else x_teacher  # (n, d_t)
+    x_teacher = teacher.fit(adata[train]).embed(adata) if x_teacher is None else np.asarray(x_teacher)  # (n, d_t)
+    if x_teacher.ndim != 2 or len(x_teacher) != adata.n_obs:
+        raise PekaError(f"x_teacher {x_teacher.shape} for {adata.n_obs} spots; expected (n, d_t), one row a spot in their order")
     usable = np.isfinite(x_teacher).all(1)  # (n,)
     fitted = x_teacher[train & usable]
     if not len(fitted):

@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
-import h5py
 import numpy as np
+
+from .files import PekaError
+from .hdf5 import open_h5, reading
 
 TILE = 224  # px
 TILE_UM_PER_PX = 0.5
@@ -23,15 +25,22 @@ def cut_tile(image: np.ndarray, centre_xy: tuple[float, float], um_per_px: float
 
     Args:
         image: uint8 (H, W, 3) RGB.
-        centre_xy: spot centre (x, y) in px of `image`.
+        centre_xy: spot centre (x, y) in px of `image`, whole numbers or not.
         um_per_px: micrometres per pixel of `image`.
 
     Returns:
         tile uint8 (224, 224, 3), and the (x, y) of its top-left corner in `image`.
+
+    Raises:
+        PekaError: an image of another type or shape, a centre that is not two finite numbers, or a pixel size that is not above 0.
     """
+    as_pixels(image, "the image", 3)
+    centre = np.asarray(centre_xy, dtype=np.float64)
+    if centre.shape != (2,) or not np.isfinite(centre).all() or not 0 < um_per_px < math.inf:
+        raise PekaError(f"a tile needs a centre (x, y) and a pixel size above 0 in um, not {centre_xy} and {um_per_px}: look at this spot's place.")
     s = TILE * TILE_UM_PER_PX / um_per_px
     side = round(s)
-    x, y = (math.trunc(c - math.floor(s / 2)) for c in centre_xy)
+    x, y = (math.trunc(c - math.floor(s / 2)) for c in centre.tolist())
     height, width = image.shape[:2]
     crop = np.zeros((side, side, 3), dtype=np.uint8)
     x0, x1, y0, y1 = max(x, 0), min(x + side, width), max(y, 0), min(y + side, height)
@@ -42,8 +51,25 @@ def cut_tile(image: np.ndarray, centre_xy: tuple[float, float], um_per_px: float
 
 def cut_tiles(image: np.ndarray, centres: np.ndarray, um_per_px: float) -> tuple[np.ndarray, np.ndarray]:
     """`cut_tile` around centres (n, 2): tiles uint8 (n, 224, 224, 3) and their top-left corners (n, 2)."""
+    if not len(centres):
+        raise PekaError("there are no spot centres to cut tiles around: look at the spots that were selected.")
     tiles, corners = zip(*(cut_tile(image, centre, um_per_px) for centre in centres))
     return np.stack(tiles), np.array(corners)
+
+
+def as_pixels(pixels, what: str, axes: int = 4) -> np.ndarray:
+    """Pixels as they are, if they are uint8 RGB with `axes` axes, the last of three colours: nothing else is cast to it.
+
+    Raises:
+        PekaError: another type, such as float 0..1 or uint16, or another shape.
+    """
+    pixels = np.asarray(pixels)
+    if pixels.dtype != np.uint8 or pixels.ndim != axes or pixels.shape[-1] != 3:
+        raise PekaError(
+            f"{what}: pixels are {pixels.dtype} {pixels.shape}; expected uint8, {axes} axes, the last of three colours (RGB, 0 to 255). "
+            "Scale other ranges to 0..255, round, and convert to uint8 first."
+        )
+    return pixels
 
 
 def in_chunks(tiles) -> Iterator[np.ndarray]:
@@ -95,19 +121,17 @@ class TileReader:
         for i in np.unique(part):
             path, rows = self._parts[i]
             places = np.flatnonzero(part == i)
-            tiles[places] = _read_rows(path, rows[spots[places] - self._starts[i]])
+            tiles[places] = read_rows(path, rows[spots[places] - self._starts[i]])
         return tiles
 
 
-def _read_rows(path: Path, rows: np.ndarray) -> np.ndarray:
+def read_rows(path: Path, rows: np.ndarray) -> np.ndarray:
     """Rows of a patches file in any order, read once each as ascending runs of neighbours."""
     wanted, back = np.unique(rows, return_inverse=True)
     tiles = np.empty((len(wanted), TILE, TILE, 3), dtype=np.uint8)
     breaks = np.flatnonzero(np.diff(wanted) != 1) + 1
-    with h5py.File(path, "r") as file:
+    with open_h5(path) as file, reading(file, "img") as images:
         for run in np.split(np.arange(len(wanted)), breaks):
             if len(run):
-                file["img"].read_direct(
-                    tiles, np.s_[wanted[run[0]] : wanted[run[-1]] + 1], np.s_[run[0] : run[-1] + 1]
-                )
+                images.read_direct(tiles, np.s_[wanted[run[0]] : wanted[run[-1]] + 1], np.s_[run[0] : run[-1] + 1])
     return tiles[back]

@@ -131,6 +131,25 @@ def test_rows_outside_the_training_spots_change_nothing(world):
     assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
 
 
+def test_a_mask_of_rows_is_its_numbers(world):
+    mask = world["groups"] != 4
+    runs = [trained(train(world, rows=rows)[0]) for rows in (mask, np.flatnonzero(mask), list(np.flatnonzero(mask)))]
+    assert all(torch.equal(run[name], runs[0][name]) for run in runs for name in runs[0])
+
+
+@pytest.mark.parametrize("rows", [np.ones(N - 1, bool), np.zeros(N, bool), [0.0, 1.0], [-1, 2], [0, N], [3, 3, 4], np.ones((N, 1), bool), [[1, 2]], []])
+def test_rows_that_are_no_spots_are_refused(world, rows):
+    with pytest.raises(PekaError, match="rows"):
+        train(world, rows=rows)
+
+
+def test_reversed_views_of_tiles_are_their_copies(world):
+    views = world | {"tiles": world["tiles"][:, ::-1, :, ::-1]}
+    copies = views | {"tiles": views["tiles"].copy()}
+    runs = [trained(train(w)[0]) for w in (views, copies)]
+    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
+
+
 def test_same_seed_same_weights_whatever_was_drawn_before(world):
     recipe, runs = Recipe(**{**vars(RECIPE), "epochs": 1, "dropout": 0.3}), []
     for seed, drawn in ((0, 0), (0, 5), (1, 0)):
@@ -236,6 +255,10 @@ def test_diverging_loss_names_epoch_step_and_rate(world):
         ({"labels": np.full(N, 3)}, "labels run from 3 to 3, the recipe has k = 3"),
         ({"targets": np.zeros((N, 7))}, "projects to 4 dimensions, the targets have 7"),
         ({"targets": np.full((N, 4), np.nan)}, "the targets have NaN"),
+        ({"targets": np.zeros(N)}, "targets must be"),
+        ({"labels": np.full(N, np.nan)}, "labels must be whole numbers"),
+        ({"labels": np.full(N, 0.5)}, "labels must be whole numbers"),
+        ({"labels": np.full(N, "0")}, "labels must be whole numbers"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(world, change, message):

@@ -1,6 +1,8 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -12,10 +14,19 @@ import pytest
 from conftest import write_tiny_cohort
 from scipy import sparse
 
+from peka_core import tile_digests
 from peka_core.cohort import log_cp10k, open_cohort, write_cohort_tables, write_sample
-from peka_core.files import PekaError
+from peka_core.cohort_files import read_spots
+from peka_core.cohort_tables import copies
+from peka_core.files import PekaError, sha256
+from peka_core.manifest import cache_folder
 
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("PEKA_CACHE", str(tmp_path / "cache"))
 
 
 def edit_h5ad(path, change):
@@ -96,9 +107,9 @@ def test_a_duplicate_joins_patients_and_changes_the_scheme(tiny_cohort):
     cohort = open_cohort(tiny_cohort)
     assert list(cohort.samples.group) == ["P1"] * 4 + ["P3"] * 2 + ["P1"] * 2
     assert [s.scheme for s in cohort.splits] == ["sections", "sections", "patients", "sections"]
-    with pytest.warns(UserWarning, match="duplicates on both sides"):
+    with pytest.warns(UserWarning):
         found = cohort.validate()
-    assert len(found) == 3 and "splits" in found[0]
+    assert len(found) == 5 and "duplicates on both sides" in found[2] and "P2B (12 spots)" in found[0] and "P4B (12 spots)" in found[1] and "splits" in found[2]
 
 
 def test_a_patient_on_both_sides_is_said(tiny_cohort):
@@ -197,12 +208,57 @@ def test_digest_follows_values_and_not_files(tiny_cohort, tmp_path):
     assert len(seen) == 5
 
 
-def test_without_a_tiles_column_patches_enter_the_digest(tiny_cohort):
+def recut(file, value=None, order=None):
+    """Change the pixels of a patches file, or the order of its tiles, as another run of a tile cutter would."""
+    with h5py.File(file) as h5:
+        stored = {name: h5[name][:] for name in ("img", "coords", "barcode")}
+    if order is not None:
+        stored = {name: values[order] for name, values in stored.items()}
+    if value is not None:
+        stored["img"][0, 0, 0, 0] = value
+    edit_h5(file, **stored)
+
+
+def test_without_a_tiles_column_pixels_enter_the_digest(tiny_cohort):
+    edit_samples(tiny_cohort, tiles_sha256="")
+    file = tiny_cohort / "patches" / "P1A.h5"
+    before = open_cohort(tiny_cohort).digest
+    with file.open("ab") as handle:
+        handle.write(b"\0" * 512)
+    recut(file, order=np.random.default_rng(0).permutation(12))
+    assert open_cohort(tiny_cohort).digest == before, "the same tiles, stored otherwise"
+    recut(file, value=1 + open_cohort(tiny_cohort).tiles()[:].max() // 2)
+    assert open_cohort(tiny_cohort).digest != before
+
+
+def test_tiles_are_hashed_once(tiny_cohort, monkeypatch):
     edit_samples(tiny_cohort, tiles_sha256="")
     before = open_cohort(tiny_cohort).digest
-    with (tiny_cohort / "patches" / "P1A.h5").open("ab") as file:
-        file.write(b"\0" * 512)
-    assert open_cohort(tiny_cohort).digest != before
+    monkeypatch.setattr(tile_digests, "_hash", lambda *_: pytest.fail("hashed again"))
+    assert open_cohort(tiny_cohort).digest == before
+    assert not list(tiny_cohort.glob("*digests*")), "nothing of ours in a directory that may be another's"
+    record = tile_digests._read(cache_folder() / tile_digests.RECORD)
+    assert len(record) == 8 and str(tiny_cohort) in next(iter(record))
+    (cache_folder() / tile_digests.RECORD).write_text("[")
+    monkeypatch.undo()
+    assert open_cohort(tiny_cohort).digest == before, "a damaged record is no record"
+
+
+def test_a_stale_tiles_column_is_told_and_does_not_count(tiny_cohort):
+    before = open_cohort(tiny_cohort).digest
+    recut(tiny_cohort / "patches" / "P1A.h5", value=7)
+    with pytest.warns(UserWarning, match="P1A.h5"):
+        one = open_cohort(tiny_cohort).digest
+    recut(tiny_cohort / "patches" / "P1A.h5", value=8)
+    with pytest.warns(UserWarning, match="P1A.h5"):
+        assert len({before, one, open_cohort(tiny_cohort).digest}) == 3
+    (tiny_cohort / "source.json").write_text('{"source": "demo"}')  # whose column is no digest of pixels
+    assert open_cohort(tiny_cohort).digest == before
+
+
+def test_a_column_of_the_files_own_digest_counts_as_it_is(tiny_cohort):
+    edit_samples(tiny_cohort, tiles_sha256=[sha256(tiny_cohort / "patches" / f"P{p}{s}.h5") for p in "1234" for s in "AB"])
+    assert len(open_cohort(tiny_cohort).digest) == 64  # and no warning
 
 
 def test_written_sample_is_hests_current_form(tiny_cohort):
@@ -231,7 +287,7 @@ def test_tables_of_an_earlier_build_go(tiny_cohort):
 
 def test_wrong_tile_shape_is_not_written(tiny_cohort):
     adata = ad.read_h5ad(tiny_cohort / "adata" / "P1A.h5ad")
-    with pytest.raises(ValueError, match="NEW"):
+    with pytest.raises(PekaError, match="NEW"):
         write_sample(tiny_cohort, "NEW", np.zeros((12, 256, 256, 3), np.uint8), None, adata.obs_names, adata, 0.5)
     assert not list(tiny_cohort.rglob("NEW*"))
 
@@ -378,6 +434,275 @@ def test_bad_tables_are_named(tiny_cohort):
     refused(tiny_cohort, "samples.csv", "um_per_px")
     edit_samples(tiny_cohort, sample_id="P1A")
     refused(tiny_cohort, "samples.csv", "unique sample ids")
+
+
+# ---- nothing is cast, and nothing passes because it is NaN -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", [lambda t: t / 255, lambda t: t.astype(np.uint16) * 256, lambda t: t.astype(int), lambda t: t[..., 0], lambda t: t > 9])
+def test_pixels_are_never_cast(tiny_cohort, change):
+    tiles = open_cohort(tiny_cohort).tiles()[:12]
+    adata = ad.read_h5ad(tiny_cohort / "adata" / "P1A.h5ad")
+    with pytest.raises(PekaError, match="NEW"):
+        write_sample(tiny_cohort, "NEW", change(tiles), np.zeros((12, 2)), adata.obs_names, adata, 0.5)
+    assert not list(tiny_cohort.rglob("NEW*"))
+
+
+@pytest.mark.parametrize("corners, um_per_px", [(np.full((12, 2), np.nan), 0.5), (np.zeros((11, 2)), 0.5), (None, 0.5), (np.zeros((12, 2)), 0), (np.zeros((12, 2)), np.nan)])
+def test_corners_and_pixel_size_must_be_numbers(tiny_cohort, corners, um_per_px):
+    adata = ad.read_h5ad(tiny_cohort / "adata" / "P1A.h5ad")
+    with pytest.raises(PekaError, match="NEW"):
+        write_sample(tiny_cohort, "NEW", np.zeros((12, 224, 224, 3), np.uint8), corners, adata.obs_names, adata, um_per_px)
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/b", "", ".hidden"])
+def test_a_sample_id_stays_in_its_folder(tiny_cohort, name):
+    adata = ad.read_h5ad(tiny_cohort / "adata" / "P1A.h5ad")
+    refused(tiny_cohort, "cohort", call=lambda path: write_sample(path, name, None, None, adata.obs_names, adata, 0.5))
+    edit_samples(tiny_cohort, sample_id=[name, "P1B", "P2A", "P2B", "P3A", "P3B", "P4A", "P4B"])
+    refused(tiny_cohort, "samples.csv")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_spot_without_a_place_is_named(tiny_cohort, value):
+    edit_h5ad(tiny_cohort / "adata" / "P2A.h5ad", lambda a: a.obsm["spatial"].__setitem__((3, 1), value))
+    refused(tiny_cohort, "P2A.h5ad", "1 of 12", "3x1", call=validate)
+    refused(tiny_cohort, "P2A.h5ad", "1 of 12", call=lambda path: open_cohort(path).adata())
+
+
+def test_a_spot_without_a_place_and_without_a_tile_does_not_matter(tiny_cohort):
+    edit_h5ad(tiny_cohort / "adata" / "P2A.h5ad", lambda a: a.obsm["spatial"].__setitem__((0, 1), np.nan))
+    with h5py.File(tiny_cohort / "patches" / "P2A.h5") as h5:
+        kept = {name: h5[name][:11] for name in ("img", "coords", "barcode")}  # the first spot's tile is the last
+    edit_h5(tiny_cohort / "patches" / "P2A.h5", **kept)
+    with pytest.warns(UserWarning):
+        cohort = open_cohort(tiny_cohort)
+        assert len(cohort.validate()) == 1 and len(cohort.digest) == 64
+
+
+def test_a_tile_without_a_place_is_named(tiny_cohort):
+    with h5py.File(tiny_cohort / "patches" / "P1A.h5") as file:
+        coords = file["coords"][:].astype(float)
+    coords[0, 0] = np.nan
+    edit_h5(tiny_cohort / "patches" / "P1A.h5", coords=coords)
+    refused(tiny_cohort, "P1A.h5", "1 of 12 tiles", call=validate)
+    edit_h5(tiny_cohort / "patches" / "P1A.h5", coords=coords[:5])
+    refused(tiny_cohort, "P1A.h5", "(5, 2)", call=validate)
+
+
+@pytest.mark.parametrize("value", ["0", "-0.5", "inf"])
+def test_a_pixel_size_is_above_zero(tiny_cohort, value):
+    edit_samples(tiny_cohort, um_per_px=value)
+    refused(tiny_cohort, "samples.csv", "um_per_px", "P1A")
+
+
+def test_log_cp10k_takes_an_adata_of_ones_own_and_no_broken_totals(tiny_cohort):
+    adata = open_cohort(tiny_cohort).adata()
+    own = ad.AnnData(adata.X.toarray(), pd.DataFrame(index=adata.obs_names), adata.var)
+    np.testing.assert_allclose(log_cp10k(own), log_cp10k(adata))  # here total_counts is over the same genes
+    for value in (np.nan, np.inf, -1):
+        adata.obs.iloc[3, adata.obs.columns.get_loc("total_counts")] = value
+        with pytest.raises(PekaError, match="P1A:3x1"):
+            log_cp10k(adata)
+    with pytest.raises(PekaError, match="X"):
+        log_cp10k(ad.AnnData(obs=adata.obs))
+
+
+# ---- copies --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("duplicate_of, expected", [
+    ({"A": "", "B": "A", "C": "B"}, {"B": "A", "C": "A"}),
+    ({"A": "B", "B": ""}, {"A": "B"}),  # the original, though it stands second
+    ({"A": "B", "B": "A"}, {"B": "A"}),  # both ways
+    ({"C": "A", "A": "B", "B": "C"}, {"A": "C", "B": "C"}),  # a ring
+    ({"D": "A", "A": "B", "B": "A"}, {"A": "D", "B": "D"}),  # a copy of a ring
+    ({"A": "A"}, {}),
+    ({"A": "elsewhere"}, {}),
+    ({"A": "elsewhere", "B": "elsewhere"}, {"B": "A"}),
+])  # fmt: skip
+def test_of_a_set_of_copies_one_is_kept(duplicate_of, expected):
+    assert copies(pd.Series(duplicate_of)) == expected
+
+
+def test_validate_names_the_copies_that_are_left_out(tiny_cohort):
+    edit_samples(tiny_cohort, duplicate_of=["", "", "", "", "P3B", "P3A", "", ""])
+    with pytest.warns(UserWarning, match=r"P3B \(12 spots\) is a copy of P3A"):
+        assert len(validate(tiny_cohort)) == 1
+
+
+# ---- HDF5 files as they come ---------------------------------------------------------------------------------------
+
+
+def damage(path, name):
+    """Store a data set compressed, then zero the middle of its first chunk: the file opens, the read fails."""
+    with h5py.File(path, "r+") as file:
+        values, attrs = file[name][()], dict(file[name].attrs)
+        kind = file[name].dtype
+        del file[name]
+        stored = file.create_dataset(name, data=values, dtype=kind, chunks=True, compression="gzip")
+        stored.attrs.update(attrs)
+        chunk = stored.id.get_chunk_info(0)
+    with path.open("r+b") as file:
+        file.seek(chunk.byte_offset + 2)
+        file.write(b"\0" * max(4, chunk.size // 2))
+
+
+@pytest.mark.parametrize("folder, name, read", [
+    ("adata", "X/data", lambda c: c.adata()),
+    ("adata", "obsm/spatial", lambda c: c.adata()),
+    ("adata", "obs/_index", lambda c: c),
+    ("adata", "var/_index", lambda c: c),
+    ("patches", "img", lambda c: c.tiles()[:]),
+    ("patches", "img", lambda c: c.digest),
+    ("patches", "barcode", lambda c: c),
+    ("patches", "coords", lambda c: c.validate()),
+])  # fmt: skip
+def test_a_damaged_data_set_is_named_with_its_file(tiny_cohort, folder, name, read):
+    file = next((tiny_cohort / folder).glob("P2A.*"))
+    damage(file, name)
+    edit_samples(tiny_cohort, tiles_sha256="")
+    refused(tiny_cohort, str(file), name.split("/")[0], call=lambda path: read(open_cohort(path)))
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_a_missing_filter_is_named(tiny_cohort, dense):
+    file = tiny_cohort / "adata" / "P2A.h5ad"
+    if dense:
+        edit_h5ad(file, lambda a: setattr(a, "X", a.X.toarray()))
+    name = "X" if dense else "X/data"
+    with h5py.File(file, "r+") as h5:
+        values, attrs = h5[name][()], dict(h5[name].attrs)
+        del h5[name]
+        stored = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        stored.set_chunk(values.shape)
+        stored.set_filter(32999, h5py.h5z.FLAG_OPTIONAL, (3,))  # no filter that anybody has
+        made = h5py.h5d.create(h5.id, name.encode(), h5py.h5t.py_create(values.dtype), h5py.h5s.create_simple(values.shape), stored)
+        h5py.Dataset(made).id.write_direct_chunk((0,) * values.ndim, bytes(44))
+        h5[name].attrs.update(attrs)
+    refused(tiny_cohort, "P2A.h5ad", "32999", call=lambda path: open_cohort(path).adata())
+
+
+def test_what_nothing_needs_is_left_out_with_a_note(tiny_cohort):
+    file = tiny_cohort / "adata" / "P1A.h5ad"
+
+    def add(adata):
+        adata.obsm["X_new"] = np.zeros((12, 2))
+        adata.obs["depth"] = np.arange(12.0)
+        adata.obs["kept"] = np.arange(12)
+
+    before = open_cohort(tiny_cohort).adata()
+    edit_h5ad(file, add)
+    with h5py.File(file, "a") as h5:
+        h5["obsm/X_new"].attrs["encoding-type"] = "of-tomorrow"
+    damage(file, "obs/depth")
+    cohort = open_cohort(tiny_cohort)
+    with pytest.warns(UserWarning):
+        found, after = cohort.validate(), cohort.adata(["P1A"])
+    assert len(found) == 2 and all("P1A.h5ad" in text for text in found) and any("X_new" in t for t in found) and any("depth" in t for t in found)
+    assert (after.X != before.X[:12]).nnz == 0 and after.obs["tissue_type"].equals(before.obs["tissue_type"][:12])
+    kept = read_spots(cohort.sections[0]).obs
+    assert list(kept["kept"]) == list(range(12)) and "depth" not in kept
+
+
+def test_a_file_in_use_is_said_to_be_in_use(tiny_cohort):
+    file = tiny_cohort / "adata" / "P1A.h5ad"
+    code = f"import h5py, sys; h = h5py.File({str(file)!r}, 'r+'); print(1, flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        writer.stdout.readline()
+        with pytest.raises(PekaError, match="P1A.h5ad.*in use") as caught:
+            open_cohort(tiny_cohort)
+        writer.stdin.close()
+    assert "elete" not in str(caught.value)
+
+
+def test_an_h5ad_of_old_anndata_is_read(tiny_cohort):
+    before = open_cohort(tiny_cohort)
+    before, digest = before.adata(), before.digest
+    file = tiny_cohort / "adata" / "P1A.h5ad"
+    adata = ad.read_h5ad(file)
+    x = adata.X.tocsr()
+    file.unlink()
+    with h5py.File(file, "w") as h5:
+        group = h5.create_group("X")
+        group["data"], group["indices"], group["indptr"] = x.data, x.indices, x.indptr
+        group.attrs["h5sparse_format"], group.attrs["h5sparse_shape"] = "csr", np.array(x.shape)
+        for name, words in (("obs", adata.obs_names), ("var", adata.var_names)):
+            table = np.zeros(len(words), dtype=[("index", "S20")])
+            table["index"] = [word.encode() for word in words]
+            h5[name] = table
+        table = np.zeros(adata.n_obs, dtype=[("spatial", "f8", (2,))])
+        table["spatial"] = adata.obsm["spatial"]
+        h5["obsm"] = table
+    cohort = open_cohort(tiny_cohort)
+    assert cohort.validate() == [] and cohort.digest == digest
+    assert (cohort.adata().X != before.X).nnz == 0 and np.array_equal(cohort.adata().obsm["spatial"], before.obsm["spatial"])
+
+
+@pytest.mark.parametrize("name", ["pixel_size", "downsample", "patch_size_src"])
+@pytest.mark.parametrize("value", ["0.5 um", 0, np.nan, -1.0, np.array([0.5, 0.5])])
+def test_attributes_of_foreign_writers(tiny_cohort, name, value):
+    file = tiny_cohort / "patches" / "P1A.h5"
+    with h5py.File(file, "a") as h5:
+        for key, stored in dict(h5["img"].attrs).items():
+            h5["img"].attrs[key] = np.array([stored])
+    cohort = open_cohort(tiny_cohort)
+    assert cohort.validate() == [] and cohort.sections[0].um_per_px == 0.5
+    with h5py.File(file, "a") as h5:
+        if name == "downsample":
+            del h5["img"].attrs["pixel_size"]
+        h5["img"].attrs[name] = value
+    refused(tiny_cohort, "P1A.h5", name, call=validate)
+
+
+# ---- tables as people save them ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [
+    "sample_id\nP1A\n".encode("utf-16"), "sample_id;x\nP1A;é\n".encode("latin-1"), b"", b"sample_id\n", b"sample_id\nP1A\nP1A\n",
+    b"sample_id,x\nP1A,1\n,\n", b'sample_id\n"P1A\n', b"sample_id,sample_id \nP1A,P1B\n", b"sample_id\nP1A\nP9Z\n",
+])  # fmt: skip
+@pytest.mark.parametrize("name", ["splits/train_0.csv", "samples.csv"])
+def test_a_table_that_cannot_be_right_is_named(tiny_cohort, content, name):
+    (tiny_cohort / name).write_bytes(content)
+    refused(tiny_cohort, "P9Z" if b"P9Z" in content else name)
+
+
+def test_a_split_of_one_side_is_named(tiny_cohort):
+    (tiny_cohort / "splits" / "train_1.csv").unlink()
+    refused(tiny_cohort, "train_1.csv")
+
+
+def test_files_that_are_no_split_are_left_out_with_a_note(tiny_cohort):
+    for name in ("train_0 (1).csv", "train_00.csv", "notes.csv", "._train_0.csv"):
+        (tiny_cohort / "splits" / name).write_bytes(b"\xff")
+    with pytest.warns(UserWarning, match="train_0 \\(1\\).csv"):
+        cohort = open_cohort(tiny_cohort)
+    assert len(cohort.splits) == 4 and "._" not in cohort.notes[0]
+
+
+@pytest.mark.parametrize("content", ['{"genes": ["G00", "G01", "G00"]}', '{"genes": "G00"}', '{"genes": [1]}', "", "\udcff"])
+def test_gene_lists_that_cannot_be_right_are_named(tiny_cohort, content):
+    (tiny_cohort / "var_20genes.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    refused(tiny_cohort, "var_20genes.json", "G00" if "G01" in content else "genes")
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "NA", "n/a", "None", "NULL", "-", "#N/A", " "])
+def test_words_for_missing_count_as_blank(tiny_cohort, word):
+    edit_samples(tiny_cohort, patient=["P1", "P1", "P2", "P2", "P3", "P3", word, word], duplicate_of=word, um_per_px=word)
+    with pytest.warns(UserWarning, match="patient is blank for 2 of 8"):
+        cohort = open_cohort(tiny_cohort)
+    assert list(cohort.samples.group[-2:]) == ["P4A", "P4B"] and cohort.samples.duplicate_of.eq("").all()
+    assert cohort.samples.um_per_px.eq(0.5).all()  # from the patches
+
+
+def test_a_section_may_be_called_na(tiny_cohort):
+    for folder, suffix in (("patches", "h5"), ("adata", "h5ad")):
+        (tiny_cohort / folder / f"P1A.{suffix}").rename(tiny_cohort / folder / f"NA.{suffix}")
+    edit_samples(tiny_cohort, sample_id=["NA", "P1B", "P2A", "P2B", "P3A", "P3B", "P4A", "P4B"])
+    for file in (tiny_cohort / "splits").glob("*.csv"):
+        file.write_text(file.read_text().replace("P1A", "NA"))
+    assert open_cohort(tiny_cohort).samples.index[0] == "NA"
 
 
 # ---- HEST's own files ----------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from sklearn.model_selection import KFold
 
 from peka_core.cohort import Split, log_cp10k, open_cohort
 from peka_core.files import PekaError
-from peka_core.protocols import PROTOCOLS, make_tasks
+from peka_core.protocols import PROTOCOLS, make_tasks, section_table, variable_genes
 
 PAPER = replace(PROTOCOLS["peka_paper"], n_genes=10)
 STRICT = replace(PROTOCOLS["strict"], n_genes=10)
@@ -127,3 +127,40 @@ def test_a_cohort_on_disk_gives_the_same_tasks_as_plain_numpy(tiny_cohort):
         assert len(held_out) == 1 and held_out[0] not in set(cohort.obs["patient"][task.split.train])
         log = pd.DataFrame(log_cp10k(cohort.adata()), columns=cohort.adata().var_names)
         np.testing.assert_array_equal(task.targets, log[task.genes])
+
+
+@pytest.mark.parametrize("duplicate_of", [{"P3A": "P3B", "P3B": "P3A"}, {"P3A": "P2B", "P2B": "P1B", "P1B": "P3A"}, {"P3B": "P3B"}])
+def test_of_copies_named_in_a_ring_one_stays(duplicate_of):
+    cohort = draw()
+    cohort.obs["duplicate_of"] = cohort.obs["sample"].map(duplicate_of).fillna("")
+    tested = sum(split.test.astype(int) for split in STRICT.splits(cohort)) > 0
+    lost = set(cohort.obs["sample"][~tested])
+    assert len(lost) == len(duplicate_of) - 1 and lost < {*duplicate_of, ""}
+
+
+@pytest.mark.parametrize("spots, counted", [(30, False), (1, False), (1, True)])
+def test_a_section_of_which_nothing_can_be_said_has_no_say_in_the_genes(spots, counted):
+    cohort, rows = draw(), np.ones(240, bool)
+    section = (cohort.obs["sample"] == "P1A").to_numpy()
+    here = section & (np.cumsum(section) <= spots)
+    rows[section & ~here] = False
+    cohort.counts[here] *= counted
+    adata = cohort.adata()
+    log = log_cp10k(adata, dense=False)
+    without = variable_genes(log, adata, rows & ~here, 10)
+    assert variable_genes(log, adata, rows, 10) == without
+    with pytest.raises(PekaError, match="no target genes"):
+        variable_genes(log, adata, here, 10)
+
+
+def test_a_failure_of_scanpy_on_a_sound_section_is_not_hidden(monkeypatch):
+    adata = draw().adata()
+    monkeypatch.setattr(sc.pp, "highly_variable_genes", lambda *_, **__: [][0])
+    with pytest.raises(IndexError):
+        section_table(log_cp10k(adata), adata.var_names, 10)
+
+
+def test_a_section_whose_genes_are_all_alike_has_no_say_either():
+    names = pd.Index([f"G{i}" for i in range(9)])
+    for log in (np.full((14, 9), 2.0), np.eye(14, 1) * np.full(9, 1.3)):
+        assert not section_table(log, names, 5).to_numpy().any()

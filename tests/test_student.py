@@ -135,3 +135,18 @@ def test_embedding_an_encoder_gives_frozen_features_only():
     made = embed_tiles(encoder, tiles, batch_size=2, progress=False)
     assert made.keys() == {"encoder"}
     np.testing.assert_allclose(made["encoder"], encoder.embed(tiles), atol=1e-5)
+
+
+@pytest.mark.parametrize("view", [lambda t: t[..., ::-1], lambda t: t[::-1], lambda t: t[:, ::-1, ::-1], lambda t: t.transpose(0, 2, 1, 3), list])
+@pytest.mark.parametrize("method", [None, "bat"])
+def test_views_of_tiles_are_embedded_as_their_copies(view, method):
+    encoder, tiles = tiny_encoder(), view(smooth_tiles(3))
+    student = encoder if method is None else filled(encoder, method)
+    made, expected = (embed_tiles(student, some, batch_size=2, progress=False) for some in (tiles, np.array(tiles)))
+    np.testing.assert_array_equal(made["encoder"], expected["encoder"])
+
+
+@pytest.mark.parametrize("change", [lambda t: t / 255, lambda t: t.astype(np.uint16) * 256, lambda t: t[0]])
+def test_tiles_of_other_pixels_are_not_embedded(change):
+    with pytest.raises(PekaError, match="uint8"):
+        embed_tiles(tiny_encoder(), change(smooth_tiles(3)), progress=False)

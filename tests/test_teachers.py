@@ -94,6 +94,17 @@ def test_misuse_says_what_was_expected():
         teacher.embed(adata)
     with pytest.raises(PekaError, match="25 genes; these 25 are others or in another order"):
         teacher.fit(adata).embed(adata[:, ::-1])
+    with pytest.raises(PekaError, match=r"x_teacher \(59, 3\) for 60 spots"):
+        embed_spots(adata, np.ones(60, bool), teacher, x_teacher=np.zeros((59, 3)))
     for mask in (np.zeros(60, bool), np.ones(59, bool), np.ones(60)):
         with pytest.raises(PekaError, match=r"train_mask must be bool \(60,\) with a True"):
             embed_spots(adata, mask, teacher)
+
+
+def test_an_adata_of_ones_own_needs_no_total_counts():
+    adata, train = counts(), np.arange(60) < 40
+    adata.obs["total_counts"] = adata.X.toarray().sum(1)
+    own = anndata.AnnData(adata.X.toarray(), obs=pd.DataFrame(index=adata.obs_names), var=adata.var)
+    ours, theirs = (embed_spots(a, train, load_teacher("pca", n_components=4), k=3) for a in (adata, own))
+    np.testing.assert_allclose(theirs.obsm["X_teacher"], ours.obsm["X_teacher"], atol=1e-5)
+    assert theirs.obs["pseudo_label"].equals(ours.obs["pseudo_label"])

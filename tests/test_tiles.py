@@ -7,7 +7,8 @@ import h5py
 import numpy as np
 import pytest
 
-from peka_core.tiles import cut_tile
+from peka_core.files import PekaError
+from peka_core.tiles import cut_tile, cut_tiles
 
 
 def bilinear(crop, size=224):
@@ -58,3 +59,30 @@ def test_tiles_equal_hests_own_byte_for_byte(hest_files: Path, sample):
         for name, image, coords in zip(file["barcode"][:, 0], file["img"][:], file["coords"][:]):
             tile, corner = cut_tile(slide, centres[name.decode()], um_per_px)
             assert np.array_equal(tile, image) and corner == tuple(coords)
+
+
+@pytest.mark.parametrize("kind", [int, np.int64, np.uint16, np.float32, float])
+def test_centres_of_any_number_give_the_same_tile(image, kind):
+    tile, corner = cut_tile(image, (250.0, 200.0), 0.5)
+    for centre in ([kind(250), kind(200)], np.array([250, 200], dtype=kind)):
+        other, there = cut_tile(image, centre, 0.5)
+        assert there == corner and np.array_equal(other, tile)
+    many, corners = cut_tiles(image, np.array([[250, 200], [20, 30]], dtype=kind), 0.5)
+    assert np.array_equal(many[0], tile) and corners[0].tolist() == list(corner) and corners[1].tolist() == [-92, -82]
+
+
+@pytest.mark.parametrize("change", [lambda i: i / 255, lambda i: i.astype(np.uint16) * 257, lambda i: i[..., 0], lambda i: np.dstack([i, i])])
+def test_an_image_of_other_pixels_is_refused(image, change):
+    with pytest.raises(PekaError, match="uint8"):
+        cut_tile(change(image), (250, 200), 0.5)
+
+
+@pytest.mark.parametrize("centre, um_per_px", [((np.nan, 3), 0.5), ((np.inf, 3), 0.5), ((1, 2, 3), 0.5), ((250, 200), 0), ((250, 200), np.nan)])
+def test_a_centre_and_a_pixel_size_must_be_numbers(image, centre, um_per_px):
+    with pytest.raises(PekaError, match="centre"):
+        cut_tile(image, centre, um_per_px)
+
+
+def test_no_centres_are_said(image):
+    with pytest.raises(PekaError, match="no spot centres"):
+        cut_tiles(image, np.zeros((0, 2)), 0.5)
