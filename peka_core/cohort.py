@@ -204,15 +204,14 @@ def open_cohort(path: str | Path) -> Cohort:
     return Cohort(path, samples, sections, read_genes(path), read_splits(path, samples), has_tiles, tuple(notes))
 
 
-def log_cp10k(adata: ad.AnnData, dense: bool = True, target_sum: float = 1e4) -> np.ndarray | sparse.csr_matrix:
+def log_cp10k(adata: ad.AnnData, dense: bool = True) -> np.ndarray | sparse.csr_matrix:
     """ln(1 + 1e4 c / total) as float32 (n, G), total = obs["total_counts"]; 0 for a spot without counts.
 
     Args:
         dense: an array, G values a spot; otherwise CSR, which keeps the zeros of counts that have tens of thousands of spots.
-        target_sum: another number than 1e4, as in scanpy's normalize_total.
     """
     total = adata.obs["total_counts"].to_numpy(dtype=np.float64)
-    scale = np.divide(target_sum, total, out=np.zeros_like(total), where=total > 0)  # (n,)
+    scale = np.divide(1e4, total, out=np.zeros_like(total), where=total > 0)  # (n,)
     logged = np.log1p(sparse.csr_matrix(adata.X, dtype=np.float64).multiply(scale[:, None]))  # (n, G)
     return logged.toarray().astype(np.float32) if dense else logged.tocsr().astype(np.float32)
 
