@@ -259,8 +259,9 @@ def adapters_of(work: Run, rung: Rung | str, protocol: Protocol, scope: str = ""
     rung = as_rung(rung)
     if rung.method == "none":
         return ""
-    _, seen = _wanted(work, protocol, scope or protocol.scope, split, world)
-    cards = {what: align(work, rung, what, world, "card.json") / "card.json" for what in sorted(set(seen.values()))}
+    names = [s.name for s in protocol.splits(work.cohort(world)) if not split or s.name in split.split(",")]  # tasks take longer
+    seen = ["all"] if (scope or protocol.scope) == "all" else sorted(names)
+    cards = {what: align(work, rung, what, world, "card.json") / "card.json" for what in seen}
     digests = {what: json.loads(card.read_text()).get("sha256") for what, card in cards.items()}
     if old := [what for what, digest in digests.items() if digest is None]:
         raise PekaError(f"{cards[old[0]]}: names no digest of its weights, so an earlier version wrote it: start a new run, --run NAME")
