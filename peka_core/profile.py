@@ -69,7 +69,7 @@ class Profile:
         planned += [(method, "spots/0", "on") for method in self.all_methods[:1] if self.scope_effect]
         planned += [(rung, "all", "on") for rung in self.others if rung.method != "none"]
         planned += [("bat", split, "off") for split in list(off)[: self.cues_off_splits]]
-        return planned + [("bat", split, "few") for split in ("all", "spots/0") if self.few]
+        return planned + [(method, split, "few") for method in self.all_methods[:1] for split in ("all", "spots/0") if self.few]
 
 
 def profile_names() -> list[str]:
