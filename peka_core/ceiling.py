@@ -10,6 +10,7 @@ import numpy as np
 from scipy import sparse
 
 from .cohort import log_cp10k
+from .protocols import columns_of
 from .statistics import mean_defined, pearson
 
 
@@ -33,8 +34,11 @@ def split_half_ceiling(adata: ad.AnnData, genes: list[str], repeats: int = 5, se
         ceiling: mean over genes of the square root of the reliability, the PCC of a perfect prediction with the counts;
         reliability: mean reliability of the target at full depth (Spearman-Brown, 2r / (1 + r)); half: mean PCC of two
         halves, r; by_gene: `(g,)` ceilings, NaN where no section defines one.
+
+    Raises:
+        PekaError: a gene that `adata` does not have.
     """
-    rng, columns = np.random.default_rng(seed), adata.var_names.get_indexer(genes)
+    rng, columns = np.random.default_rng(seed), columns_of(adata.var_names, genes)
     samples = adata.obs["sample"].to_numpy()
     halves = np.stack([_halves(adata, columns, samples, rng, min_spots) for _ in range(repeats)])  # (repeats, sections, g)
     half = mean_defined(np.moveaxis(halves, 0, -1))  # (sections, g)

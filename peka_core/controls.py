@@ -13,7 +13,7 @@ import pandas as pd
 from scipy.spatial import cKDTree
 
 from .evaluation import Predictor, head_answers
-from .protocols import Task
+from .protocols import Task, columns_of
 from .tiles import in_chunks
 
 NEIGHBOURS = 8
@@ -88,7 +88,7 @@ def oracle(cohort, redraws: int = 32, seed: int = 0) -> Predictor:
         how = ("nothing" if task.split.scheme == "spots" else "patients", task.protocol.zeros == "drop")
         if how not in drawn:
             drawn[how] = demo.oracle(cohort.path, redraw=how[0], redraws=redraws, seed=seed, positive_only=how[1])
-        return drawn[how][np.ix_(test, names.get_indexer(task.genes))]
+        return drawn[how][np.ix_(test, columns_of(names, task.genes))]
 
     return predict
 

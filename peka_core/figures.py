@@ -112,13 +112,15 @@ def tissue_map(ax: plt.Axes, xy: np.ndarray, values, um_per_px: float, title: st
 def loss_curves(histories: dict[str, pd.DataFrame], column: str = "total", ax: plt.Axes | None = None) -> plt.Axes:
     """Training (solid) and set-aside (dashed) loss of each alignment by epoch; a dot marks the epoch kept.
 
-    `histories`: by `method, split`; the method gives the colour where `PALETTE` has it, or the split where a single one is `all`.
+    `histories`: by `method, split`; the method gives the colour where `PALETTE` has it, or the split `all` where that colour is taken.
     """
     ax = ax or plt.subplots(figsize=(5, 3.2))[1]
-    on_all = sum(name.endswith(", all") for name in histories)
+    on_all, taken = sum(name.endswith(", all") for name in histories), set()
     for (name, history), other in zip(histories.items(), sns.color_palette("husl", len(histories))):
         method, _, split = name.rpartition(", ")
-        color = PALETTE.get("all" if split == "all" and on_all == 1 else method, other)
+        color = PALETTE.get("all" if split == "all" and (on_all == 1 or PALETTE.get(method) in taken) else method, other)
+        color = other if color in taken and split == "all" else color
+        taken.add(color)
         ax.plot(history["epoch"], history[column], color=color, label=name)
         held_out = f"aside_{column}"
         if held_out in history and history[held_out].notna().any():

@@ -27,7 +27,7 @@ class Profile:
             empty where there is none.
         methods: adapter methods aligned on each split's training spots (scope nested).
         all_methods: methods aligned once on all spots (scope all).
-        scope_effect: whether `all_methods` are also aligned on the training spots of `spots/0`, to compare with scope all.
+        scope_effect: whether the first of `all_methods` is also aligned on the training spots of `spots/0`, to compare with scope all.
         lessons: whether chapter 3 trains small examples in the open.
         others: rungs that are scored beside them under the paper's protocols: other encoders, frozen or aligned on all spots.
         ladder: what `peka ladder` compares with the frozen encoder: rungs, and names of predictors.
@@ -69,11 +69,11 @@ class Profile:
             splits: names of the cohort's own splits; off: those of world `off`.
         """
         planned = [(method, split, "on") for method in self.methods for split in splits]
-        seen = ("all", "spots/0") if self.scope_effect else ("all",)
-        planned += [(method, split, "on") for method in self.all_methods for split in seen]
+        planned += [(method, "all", "on") for method in self.all_methods]
+        planned += [(method, "spots/0", "on") for method in self.all_methods[:1] if self.scope_effect]
         planned += [(rung, "all", "on") for rung in self.others if rung.method != "none"]
         planned += [("bat", split, "off") for split in list(off)[: self.cues_off_splits]]
-        return planned + [("bat", split, "few") for split in ("all", "spots/0") if self.few]
+        return planned + [(method, split, "few") for method in self.all_methods[:1] for split in ("all", "spots/0") if self.few]
 
 
 def profile_names() -> list[str]:

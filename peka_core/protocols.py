@@ -4,6 +4,7 @@ The same features give 0.3 or 0.7 depending on these choices, so they travel as 
 score's name always carries it.
 """
 
+import warnings
 from dataclasses import dataclass, replace
 
 import anndata
@@ -30,7 +31,9 @@ class Protocol:
 
     name: str
     scheme: str  # "spots": shuffled folds over all spots; "cohort": the cohort's own held-out splits
-    genes_from: str  # "all" spots or the split's "train" spots choose the target genes; "file": the cohort's own list
+    genes_from: str  # who chooses the target genes, among those that every section measured: "all" spots, or the split's "train"
+    # spots; "file": the cohort's own list. Among those that any section measured: "authors", by the rule of `authors_genes`;
+    # "given", the list `genes`. There a gene is 0 in a section that did not measure it.
     alphas: tuple[float, ...]  # ridge penalties: one is fixed, several are chosen from by inner cross-validation;
     # none: HEST-Benchmark's rule, 100 / (components x genes)
     pooling: str  # PCC over all test spots of a fold ("pooled") or in each section ("section"), then patients
@@ -42,6 +45,7 @@ class Protocol:
     gene_folds: bool = False  # scheme "spots": each gene shuffles its own usable spots, as the authors do
     inner_holdout: bool = False  # with gene_folds: a fifth of each training fold is left unused, as the authors do
     n_genes: int = 50
+    genes: tuple[str, ...] = ()  # with genes_from "given"
     folds: int = 5  # of scheme "spots"
     seed: int = 2025
     min_spots: int = 322  # zeros dropped: genes with fewer usable spots are skipped
@@ -70,10 +74,10 @@ PROTOCOLS = {
     # The paper as written (Methods; KFold seed and scaler from the authors' code and our reading, see 04).
     "peka_paper": Protocol("peka_paper", "spots", "all", alphas=(1.0,), pooling="pooled",
                            merge_duplicates=False, scope="all"),
-    # The authors' code (RunningStone/PEKA bf9c6f5): rules that their text does not give.
-    "peka_official": Protocol("peka_official", "spots", "all", alphas=(1.0,), pooling="pooled", merge_duplicates=False,
+    # The authors' code (RunningStone/PEKA bf9c6f5): rules that their text does not give. A gene is kept with more than 321 spots.
+    "peka_official": Protocol("peka_official", "spots", "authors", alphas=(1.0,), pooling="pooled", merge_duplicates=False,
                               scope="all", zeros="drop", target="log2_cp10k", standardise=False, gene_folds=True,
-                              inner_holdout=True, min_spots=321),
+                              inner_holdout=True, min_spots=322),
     # HEST-Benchmark (mahmoodlab/HEST afd42c3), on its own splits and genes.
     "hest_bench": Protocol("hest_bench", "cohort", "file", alphas=(), pooling="pooled", merge_duplicates=False,
                            scope="given", target="ln_counts"),
@@ -112,22 +116,34 @@ def make_tasks(cohort, protocol: Protocol) -> list[Task]:
     """The protocol's splits of a cohort, each with its target genes and targets.
 
     Raises:
-        PekaError: as `Protocol.splits`.
+        PekaError: as `Protocol.splits`; a target gene that no section, or not every section, measured.
     """
     splits = protocol.splits(cohort)
-    adata = cohort.adata()
-    log = log_cp10k(adata, dense=False)  # (n, G) float32, made once for all splits
-    everywhere, seen = np.ones(adata.n_obs, bool), {}
-    chosen = lambda rows: variable_genes(log, adata, rows, protocol.n_genes, seen)
-    if protocol.genes_from == "file":
-        fixed = _listed_genes(cohort, adata)
-    elif protocol.genes_from == "all":
-        fixed = chosen(everywhere)
-    tasks = []
-    for split in splits:
-        genes = chosen(split.train) if protocol.genes_from == "train" else fixed
-        tasks.append(_task(adata, log, split, genes, protocol))
+    adata = cohort.adata(join="outer") if protocol.genes_from in ("authors", "given") else cohort.adata()
+    if protocol.genes_from in ("all", "train"):
+        log, seen = log_cp10k(adata, dense=False), {}  # (n, G) float32, made once for all splits
+        everywhere = protocol.genes_from == "all"
+        rows = [np.ones(adata.n_obs, bool)] if everywhere else [split.train for split in splits]
+        lists = [variable_genes(log, adata, some, protocol.n_genes, seen) for some in rows] * (len(splits) if everywhere else 1)
+    else:
+        genes = _fixed_genes(cohort, adata, protocol)
+        adata = adata[:, columns_of(adata.var_names, genes)].copy()  # (n, g): nothing else is needed of the others
+        log, lists = log_cp10k(adata, dense=False), [genes] * len(splits)
+    tasks = [_task(adata, log, split, genes, protocol) for split, genes in zip(splits, lists)]
     return _gene_folds(tasks) if protocol.gene_folds else tasks
+
+
+def columns_of(names: pd.Index, genes: list[str]) -> np.ndarray:
+    """Column `(g,)` of each gene among `names (G,)`.
+
+    Raises:
+        PekaError: a gene that is not there.
+    """
+    columns = names.get_indexer(genes)
+    if missing := [gene for gene, column in zip(genes, columns) if column < 0]:
+        raise PekaError(f"{len(missing)} of {len(genes)} genes are not among the {len(names)} at hand (first: {missing[0]}); "
+                        "expected genes that these sections measured: open the cohort's counts with join=\"outer\", or ask for others.")
+    return columns
 
 
 def variable_genes(log, adata: anndata.AnnData, rows: np.ndarray, n_genes: int, seen: dict | None = None) -> list[str]:
@@ -198,8 +214,29 @@ def top_genes(cohort: Cohort, n_genes: int) -> list[str]:
     return best_genes([section_table(log, common, n_genes) for log in logs], common, n_genes)
 
 
+def authors_genes(adata: anndata.AnnData, n_genes: int) -> list[str]:
+    """The authors' choice of target genes (their step1_process_hvg.py) from raw counts `adata (n, G)` of all sections, outer join.
+
+    scanpy's normalize_total to the median depth, log1p, and highly_variable_genes(flavor="seurat") with the section as batch; one
+    section is dense at a time. A gene that a section did not measure counts as one that it does not express.
+
+    Returns:
+        in the order of `adata.var_names`.
+    """
+    total, samples = np.asarray(adata.X.sum(1)).ravel(), adata.obs["sample"].to_numpy()  # (n,)
+    depth, tables = np.median(total[total > 0]), []
+    for name in sorted(set(samples)):
+        section = adata[samples == name].copy()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Some cells have zero counts")  # they stay 0
+            sc.pp.normalize_total(section, target_sum=depth)
+        sc.pp.log1p(section)
+        tables.append(section_table(section.X, adata.var_names, n_genes))
+    return best_genes(tables, adata.var_names, n_genes)
+
+
 def _task(adata, log, split, genes, protocol):
-    columns = adata.var_names.get_indexer(genes)
+    columns = columns_of(adata.var_names, genes)
     targets = TARGETS[protocol.target](adata, log, columns)  # (n, g)
     if protocol.zeros == "drop":
         targets[targets == 0] = np.nan
@@ -207,6 +244,18 @@ def _task(adata, log, split, genes, protocol):
         targets[:, usable < protocol.min_spots] = np.nan  # a gene without any target is skipped everywhere
     groups = adata.var["group"].astype(str).iloc[columns].tolist() if "group" in adata.var else [""] * len(genes)
     return Task(split, genes, targets, groups, adata.obs, np.asarray(adata.obsm["spatial"]), protocol)
+
+
+def _fixed_genes(cohort, adata, protocol) -> list[str]:
+    """Target genes of a protocol that asks every split for the same ones."""
+    if protocol.genes_from == "file":
+        return _listed_genes(cohort, adata)
+    if protocol.genes_from == "authors":
+        return authors_genes(adata, protocol.n_genes)
+    if protocol.genes_from != "given" or not protocol.genes:
+        raise PekaError(f"protocol {protocol.name}: genes_from {protocol.genes_from!r} with {len(protocol.genes)} genes; expected all, "
+                        "train, file or authors, or given and a list.")
+    return list(protocol.genes)
 
 
 def _listed_genes(cohort, adata) -> list[str]:

@@ -33,6 +33,7 @@ class Recipe:
         reallocate: AdaLoRA moves its ranks while it trains; without, it keeps the ranks that it starts with.
         adapter_dropout: of what goes into LoRA's and AdaLoRA's factors, in training; bat and bone have none.
         hidden, dropout: the projector's hidden width and dropout.
+        projector: its activation: `gelu`, or `relu` as in the authors' Linear, ReLU, Linear.
         clip: largest gradient, 0 for no limit; clip_by: its `norm`, or each `value`.
         pixels: what the student sees, in training and afterwards: `normalised` as the frozen encoder, or `raw`, 0 to 255.
         flips: show each tile in a random one of its eight orientations.
@@ -69,6 +70,7 @@ class Recipe:
     set_aside: float = 0.15
     set_aside_by: str = "group"
     keep: str = "best"
+    projector: str = "gelu"
 
     def __post_init__(self):
         """Refuse values that no alignment could use.
@@ -95,6 +97,7 @@ def mixes_patients(split: str) -> bool:
 CHOICES = {  # fields that are one of a few words
     "schedule": ("cosine", "constant", "step"), "labels": ("kmeans", "leiden"), "clip_by": ("norm", "value"),
     "pixels": ("normalised", "raw"), "set_aside_by": ("group", "spot"), "keep": ("best", "last"),
+    "projector": ("gelu", "relu"),
 }  # fmt: skip
 
 FROM_0, FROM_1, FROM_2 = ((f"{low} or more", lambda v, low=low: v >= low) for low in (0, 1, 2))
@@ -116,11 +119,13 @@ RECIPES = {
         epochs=50, lr=1e-4, batch_size=32, warmup=0, schedule="constant", k=100, block=256, rank=256, alpha=32.0, adapter_dropout=0.1,
         clip=0.0, flips=False, set_aside=0.0, keep="last",
     ),
-    # The authors' code (RunningStone/PEKA bf9c6f5), whose method is the additive `bone`. Its "best" checkpoint is the last.
+    # The authors' code (RunningStone/PEKA bf9c6f5), whose method is the additive `bone`. Its "best" checkpoint is the last. One thing
+    # is not repeated: its steps run under float16 autocast without a loss scaler, so that small gradients become 0; here bfloat16
+    # where the GPU has it, else float32.
     "as_run": Recipe(
         epochs=10, lr=1e-4, batch_size=32, warmup=0, schedule="step", tau=2.0, tau_squared=True, k=100, classifier_epochs=20,
         block=256, rank=256, alpha=32.0, reallocate=False, clip=1.0, clip_by="value", pixels="raw", flips=False, set_aside=0.2,
-        set_aside_by="spot", keep="last",
+        set_aside_by="spot", keep="last", projector="relu",
     ),
 }  # fmt: skip
 

@@ -15,7 +15,7 @@ from .encoders import Encoder, in_batches
 from .files import PekaError, sha256, write_json, write_whole
 from .ladder import METHODS
 from .provenance import versions
-from .recipe import Recipe
+from .recipe import CHOICES, Recipe
 
 RAW = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}  # a transform that leaves pixels at 0..255
 
@@ -32,7 +32,7 @@ class Student(nn.Module):
             projector), `projector_only` (no adapter), or `none` (nothing trains: the frozen encoder under the same
             interface, without a projector).
         d_teacher: dimension of the teacher's space.
-        recipe: block, rank, alpha, reallocate, adapter_dropout, targets, hidden, dropout and pixels are read from it.
+        recipe: block, rank, alpha, reallocate, adapter_dropout, targets, hidden, dropout, projector and pixels are read from it.
         seed: draws the projector's weights and LoRA's first factor; every adapter starts as the identity.
 
     Raises:
@@ -120,8 +120,8 @@ class Student(nn.Module):
             "encoder": encoder.name, "revision": encoder.revision, "digest": encoder.digest,
             "precision": encoder.precision, "dim": encoder.dim, "method": self.method, "d_teacher": self.d_teacher,
             "block": recipe.block, "rank": recipe.rank, "alpha": recipe.alpha, "targets": list(recipe.targets),
-            "hidden": recipe.hidden, "dropout": recipe.dropout, "reallocate": recipe.reallocate, "pixels": recipe.pixels,
-            "parameters": count_parameters(self), "versions": versions(),
+            "hidden": recipe.hidden, "dropout": recipe.dropout, "projector": recipe.projector, "reallocate": recipe.reallocate,
+            "pixels": recipe.pixels, "parameters": count_parameters(self), "versions": versions(),
         }  # fmt: skip
 
     @classmethod
@@ -133,7 +133,8 @@ class Student(nn.Module):
         """
         folder = Path(folder)
         card = _read_card(folder, encoder)
-        options = {name: card[name] for name in ("block", "rank", "alpha", "hidden", "dropout", "reallocate", "pixels") if name in card}
+        written = ("block", "rank", "alpha", "hidden", "dropout", "projector", "reallocate", "pixels")
+        options = {name: card[name] for name in written if name in card}  # older cards lack some: then the default was used
         recipe = Recipe(**options, targets=tuple(card["targets"]))
         student = cls(encoder, card["method"], card["d_teacher"], recipe)
         state = {}
@@ -155,10 +156,13 @@ def _share(model: nn.Module) -> nn.Module:
 
 
 def _projector(dim: int, d_teacher: int, recipe: Recipe) -> nn.Sequential:
-    """MLP d -> hidden -> d_teacher."""
-    return nn.Sequential(
-        nn.Linear(dim, recipe.hidden), nn.GELU(), nn.Dropout(recipe.dropout), nn.Linear(recipe.hidden, d_teacher)
-    )
+    """MLP d -> hidden -> d_teacher; with `relu` and no dropout it is the authors' Linear, ReLU, Linear."""
+    if recipe.projector not in CHOICES["projector"]:
+        raise PekaError(f"projector {recipe.projector!r} is unknown: {' or '.join(CHOICES['projector'])}")
+    between: list[nn.Module] = [nn.GELU(), nn.Dropout(recipe.dropout)]
+    if recipe.projector == "relu":
+        between = [nn.ReLU(), nn.Dropout(recipe.dropout)] if recipe.dropout else [nn.ReLU()]
+    return nn.Sequential(nn.Linear(dim, recipe.hidden), *between, nn.Linear(recipe.hidden, d_teacher))
 
 
 def _read_card(folder: Path, encoder: Encoder) -> dict:

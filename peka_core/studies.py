@@ -38,6 +38,7 @@ SWITCHES = {  # from the paper as written to its code as run, one change of the 
     "rate 1e-4": Rung("bat", recipe=(("lr", 1e-4),)),
     "constant rate, no warm-up": Rung("bat", recipe=(("schedule", "constant"), ("warmup", 0))),
     "clipped by value": Rung("bat", recipe=(("clip_by", "value"),)),
+    "projector with ReLU": Rung("bat", recipe=(("projector", "relu"),)),
     "no flips": Rung("bat", recipe=(("flips", False),)),
     "10 epochs": Rung("bat", recipe=(("epochs", 10),)),
     "50 epochs": Rung("bat", recipe=(("epochs", 50),)),

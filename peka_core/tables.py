@@ -1,5 +1,6 @@
 """Tables of scores: which predictors a profile scores, and one long tidy table of the results."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from tqdm.auto import tqdm
 
 from . import scfoundation, stages
 from .code import code_of
+from .cohort import joined_genes
 from .controls import CONTROLS, REFERENCES
 from .files import PekaError, write_whole
 from .ladder import Rung
@@ -27,6 +29,7 @@ LABELS = {
 ALL_SPLITS = "all of the protocol"
 PEKA = {"as_written": "bat", "as_run": "bone"}  # recipe -> the method that the paper's tables call PEKA
 TABLE_1_PEKA = {"liver": "uni"}  # the encoder of Table 1's row PEKA; H-optimus-0 elsewhere, by its values in Table 2
+THEIRS = ("peka_paper", "peka_official", "peka_official_authors_list")  # protocols whose scores stand beside the paper's
 CCRCC = {"kidney": "CCRCC"}  # the paper's cohort -> HEST-Benchmark's task on the same slides
 MADE = ("commit", "device", "versions", "code")  # columns that say what made a row
 Row = tuple[str, Rung | str]  # kind (oracle, encoder, student, control, reference) and what is scored
@@ -104,6 +107,24 @@ def paper_cohort(work: Run) -> str:
     profile, options = work.profile, work.profile.source_options
     changed = profile.source != "hest" or options.get("index") or options.get("leave_out") or not name_of_recipe(profile.recipe)
     return "" if changed or profile.teacher != scfoundation.SOURCE or not scfoundation.as_authors(profile.teacher_options) else options.get("cohort", "breast")
+
+
+def with_authors_list(work: Run, protocol: Protocol) -> tuple[Protocol | None, str]:
+    """A protocol with the target genes that the authors published for a run's HEST-1k cohort, under a name of its own; and a
+    sentence about them. None where there is no such list; genes that no slide measured are left out of it."""
+    if work.profile.source != "hest":
+        return None, "no cohort of HEST-1k, so the authors published no target genes for it"
+    from .sources import hest_index
+
+    name = work.profile.source_options.get("cohort", "breast")
+    file, listed = hest_index.rules_of(name).authors_genes, hest_index.authors_list(name)
+    measured = joined_genes([section.genes for section in work.cohort().sections], "outer")
+    genes = tuple(gene for gene in listed if gene in measured)
+    if not genes:
+        why = f"of its {len(listed)} genes no slide measured one" if listed else f"not in {hest_index.home()}"
+        return None, f"the authors' target genes, {file}: {why}; not scored"
+    named = replace(protocol, name=f"{protocol.name}_authors_list", genes_from="given", genes=genes)
+    return named, f"the authors' target genes, {file}: {len(genes)} of {len(listed)} were measured in some slide"
 
 
 def _spots(scores: pd.DataFrame) -> pd.Series:
@@ -187,9 +208,8 @@ def published() -> pd.DataFrame:
 def beside_published(table: pd.DataFrame, cohort: str) -> pd.DataFrame:
     """A score table with columns published, published_in and minus_published, empty where nothing can be compared.
 
-    Compared are headline scores over all genes and splits of one of the paper's cohorts: peka_paper and peka_official with the
-    paper's value of the same encoder and method (its PEKA: see `PEKA`, aligned on all spots, in the projected space); hest_bench of
-    kidney with HEST-Benchmark's CCRCC, which has the same slides but genes and folds of its own.
+    Compared are headline scores over all genes and splits of one of the paper's cohorts: those under `THEIRS` with the paper's
+    value of the same encoder and method (its PEKA: see `PEKA`, aligned on all spots, in the projected space); hest_bench of kidney with HEST-Benchmark's CCRCC, which has the same slides but genes and folds of its own.
     """
     known = {(row.cohort, row.encoder, row.method, row.table): (row.pcc, row.source) for row in published().itertuples()}
 
@@ -199,7 +219,7 @@ def beside_published(table: pd.DataFrame, cohort: str) -> pd.DataFrame:
         places = []
         if row.headline and row.genes == "all" and row.alpha == "chosen" and scored_alike:
             places = [(CCRCC.get(cohort), "HEST-Benchmark")] if row.protocol == "hest_bench" else []
-            places = [(cohort, "Table 2"), (cohort, "Table 1")] if row.protocol in ("peka_paper", "peka_official") else places
+            places = [(cohort, "Table 2"), (cohort, "Table 1")] if row.protocol in THEIRS else places
         name = row.encoder.partition("@")[0]
         return next((known[key] for where, table in places if (key := (where, name, row.method, table)) in known), (np.nan, ""))
 
@@ -240,6 +260,7 @@ def _why_they_differ(same: pd.DataFrame) -> str:
     first = same.iloc[0]
     aligned = first["kind"] == "student"
     reasons = ["zeros kept, as the text has it", "one seed"]
+    reasons += ["their float16 steps without a loss scaler are bfloat16 or float32 here"] if aligned and first["recipe"] == "as_run" else []
     reasons += [f"recipe {first['recipe']}" + (f", batch {first['batch_size']}" if first["batch_size"] != 32 else "")] if aligned else []
     reasons += [f"the first of runs {', '.join(same['run'])}"] if len(same) > 1 else []
     return "; ".join(reasons)

@@ -2,8 +2,9 @@
 
     PEKA_MIRROR=../shared/data python scripts/controls_her2st.py        # two minutes
 
-Counts and spot positions alone are read. Genes are chosen as the authors choose theirs: scanpy's 50 most variable, by section,
-after normalisation to the median depth. Section C6 is left out: the mirror that this was made from has no counts of it.
+Counts and spot positions alone are read. Protocols: `peka_official` as it is, and three that change one or two of its rules and
+have names of their own: zeros kept, patients held out, both. Section C6 is left out: the mirror that this was made from has no
+counts of it.
 """
 
 from dataclasses import replace
@@ -12,37 +13,35 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
-import scanpy as sc
 
 from peka_core import controls
 from peka_core.cohort import Split
 from peka_core.evaluation import evaluate
-from peka_core.protocols import PROTOCOLS, make_tasks, variable_genes
+from peka_core.protocols import PROTOCOLS, make_tasks
 from peka_core.provenance import provenance
 from peka_core.sources import her2st
 from peka_core.statistics import summarise
 from peka_core.tables import LABELS, save_table
 
 ROOT = Path(__file__).parents[1]
-OFFICIAL = replace(PROTOCOLS["peka_official"], genes_from="file")
+OFFICIAL = PROTOCOLS["peka_official"]
+HELD_OUT = replace(OFFICIAL, name="peka_official_held_out", scheme="cohort", gene_folds=False, inner_holdout=False)
 PREDICTORS = ("slide_one_hot", "library_size", "slide_and_library_size", "nearest_spots")
 
 
 def counted() -> SimpleNamespace:
-    """What scoring reads of a cohort: spots, patients' splits, and counts of the target genes."""
+    """What scoring reads of a cohort: spots, patients' splits, and counts of all genes that any section measured."""
     adata = her2st.read_counts([section for section in her2st.section_names() if section != "C6"])
-    log = sc.pp.log1p(sc.pp.normalize_total(adata, copy=True), copy=True)
-    genes = variable_genes(log.X.toarray().astype(np.float32), log, np.ones(log.n_obs, bool), OFFICIAL.n_genes)
-    patients, some = adata.obs["group"].to_numpy(), adata[:, genes].copy()
+    patients = adata.obs["group"].to_numpy()
     splits = [Split(f"patients/{i}", patients != name, patients == name) for i, name in enumerate(np.unique(patients))]
-    return SimpleNamespace(path="her2st", obs=some.obs, splits=splits, genes=genes, adata=lambda: some)
+    return SimpleNamespace(path="her2st", obs=adata.obs, splits=splits, adata=lambda join: adata)  # the outer join
 
 
 def main() -> None:
     """Score, print, write."""
     cohort, facts, rows = counted(), provenance(), []
-    rules = [OFFICIAL, replace(OFFICIAL, scheme="cohort", gene_folds=False, inner_holdout=False)]
-    for rule in [replace(rule, zeros=zeros) for rule in rules for zeros in ("drop", "keep")]:
+    kept = lambda rule: replace(rule, name=f"{rule.name}_zeros_kept", zeros="keep")
+    for rule in (OFFICIAL, kept(OFFICIAL), HELD_OUT, kept(HELD_OUT)):
         tasks = make_tasks(cohort, rule)
         for name in PREDICTORS:
             made = (controls.CONTROLS | controls.REFERENCES)[name](cohort)
@@ -50,9 +49,10 @@ def main() -> None:
             for pooling in ("pooled", "section"):
                 row = summarise(scores, rule, pooling).drop(columns=["genes", "alpha", "values"]).iloc[0]
                 genes = scores["n_genes"].iloc[0]
-                rows.append({"label": LABELS[name], "zeros": rule.zeros, **row, "genes": genes, "spots": len(cohort.obs)})
+                what = {"genes": genes, "spots": len(cohort.obs), "protocol": rule.name}
+                rows.append({"label": LABELS[name], "zeros": rule.zeros, **row, **what})
     table = pd.DataFrame(rows).assign(
-        protocol=OFFICIAL.name, sections=cohort.obs["sample"].nunique(), patients=cohort.obs["group"].nunique(),
+        sections=cohort.obs["sample"].nunique(), patients=cohort.obs["group"].nunique(),
         commit=facts["commit"], device=facts["device"],
     )  # fmt: skip
     print(table.pivot_table(index="label", columns=["scheme", "zeros", "pooling"], values="mean", sort=False).round(3).to_string())

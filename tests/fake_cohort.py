@@ -22,7 +22,7 @@ class FakeCohort:
     splits: list = field(default_factory=list)
     path: Path = Path("fake")
 
-    def adata(self):
+    def adata(self, join="inner"):
         total = self.counts.sum(1).astype(float)
         var = pd.DataFrame({"group": np.where(np.arange(self.counts.shape[1]) % 2, "cue", "composition")},
                            index=[f"G{i:02d}" for i in range(self.counts.shape[1])])

@@ -96,6 +96,9 @@ def test_a_method_has_its_colour_in_loss_curves_too():
     assert ax.get_title() == "L_KD by epoch"
     ax = figures.loss_curves({"bat, all": history, "bone, all": history, "UNI, PEKA, all": history}, "kd")
     assert len({line.get_color() for line in ax.lines if line.get_label().endswith("all")}) == 3
+    ax = figures.loss_curves({"bat, patients/0": history, "bat, all": history, "bone, all": history}, "kd")
+    colours = [line.get_color() for line in ax.lines if ", " in str(line.get_label())]
+    assert colours == [figures.PALETTE[name] for name in ("bat", "all", "bone")], "no colour means two things"
 
 
 def test_a_key_says_what_each_colour_of_a_score_means():

@@ -1,6 +1,7 @@
 """The price of a run: counted FLOPs against a hand count and against a real step, memory against real saved tensors, the text."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -121,6 +122,11 @@ def test_work_is_what_chapter_3_trains():
     full = list(plan.work_of(load_profile("hest-kidney-full"), 10, 4))
     assert {name for _, name, *_ in full} == {"h-optimus-0", "resnet50", "ctranspath", "uni"}
     assert sum(method != "none" for _, _, method, *_ in full) == 6  # PEKA, LoRA, AdaLoRA of two encoders
+
+
+def test_the_plan_counts_the_projector_of_the_recipe():
+    relu, gelu = (plan.cost_of(on_meta(tiny_encoder(64)), "bat", replace(RECIPE, projector=name), 4) for name in ("relu", "gelu"))
+    assert relu.step == gelu.step and relu.tile < gelu.tile  # the same products; ReLU keeps its output alone for the backward pass
 
 
 def test_a_tile_holds_more_where_there_is_no_bfloat16():

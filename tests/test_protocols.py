@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,10 +10,13 @@ from sklearn.model_selection import KFold
 
 from peka_core.cohort import Split, log_cp10k, open_cohort
 from peka_core.files import PekaError
-from peka_core.protocols import PROTOCOLS, make_tasks, section_table, variable_genes
+from peka_core.ceiling import split_half_ceiling
+from peka_core.controls import oracle
+from peka_core.protocols import PROTOCOLS, columns_of, make_tasks, section_table, variable_genes
 
 PAPER = replace(PROTOCOLS["peka_paper"], n_genes=10)
 STRICT = replace(PROTOCOLS["strict"], n_genes=10)
+OFFICIAL = replace(PROTOCOLS["peka_official"], n_genes=10, min_spots=20)
 
 
 def scanpy_genes(cohort, rows):
@@ -164,3 +168,88 @@ def test_a_section_whose_genes_are_all_alike_has_no_say_either():
     names = pd.Index([f"G{i}" for i in range(9)])
     for log in (np.full((14, 9), 2.0), np.eye(14, 1) * np.full(9, 1.3)):
         assert not section_table(log, names, 5).to_numpy().any()
+
+
+# ---- the authors' target genes -------------------------------------------------------------------
+
+
+@pytest.fixture
+def unequal(tiny_cohort):
+    """A cohort whose sections measured different genes: P1A lacks two that the others have, P2B alone has two more."""
+    for sample in ("P1A", "P2B"):
+        path = tiny_cohort / "adata" / f"{sample}.h5ad"
+        adata = ad.read_h5ad(path)
+        if sample == "P1A":
+            adata = adata[:, ~adata.var_names.isin(["G03", "G06"])].copy()
+        else:
+            own = ad.AnnData(np.random.default_rng(0).poisson([[0.3, 40.0]], (adata.n_obs, 2)).astype(np.float32))
+            own.obs_names, own.var_names = adata.obs_names, ["OWN0", "OWN1"]
+            obs, spatial = adata.obs, adata.obsm["spatial"]
+            adata = ad.concat([adata, own], axis=1)
+            adata.obs, adata.obsm["spatial"] = obs, spatial
+        adata.write_h5ad(path)
+    return open_cohort(tiny_cohort)
+
+
+def their_genes(cohort, n):
+    """Target genes by scanpy alone, from the files, as in the authors' step1_process_hvg.py."""
+    parts = {s: ad.read_h5ad(cohort.path / "adata" / f"{s}.h5ad") for s in cohort.samples.index}
+    joined = ad.concat(parts, join="outer", fill_value=0, label="slide", index_unique="-")
+    sc.pp.normalize_total(joined)
+    sc.pp.log1p(joined)
+    sc.pp.highly_variable_genes(joined, n_top_genes=n, flavor="seurat", batch_key="slide")
+    return set(joined.var_names[joined.var["highly_variable"]])
+
+
+@pytest.mark.parametrize("n", [5, 10, 20])
+def test_the_authors_genes_are_scanpys_over_the_outer_join(unequal, n):
+    genes = make_tasks(unequal, replace(OFFICIAL, n_genes=n))[0].genes
+    assert len(genes) == n and set(genes) == their_genes(unequal, n)
+
+
+def test_a_gene_that_a_section_lacks_may_be_one_of_the_authors(unequal):
+    common = set(unequal.adata().var_names)
+    inner, outer = (make_tasks(unequal, replace(OFFICIAL, genes_from=rule))[0].genes for rule in ("all", "authors"))
+    assert set(inner) <= common and set(outer) - common
+
+
+@pytest.mark.parametrize("zeros", ["drop", "keep"])
+def test_a_gene_that_a_section_did_not_measure_is_zero_there(unequal, zeros):
+    rules = replace(OFFICIAL, genes_from="given", genes=("G03", "OWN1", "G05"), zeros=zeros, min_spots=5)
+    targets, sample = make_tasks(unequal, rules)[0].targets, unequal.obs["sample"].to_numpy()
+    absent = {"G03": sample == "P1A", "OWN1": sample != "P2B"}
+    for column, gene in enumerate(("G03", "OWN1")):
+        found = targets[absent[gene], column]
+        assert np.isnan(found).all() if zeros == "drop" else (found == 0).all()
+    raw = ad.read_h5ad(unequal.path / "adata" / "P2B.h5ad")
+    expected = np.log2(1 + 1e4 * raw[:, "OWN1"].X.toarray().ravel() / raw.X.toarray().sum(1))  # the total is over all its genes
+    np.testing.assert_allclose(targets[sample == "P2B", 1], expected, rtol=1e-5)
+
+
+def test_only_rules_with_an_outer_join_take_genes_that_a_section_lacks(unequal):
+    for genes in (("G05", "NOSUCH"), ()):
+        with pytest.raises(PekaError):
+            make_tasks(unequal, replace(OFFICIAL, genes_from="given", genes=genes))
+    with pytest.raises(PekaError):
+        make_tasks(unequal, replace(OFFICIAL, genes_from="autors"))
+
+
+def test_nobody_takes_another_column_for_a_gene_that_is_not_there(unequal, monkeypatch):
+    with pytest.raises(PekaError, match="OWN1"):
+        columns_of(unequal.adata().var_names, ["G05", "OWN1"])
+    with pytest.raises(PekaError, match="OWN1"):
+        split_half_ceiling(unequal.adata(), ["G05", "OWN1"], repeats=1)
+    task = make_tasks(unequal, replace(OFFICIAL, genes_from="given", genes=("OWN1",), min_spots=5))[0]
+    monkeypatch.setattr("peka_core.sources.demo.oracle", lambda *_, **__: np.zeros((len(unequal), 28)))
+    with pytest.raises(PekaError, match="OWN1"):
+        oracle(unequal)(task, np.arange(5), np.arange(5))
+
+
+@pytest.mark.parametrize(("used", "scored"), [(321, False), (322, True)])
+def test_the_authors_keep_a_gene_with_more_than_321_spots(used, scored):
+    cohort = draw(patients=2, sections=2, spots=100, genes=40)  # 400 spots
+    cohort.counts[:, 0] = 0
+    cohort.counts[:used, 0] = 1 + np.arange(used) % 3
+    rules = replace(PROTOCOLS["peka_official"], genes_from="given", genes=("G00",))
+    assert np.isfinite(make_tasks(cohort, rules)[0].targets).any() == scored
+    assert PROTOCOLS["peka_official"].min_spots == 322 and PROTOCOLS["peka_official"].genes_from == "authors"

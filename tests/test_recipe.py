@@ -31,7 +31,7 @@ def test_the_two_recipes_differ_where_paper_and_code_do():
     differ = {name for name in written if written[name] != run[name]}
     assert differ == {
         "epochs", "schedule", "tau", "tau_squared", "classifier_epochs", "reallocate", "adapter_dropout", "clip", "clip_by", "pixels",
-        "set_aside", "set_aside_by",
+        "set_aside", "set_aside_by", "projector",
     }  # fmt: skip
     assert (run["epochs"], run["tau"], run["k"], run["clip"], run["set_aside"], written["epochs"]) == (10, 2.0, 100, 1.0, 0.2, 50)
 

@@ -1,6 +1,7 @@
 """The student: what trains, what stays as it was, and what comes back from disk."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ from torch import nn
 
 from peka_core.alignment import Recipe
 from peka_core.files import PekaError
+from peka_core.recipe import RECIPES
 from peka_core.student import Student, count_parameters, embed_tiles
 
 RECIPE = Recipe(block=8, hidden=24)
+RECIPES = {name: replace(recipe, block=8) for name, recipe in RECIPES.items()}
 
 
 def filled(encoder, method, seed=0):
@@ -150,3 +153,30 @@ def test_views_of_tiles_are_embedded_as_their_copies(view, method):
 def test_tiles_of_other_pixels_are_not_embedded(change):
     with pytest.raises(PekaError, match="uint8"):
         embed_tiles(tiny_encoder(), change(smooth_tiles(3)), progress=False)
+
+
+def test_the_authors_projector_is_linear_relu_linear_and_comes_back_so(tmp_path):
+    kinds = lambda student: [type(module) for module in student.projector]
+    assert kinds(Student(tiny_encoder(), "bone", 6, RECIPES["as_run"])) == [nn.Linear, nn.ReLU, nn.Linear]
+    assert kinds(Student(tiny_encoder(), "bone", 6, RECIPES["as_written"])) == [nn.Linear, nn.GELU, nn.Dropout, nn.Linear]
+    recipe = replace(RECIPE, projector="relu", dropout=0.5)
+    assert kinds(Student(tiny_encoder(), "bone", 6, recipe)) == [nn.Linear, nn.ReLU, nn.Dropout, nn.Linear], "dropout that is asked for is there"
+    encoder, tiles = tiny_encoder(), smooth_tiles(3)
+    student = Student(encoder, "projector_only", 6, replace(RECIPE, projector="relu"), seed=3)
+    first, _, last = student.projector
+    features = torch.as_tensor(encoder.embed(tiles))
+    expected = torch.relu(features @ first.weight.T + first.bias) @ last.weight.T + last.bias
+    student.save(tmp_path)
+    back = embed_tiles(Student.load(tmp_path, encoder), tiles, progress=False)["projected"]
+    np.testing.assert_allclose(back, expected.detach(), atol=1e-5)
+
+
+def test_a_card_of_before_the_field_means_gelu(tmp_path):
+    encoder, tiles = tiny_encoder(), smooth_tiles(3)
+    student = filled(encoder, "bat")
+    student.save(tmp_path)
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert card.pop("projector") == "gelu"
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    back = embed_tiles(Student.load(tmp_path, encoder), tiles, progress=False)
+    np.testing.assert_array_equal(back["projected"], embed_tiles(student, tiles, progress=False)["projected"])

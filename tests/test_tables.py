@@ -39,6 +39,62 @@ def test_hest_benchmark_is_compared_on_the_same_slides_alone():
         assert tables.beside_published(rows(protocol="hest_bench", encoder=encoder), cohort)["published"].isna().all()
 
 
+def test_the_authors_own_list_is_compared_with_the_paper_and_other_rules_are_not():
+    for protocol, expected in (("peka_official", 0.698), ("peka_official_authors_list", 0.698), ("peka_official_min_12", np.nan)):
+        found = tables.beside_published(rows(encoder="h-optimus-0@12", protocol=protocol), "kidney")["published"].iloc[0]
+        np.testing.assert_equal(found, expected)
+
+
+@pytest.fixture
+def hest_work(work, tmp_path, monkeypatch):
+    """The small run as if its cohort were HEST-1k's breast, and the place of the authors' list."""
+    work.cohort()  # drawn before it is said to be HEST's
+    monkeypatch.setenv("PEKA_MIRROR", str(tmp_path))
+    (tmp_path / "hest").mkdir()
+    profile = dataclasses.replace(work.profile, source="hest", source_options={"cohort": "breast"})
+    return dataclasses.replace(work, profile=profile), tmp_path / "hest" / "top_50_genes_Visium_Homo_sapien_Breast_Cancer.json"
+
+
+def test_the_authors_list_is_scored_where_the_mirror_has_it(hest_work):
+    run, path = hest_work
+    names = list(run.cohort().sections[0].genes[:4])
+    path.write_text(json.dumps({"genes": [*names, "NOSUCH"]}))
+    small = dataclasses.replace(PROTOCOLS["peka_official"], name="official", min_spots=5)
+    listed, said = tables.with_authors_list(run, small)
+    assert (listed.name, listed.genes) == ("official_authors_list", tuple(names)) and "4 of 5" in said and path.name in said
+    table = tables.score_table(run, listed, rows=[("encoder", "frozen")])
+    assert set(table["protocol"]) == {"official_authors_list"} and set(stages.score(run, "frozen", listed).genes["gene"]) <= set(names)
+    other = dataclasses.replace(listed, genes=listed.genes[:2])
+    assert set(stages.score(run, "frozen", other).genes["gene"]) <= set(names[:2]), "another list under the same name is another unit"
+
+
+def test_without_the_authors_list_one_line_says_so(work, hest_work):
+    run, path = hest_work
+    for said in (tables.with_authors_list(run, PROTOCOLS["peka_official"]), tables.with_authors_list(work, PROTOCOLS["peka_official"])):
+        assert said[0] is None and said[1] and "\n" not in said[1]
+    path.write_text(json.dumps({"genes": ["NOSUCH"]}))
+    assert tables.with_authors_list(run, PROTOCOLS["peka_official"])[0] is None
+    for damaged in ('{"genes": "G1"}', "[]", "{", '{"genes": [1]}'):
+        path.write_text(damaged)
+        with pytest.raises(PekaError, match=path.name):
+            tables.with_authors_list(run, PROTOCOLS["peka_official"])
+
+
+def test_a_students_weights_are_named_without_making_targets(work, monkeypatch):
+    monkeypatch.setattr(type(work), "tasks", lambda *_: pytest.fail("targets were made"))
+    assert len(stages.adapters_of(work, "bat", PROTOCOLS["peka_official"])) == 12
+
+
+def test_the_papers_method_is_scored_under_its_own_rules():
+    for name in ("demo", "her2st", "smoke"):
+        profile = load_profile(name)
+        rows = tables.predictors(type("work", (), {"profile": profile}), PROTOCOLS["peka_official"])
+        scored = {(r.method, r.space) for kind, r in rows if kind == "student"}
+        assert scored == {(m, s) for m in ("bat", "bone") for s in ("projected", "encoder", "concat")}
+        planned = profile.alignments(["patients/0"])
+        assert {("bat", "all", "on"), ("bone", "all", "on"), ("bat", "spots/0", "on")} <= set(planned) and ("bone", "spots/0", "on") not in planned
+
+
 def test_what_cannot_be_compared_stays_empty():
     for other in (dict(scope="nested", kind="student"), dict(split="spots/0"), dict(method=""), dict(protocol="strict"), dict(genes="cue"), dict(headline=False), dict(alpha="x10"), dict(kind="control")):
         assert tables.beside_published(rows(**other), "kidney")["published"].isna().all(), other

@@ -21,7 +21,7 @@ from ..protocols import top_genes
 from ..tiles import TILE_UM_PER_PX, TileReader
 from . import hest_files, resume
 from .hest_files import fetch_slides, home
-from .hest_index import COHORTS, counts_table, groups, index_path, index_place, read_slides, rules_of, slides
+from .hest_index import COHORTS, counts_table, gene_list, groups, index_path, index_place, read_slides, rules_of, slides
 from .hest_slide import convert_slide, symbols_of_ensembl
 
 __all__ = ["COHORTS", "build", "counts_table", "fetch", "groups", "index_place", "make_splits", "slides"]
@@ -178,7 +178,7 @@ def compare_genes(path: Path, genes: list[str], common: pd.Index) -> dict:
     """How the authors' list of target genes compares with ours, where the mirror has it."""
     if not path.is_file():
         return {"file": path.name, "found": False}
-    theirs = json.loads(path.read_text(encoding="utf-8"))["genes"]
+    theirs = gene_list(path)
     return {
         "file": path.name, "found": True, "genes": len(theirs), "in_every_slide": int(common.isin(theirs).sum()),
         "shared_with_ours": len(set(theirs) & set(genes)),

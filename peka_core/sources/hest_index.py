@@ -4,6 +4,7 @@ The paper used index v1_1_0. It starts with a byte order mark, leaves `patient` 
 and of its pixel sizes only `pixel_size_um_estimated` can be trusted. Patients are curated in hest_groups.csv.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,6 +91,27 @@ def rules_of(cohort: str) -> Filter:
     if cohort not in COHORTS:
         raise PekaError(f"hest: no cohort {cohort!r}; expected one of {', '.join(COHORTS)}.")
     return COHORTS[cohort]
+
+
+def authors_list(cohort: str) -> list[str]:
+    """The target genes that the authors published for a cohort; [] where neither mirror nor cache has their file.
+
+    Raises:
+        PekaError: unknown cohort, or a file that holds no list of genes.
+    """
+    path = home() / rules_of(cohort).authors_genes
+    return gene_list(path) if path.is_file() else []
+
+
+def gene_list(path: Path) -> list[str]:
+    """The list `genes` of a JSON file in the authors' form, without repeats; PekaError where there is none."""
+    try:
+        genes = json.loads(path.read_text(encoding="utf-8-sig"))["genes"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise PekaError(f'{path}: expected {{"genes": ["ABC", ...]}}, found something else ({error!r}). Take the file again.') from error
+    if not isinstance(genes, list) or not all(isinstance(gene, str) for gene in genes):
+        raise PekaError(f'{path}: expected {{"genes": ["ABC", ...]}}, found genes that are no list of names. Take the file again.')
+    return list(dict.fromkeys(genes))
 
 
 def index_path(index: str = "", index_sha256: str = "", dry_run: bool = False) -> Path:
