@@ -1,11 +1,10 @@
 """The bound from split counts against a known truth; hashes and neighbours; partial correlation against least squares."""
 
 import anndata as ad
-import cv2
-import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from fake_hest import copy_tiles, recompressed
 from scipy import sparse
 from scipy.stats import pearsonr
 
@@ -111,29 +110,13 @@ def test_the_copied_section_of_the_demo_is_found(tmp_path):
     assert not set(rest) & set(hashes[demo.COPY])
 
 
-def copy_section(path, original, copy, change=lambda tile: tile, leave_out=0):
-    """Give a section the tiles of another: rows in another order, each changed, the first ones left out."""
-    with h5py.File(path / f"patches/{original}.h5") as source, h5py.File(path / f"patches/{copy}.h5", "a") as target:
-        rows = np.roll(np.arange(len(source["img"])), 3)[leave_out:]
-        target["img"].resize(len(rows), 0)
-        target["img"][:] = np.stack([change(tile) for tile in source["img"][:][rows]])
-        for name in ("coords", "barcode"):
-            values, kind = source[name][:][rows], target[name].dtype
-            del target[name]
-            target.create_dataset(name, data=values, dtype=kind)
-
-
-def recompressed(tile):
-    return cv2.imdecode(cv2.imencode(".jpg", tile, [cv2.IMWRITE_JPEG_QUALITY, 95])[1], cv2.IMREAD_COLOR)
-
-
 @pytest.mark.parametrize(
     "change, leave_out, same, shared, identical",
     [(lambda tile: tile, 0, True, 12, 12), (recompressed, 0, False, 12, 0), (lambda tile: tile, 1, False, 11, 11)],
 )
 def test_a_copied_section_is_compared_by_barcode(tiny_cohort, change, leave_out, same, shared, identical):
     """In another order, compressed again, or with a tile less."""
-    copy_section(tiny_cohort, "P1A", "P3B", change, leave_out)
+    copy_tiles(tiny_cohort, "P1A", "P3B", change, leave_out)
     cohort = open_cohort(tiny_cohort)
     digests = tile_digests(cohort)
     assert (digests["P1A"] == digests["P3B"]) is same and digests.drop("P3B").is_unique
