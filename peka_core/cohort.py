@@ -75,8 +75,10 @@ class Cohort:
 
     def __repr__(self) -> str:
         spots = sum(len(section.barcodes) for section in self.sections)
+        checkout, path = Path(__file__).parents[1], self.path.resolve()
+        where = path.relative_to(checkout).as_posix() if path.is_relative_to(checkout) else path.name  # no path of this machine
         return (
-            f"Cohort {self.path}: {spots} spots, {len(self.samples)} sections, "
+            f"Cohort {where}: {spots} spots, {len(self.samples)} sections, "
             f"{self.samples.group.nunique()} patients, {len(self.split_ids)} splits, tiles: {self.has_tiles}"
         )
 

@@ -240,18 +240,19 @@ def _whiskers(table: pd.DataFrame) -> np.ndarray:
     return np.stack([table["mean"] - table["low"], table["high"] - table["mean"]])
 
 
-def gene_pairs(genes: pd.DataFrame, ax: plt.Axes | None = None) -> plt.Axes:
+def gene_pairs(genes: pd.DataFrame, ax: plt.Axes | None = None, method: str = "bat") -> plt.Axes:
     """The paper's Fig. 2: PCC of each target gene, frozen against aligned, sorted by the frozen value.
 
-    `genes`: index gene, columns `frozen`, `aligned`.
+    `genes`: index gene, columns `frozen`, `aligned`; `method` is what aligned, for colour and key.
     """
+    color = PALETTE.get(method, "#444444")
     genes = genes.dropna().sort_values("frozen")
     ax = ax or plt.subplots(figsize=(9, 3.2))[1]
     x = np.arange(len(genes))
     better = genes["aligned"] > genes["frozen"]
-    ax.vlines(x, genes["frozen"], genes["aligned"], color=np.where(better, PALETTE["bat"], "#888888"), lw=1.2)
+    ax.vlines(x, genes["frozen"], genes["aligned"], color=np.where(better, color, "#888888"), lw=1.2)
     ax.plot(x, genes["frozen"], "o", ms=4, color=PALETTE["frozen"], label="frozen")
-    ax.plot(x, genes["aligned"], "D", ms=4, color=PALETTE["bat"], label="aligned")
+    ax.plot(x, genes["aligned"], "D", ms=4, color=color, label=f"aligned: {method}")
     ax.set_xticks(x, genes.index, rotation=90, fontsize="xx-small")
     ax.set(ylabel="PCC", xlim=(-1, len(genes)), title=f"aligned is higher for {better.sum()} of {len(genes)} genes")
     ax.legend(loc="upper left")

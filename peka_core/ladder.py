@@ -56,6 +56,11 @@ def as_rung(rung: "Rung | str") -> Rung:
     return NAMED.get(rung, Rung(rung)) if isinstance(rung, str) else rung
 
 
+def first_adapter(methods: tuple[str, ...]) -> str:
+    """The first of a profile's methods that changes the encoder, for what shows one student; "" where none does."""
+    return next((method for method in methods if method not in ("none", "projector_only")), "")
+
+
 def read_rung(values: dict) -> Rung:
     """A rung from a profile: `{name: L_KD only, method: bat, recipe: {lambda_struct: 0.0}}`; method is bat by default.
 

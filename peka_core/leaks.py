@@ -1,11 +1,15 @@
-"""What crosses a split: patients, copies of tiles, and neighbours in the tissue."""
+"""What crosses a split: patients, copies of tiles, and neighbours in the tissue; and which sections copy each other."""
+
+import hashlib
 
 import cv2
 import numpy as np
 import pandas as pd
 from scipy.spatial import cKDTree
 
-from .tiles import in_chunks
+from .cohort_files import Section, read_spots
+from .files import PekaError
+from .tiles import TileReader, in_chunks
 
 SIDE = 8  # of the picture that is hashed
 NEAR = 1.5  # neighbours are spots closer than this many times the pitch
@@ -25,6 +29,52 @@ def _hash(images: np.ndarray) -> np.ndarray:
     small = np.stack(small)  # (b, 8, 9)
     bits = (small[:, :, :-1] > small[:, :, 1:]).reshape(len(small), -1)  # (b, 64)
     return np.packbits(bits, axis=1).view(np.uint64).ravel()
+
+
+def tile_digests(cohort) -> pd.Series:
+    """sha256 of each section's tiles, index sample: equal where two sections have the same barcodes and pixels, in any order of rows.
+
+    Reads every tile once, some hundred at a time.
+    """
+    return pd.Series({section.sample: _digest(section) for section in cohort.sections}, dtype=object)
+
+
+def _digest(section: Section) -> str:
+    order = np.argsort(section.barcodes.astype(str))
+    total = hashlib.sha256("\n".join(section.barcodes[order].astype(str)).encode())
+    for images in in_chunks(_reader(section, order)):
+        total.update(images)
+    return total.hexdigest()
+
+
+def _reader(section: Section, rows: np.ndarray) -> TileReader:
+    """Tiles of some of a section's spots, in the order of `rows`."""
+    if section.patches is None:
+        raise PekaError(f"{section.sample}: no tiles here; expected patches/{section.sample}.h5. Build the cohort with its tiles.")
+    return TileReader([(section.patches, section.tile_rows[rows])])
+
+
+def compare_tiles(cohort, sample: str, original: str, at_most: int | None = None) -> dict:
+    """The tiles of a section beside those of the section that it is said to copy, by barcode.
+
+    Args:
+        at_most: tiles to look at, spread evenly over the barcodes in common; None looks at all, some hundred at a time.
+
+    Returns:
+        of: the original; shared_barcodes: in common; tiles_compared; identical: those of them that are, byte for byte;
+        mean_difference: over these tiles, in grey levels (0 to 255), None where no barcode is in common.
+    """
+    sections = [next(s for s in cohort.sections if s.sample == name) for name in (sample, original)]
+    shared, *rows = np.intersect1d(*(s.barcodes.astype(str) for s in sections), return_indices=True)
+    count = len(shared) if at_most is None else min(at_most, len(shared))
+    pick = np.unique(np.linspace(0, len(shared) - 1, count).astype(int))
+    pairs = zip(*(in_chunks(_reader(s, at[pick])) for s, at in zip(sections, rows)))
+    differ = [np.abs(a.astype(np.int16) - b).mean(axis=(1, 2, 3)) for a, b in pairs]  # grey levels, a chunk each
+    differ = np.concatenate([np.zeros(0), *differ])  # (m,)
+    return {
+        "of": original, "shared_barcodes": len(shared), "tiles_compared": len(pick),
+        "identical": int((differ == 0).sum()), "mean_difference": round(float(differ.mean()), 3) if len(pick) else None,
+    }  # fmt: skip
 
 
 def across_splits(cohort, splits, hashes: np.ndarray | None = None) -> pd.DataFrame:
@@ -68,7 +118,7 @@ def without_leaks(cohort, split, hashes: np.ndarray) -> dict[str, np.ndarray]:
 def _neighbours(cohort) -> list[np.ndarray]:
     """Rows of the spots around each spot, in its own section, within 1.5 times the section's median distance to the nearest."""
     samples = cohort.obs["sample"].to_numpy()
-    spatial = cohort.adata().obsm["spatial"]
+    spatial = np.concatenate([read_spots(section)[1]["spatial"] for section in cohort.sections])  # (n, 2); no counts are read
     found: list[np.ndarray] = [np.zeros(0, int)] * len(samples)
     for sample in pd.unique(samples):
         rows = np.flatnonzero(samples == sample)

@@ -4,6 +4,7 @@ import shutil
 import warnings
 
 import anndata as ad
+import cv2
 import draw_hest
 import h5py
 import numpy as np
@@ -51,11 +52,21 @@ def write_index(home, rows):
     return {"index": path.name, "index_sha256": sha256(path), "counts": counts}
 
 
-def copy_tiles(home, original, copy):
-    """Give a slide the tiles of another, in an order of its own."""
+def copy_tiles(home, original, copy, change=lambda tile: tile, leave_out=0):
+    """Give a slide (or a section of a cohort) the tiles of another: in an order of its own, each changed, the first left out."""
     with h5py.File(home / f"patches/{original}.h5") as source, h5py.File(home / f"patches/{copy}.h5", "a") as target:
-        for name in ("img", "coords", "barcode"):
-            target[name][:] = np.roll(source[name][:], 3, axis=0)
+        rows = np.roll(np.arange(len(source["img"])), 3)[leave_out:]
+        target["img"].resize(len(rows), 0)
+        target["img"][:] = np.stack([change(tile) for tile in source["img"][:][rows]])
+        for name in ("coords", "barcode"):
+            values, kind = source[name][:][rows], target[name].dtype
+            del target[name]
+            target.create_dataset(name, data=values, dtype=kind)
+
+
+def recompressed(tile):
+    """A tile after another JPEG compression."""
+    return cv2.imdecode(cv2.imencode(".jpg", tile, [cv2.IMWRITE_JPEG_QUALITY, 95])[1], cv2.IMREAD_COLOR)
 
 
 def draw_mirror(home):

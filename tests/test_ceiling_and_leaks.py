@@ -4,12 +4,14 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from fake_hest import copy_tiles, recompressed
 from scipy import sparse
 from scipy.stats import pearsonr
 
 from peka_core.ceiling import split_half_ceiling, thin
 from peka_core.cohort import Split, open_cohort
-from peka_core.leaks import across_splits, difference_hash, without_leaks
+from peka_core.files import PekaError
+from peka_core.leaks import across_splits, compare_tiles, difference_hash, tile_digests, without_leaks
 from peka_core.protocols import PROTOCOLS
 from peka_core.statistics import partial_pearson
 
@@ -106,3 +108,47 @@ def test_the_copied_section_of_the_demo_is_found(tmp_path):
     assert set(hashes[original]) == set(hashes[demo.COPY])
     rest = hashes.drop([original, demo.COPY])
     assert not set(rest) & set(hashes[demo.COPY])
+
+
+@pytest.mark.parametrize(
+    "change, leave_out, same, shared, identical",
+    [(lambda tile: tile, 0, True, 12, 12), (recompressed, 0, False, 12, 0), (lambda tile: tile, 1, False, 11, 11)],
+)
+def test_a_copied_section_is_compared_by_barcode(tiny_cohort, change, leave_out, same, shared, identical):
+    """In another order, compressed again, or with a tile less."""
+    copy_tiles(tiny_cohort, "P1A", "P3B", change, leave_out)
+    cohort = open_cohort(tiny_cohort)
+    digests = tile_digests(cohort)
+    assert (digests["P1A"] == digests["P3B"]) is same and digests.drop("P3B").is_unique
+    found, few = compare_tiles(cohort, "P3B", "P1A"), compare_tiles(cohort, "P3B", "P1A", at_most=4)
+    assert (found["of"], found["shared_barcodes"], found["tiles_compared"], found["identical"]) == ("P1A", shared, shared, identical)
+    assert (found["mean_difference"] == 0) is (identical == shared) and found["mean_difference"] < 10
+    assert few["tiles_compared"] == 4 and few["shared_barcodes"] == shared
+    assert compare_tiles(cohort, "P2A", "P1A")["mean_difference"] > 20
+
+
+def test_no_more_than_some_tiles_are_in_memory_while_sections_are_compared(tiny_cohort, monkeypatch):
+    from peka_core import tiles
+
+    read, real = [], tiles._read_rows
+    monkeypatch.setattr(tiles, "CHUNK", 5)
+    monkeypatch.setattr(tiles, "KEEP_IN_MEMORY", 1)
+    monkeypatch.setattr(tiles, "_read_rows", lambda path, rows: read.append(len(rows)) or real(path, rows))
+    cohort = open_cohort(tiny_cohort)
+    tile_digests(cohort)
+    compare_tiles(cohort, "P2A", "P1A")
+    assert max(read) == 5 and sum(read) == 12 * len(cohort.sections) + 2 * 12
+
+
+def test_neighbours_are_found_without_reading_counts(tiny_cohort, monkeypatch):
+    cohort = open_cohort(tiny_cohort)
+    splits, _ = PROTOCOLS["strict"].splits(cohort), cohort.obs
+    monkeypatch.setattr(type(cohort), "adata", lambda *words, **named: pytest.fail("reads all counts for the coordinates alone"))
+    assert (across_splits(cohort, splits)["neighbours"] == 0).all()
+
+
+def test_a_cohort_without_tiles_cannot_be_compared(tiny_cohort):
+    for file in (tiny_cohort / "patches").iterdir():
+        file.unlink()
+    with pytest.raises(PekaError, match="patches/P1A.h5"):
+        tile_digests(open_cohort(tiny_cohort))

@@ -256,8 +256,49 @@ def test_cohort_without_tiles_gets_them_later(tmp_path, world):
     demo.build(path, **SMALL, tiles=False)
     assert not (path / "patches").exists() and not open_cohort(path).has_tiles
     assert open_cohort(path).digest == open_cohort(world).digest
+    before = {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    times = {p: p.stat().st_mtime_ns for p in before}
     demo.build(path, **SMALL)
     assert np.array_equal(open_cohort(path).tiles()[:], open_cohort(world).tiles()[:])
+    assert all(p.read_bytes() == content and p.stat().st_mtime_ns == times[p] for p, content in before.items())
+    assert {p.parent.name for p in path.rglob("*") if p.is_file() and p not in before} == {"patches"}
+    assert (path / "patches/X01.h5").samefile(path / "patches/P03A.h5")
+
+
+def test_drawing_tiles_that_is_interrupted_leaves_the_finished_cohort_as_it_was(tmp_path, world, monkeypatch):
+    path, real, painted = tmp_path / "cohort", demo.write_tiles_of, []
+    shutil.copytree(world, path, ignore=shutil.ignore_patterns("patches"))
+
+    def dies_late(task):
+        painted.append(task[1])
+        if len(painted) == 5:
+            raise KeyboardInterrupt
+        real(task)
+
+    monkeypatch.setattr(demo, "write_tiles_of", dies_late)
+    with pytest.raises(KeyboardInterrupt):
+        demo.build(path, **SMALL)
+    assert not open_cohort(path).has_tiles and (path / "source.json").exists()
+    demo.build(path, **SMALL)
+    assert len(painted) == len(set(painted)) + 1 == 9, "finished tiles are not drawn twice"
+    assert np.array_equal(open_cohort(path).tiles()[:], open_cohort(world).tiles()[:])
+    assert not [p for p in path.rglob("*") if p.is_dir() and p.name not in ("adata", "patches", "splits")]
+
+
+def test_every_progress_bar_reaches_its_end(tmp_path, monkeypatch):
+    """A bar whose iterator is not exhausted ends red in a notebook."""
+    bars, real = [], demo.tqdm
+
+    def watched(*words, **named):
+        bars.append([named["desc"], named["total"], False])
+        yield from real(*words, **named)
+        bars[-1][2] = True
+
+    monkeypatch.setattr(demo, "tqdm", watched)
+    demo.build(tmp_path / "cohort", **SMALL)
+    shutil.rmtree(tmp_path / "cohort/patches")
+    demo.build(tmp_path / "cohort", **SMALL)
+    assert bars == [["measuring", 8, True], ["drawing", 8, True], ["drawing", 8, True]]
 
 
 def test_directory_of_another_cohort_is_refused(world, tmp_path):

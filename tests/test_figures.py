@@ -20,6 +20,8 @@ def close():
 def test_gene_pairs_counts_only_genes_defined_on_both_sides():
     genes = pd.DataFrame({"frozen": [0.1, 0.3, 0.2, np.nan], "aligned": [0.2, 0.1, 0.4, 0.9]}, index=list("ABCD"))
     assert "2 of 3 genes" in figures.gene_pairs(genes).get_title()
+    drawn = figures.gene_pairs(genes, method="bone")
+    assert drawn.lines[1].get_color() == figures.PALETTE["bone"] and "bone" in drawn.get_legend().get_texts()[1].get_text()
 
 
 def test_scale_bar_is_as_long_as_it_says():

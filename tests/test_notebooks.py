@@ -6,6 +6,7 @@ One run is killed PEKA_KILLS times (CI: 3), each time started again. PEKA_TEST_H
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from peka_core.run import CHAPTERS
 
 ROOT = Path(__file__).parents[1]
 PARAMETERS = {"profile", "run", "device", "weights", "overrides"}
+PLACES = re.compile(r"(?<![\w./~-])/(work|root|tmp|home|Users|mnt|private|var/folders)/[\w.]|\b[A-Z]:\\\\?Users")
 KILLS = int(os.environ.get("PEKA_KILLS", 3))
 HER2ST_RUN = os.environ.get("PEKA_TEST_HER2ST_RUN", "")
 
@@ -78,6 +80,30 @@ def test_notebook_was_executed_in_order_without_an_error(book):
     counts = [cell.execution_count for cell in code_of(book)]
     assert None not in counts and counts == sorted(counts)
     assert not any(output.output_type == "error" for cell in code_of(book) for output in cell.outputs)
+
+
+def said_by(path):
+    """What a committed file tells its reader: the text of a notebook's outputs and metadata, or the whole file."""
+    if path.suffix != ".ipynb":
+        return path.read_text(encoding="utf-8")
+    book = nbformat.read(path, as_version=4)
+    outputs = [output for cell in code_of(book) for output in cell.outputs]
+    words = [output.get("text", "") for output in outputs] + [json.dumps([book.metadata, *(cell.metadata for cell in book.cells)])]
+    return "\n".join(words + [value for o in outputs for kind, value in o.get("data", {}).items() if kind.startswith("text/")])
+
+
+def test_no_published_file_shows_a_path_of_the_machine_that_made_it():
+    found = [*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("results/**/*.csv")]
+    committed = subprocess.run(["git", "ls-files", "runs"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    found += [ROOT / name for name in committed if name.endswith((".csv", ".json"))]
+    assert len(found) > 20
+    shown = {path.relative_to(ROOT).as_posix(): match[0] for path in found if (match := PLACES.search(said_by(path)))}
+    assert not shown
+
+
+def test_a_path_of_a_machine_is_noticed():
+    assert all(PLACES.search(text) for text in ("Cohort /work/x/runs/demo", '{"path": "/home/anna/w.bin"}', "/tmp/a", r"C:\Users\anna"))
+    assert not any(PLACES.search(text) for text in ("runs/demo/cohort", "https://a.org/home/x", "data/tmp/x", "~/work/x"))
 
 
 # ---- end to end --------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ whoever does not notice tests on training spots. samples.csv says so (duplicate_
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -22,7 +23,7 @@ import pandas as pd
 from scipy import sparse
 from tqdm.auto import tqdm
 
-from ..cohort_writing import write_cohort_tables, write_sample
+from ..cohort_writing import write_cohort_tables, write_sample, write_tiles
 from ..files import PekaError, link_whole, not_in_a_starting_worker, write_json, write_whole
 from . import drawing, law, painting
 
@@ -38,7 +39,8 @@ def build(
 ):
     """Draws a cohort into a directory: patients x sections x spots, and one copied section.
 
-    A finished cohort of the same options is left alone; an interrupted one continues with the missing sections.
+    A finished cohort of the same options is left alone; one that came without tiles gets them, and nothing else of it is written
+    again; an interrupted one continues with the missing sections.
 
     Args:
         path: cohort directory.
@@ -63,6 +65,8 @@ def build(
     jobs = {f"P{p:02d}{chr(64 + s)}": (seed, p, s, spots) for p in range(1, patients + 1) for s in range(1, sections + 1)}
     if _is_finished(path, world, jobs, tiles):
         return path
+    if tiles and _is_finished(path, world, jobs, tiles=False):
+        return _add_tiles(path, jobs, workers, copied_sample(patients))
     _claim(path, world)
     genes = law.draw_law(seed, hidden)
     missing = [name for name in jobs if not _is_written(path, name, tiles)]
@@ -74,7 +78,7 @@ def build(
             recount_section(source, path, name, genes, jobs[name])
     else:
         with _pool(workers, len(jobs) * spots) as run:
-            raw = dict(zip(jobs, run(measure_section, jobs.values(), "measuring")))
+            raw = dict(zip(jobs, list(run(measure_section, jobs.values(), "measuring"))))  # to the end, or the bar ends red
             stacked = np.concatenate(list(raw.values()))  # (spots, 8)
             mean, sd = stacked.mean(0), stacked.std(0) + 1e-9
             todo = [(path, name, genes, jobs[name], (raw[name] - mean) / sd, tiles) for name in missing]
@@ -117,6 +121,14 @@ def write_section(task):
     )
     corners = centres.astype(int) - drawing.TILE  # a tile is 2 x TILE px wide
     write_sample(path, name, images, corners, section.barcodes, adata, UM_PER_PX)
+
+
+def write_tiles_of(task):
+    """Paints one section and writes its patches file alone. task: path, name, job."""
+    path, name, job = task
+    section = drawing.plan_section(*job)
+    corners = (section.centres / UM_PER_PX).astype(int) - drawing.TILE
+    write_tiles(path, name, painting.tiles(section), corners, section.barcodes, UM_PER_PX)
 
 
 def recount_section(source, path, name, genes, job):
@@ -192,6 +204,20 @@ def _is_finished(path, world, jobs, tiles):
     return file.exists() and json.loads(file.read_text()) == world and all(
         _is_written(path, name, tiles) for name in [*jobs, COPY]
     )  # fmt: skip
+
+
+def _add_tiles(path, jobs, workers, original):
+    """Draws the tiles that a finished cohort came without, aside first, so that an interrupted one has all of them or none."""
+    aside = path / "patches" / ".unfinished"
+    done = lambda name: any((folder / f"{name}.h5").exists() for folder in (path / "patches", aside / "patches"))
+    todo = [(aside, name, job) for name, job in jobs.items() if not done(name)]
+    with _pool(workers, len(todo) * next(iter(jobs.values()))[-1]) as run:
+        list(run(write_tiles_of, todo, "drawing"))
+    for file in sorted((aside / "patches").glob("[!.]*.h5")):
+        file.replace(path / "patches" / file.name)
+    shutil.rmtree(aside, ignore_errors=True)
+    _copy_section(path, original, tiles=True)
+    return path
 
 
 def _claim(path, world):

@@ -6,7 +6,6 @@ the h5ad), tiles of 256 px (cut again, where the slide's image is at hand).
 """
 
 import hashlib
-import json
 import os
 import warnings
 from collections.abc import Iterable
@@ -17,8 +16,9 @@ import pandas as pd
 
 from ..cohort import Cohort, joined_genes, open_cohort, write_cohort_tables
 from ..files import PekaError, sha256
+from ..leaks import compare_tiles
 from ..protocols import top_genes
-from ..tiles import TILE_UM_PER_PX, TileReader
+from ..tiles import TILE_UM_PER_PX
 from . import hest_files, resume
 from .hest_files import fetch_slides, home
 from .hest_index import COHORTS, counts_table, gene_list, groups, index_path, index_place, read_slides, rules_of, slides
@@ -129,7 +129,7 @@ def _write_tables(path: Path, table: pd.DataFrame, facts: dict[str, dict], folds
         ]))  # fmt: skip
     genes = top_genes(cohort, N_GENES)
     write_cohort_tables(path, samples, make_splits(samples, spots, folds), genes)
-    copies = {s: compare_tiles(cohort, s, original) for s, original in samples.duplicate_of.items() if original}
+    copies = {s: compare_tiles(cohort, s, original, LOOK_AT) for s, original in samples.duplicate_of.items() if original}
     notes = notes_on(cohort, samples, facts, common, copies)
     for note in notes:
         warnings.warn(note, stacklevel=3)
@@ -182,19 +182,6 @@ def compare_genes(path: Path, genes: list[str], common: pd.Index) -> dict:
     return {
         "file": path.name, "found": True, "genes": len(theirs), "in_every_slide": int(common.isin(theirs).sum()),
         "shared_with_ours": len(set(theirs) & set(genes)),
-    }  # fmt: skip
-
-
-def compare_tiles(cohort: Cohort, sample: str, original: str) -> dict:
-    """Some tiles of a slide beside those of the slide that it is said to copy, by barcode."""
-    sections = [next(s for s in cohort.sections if s.sample == name) for name in (sample, original)]
-    shared, *rows = np.intersect1d(*(s.barcodes.astype(str) for s in sections), return_indices=True)
-    pick = np.unique(np.linspace(0, len(shared) - 1, min(LOOK_AT, len(shared))).astype(int))
-    tiles = [TileReader([(s.patches, s.tile_rows)])[at[pick]].astype(int) for s, at in zip(sections, rows)]  # (m, 224, 224, 3)
-    differ = np.abs(tiles[0] - tiles[1]).mean(axis=(1, 2, 3))  # (m,) grey levels
-    return {
-        "of": original, "shared_barcodes": len(shared), "tiles_compared": len(pick),
-        "identical": int((differ == 0).sum()), "mean_difference": round(float(differ.mean()), 3) if len(pick) else None,
     }  # fmt: skip
 
 
