@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent
 # Modules that store, fetch, check, print or start work, and can move no number. What they read is named in a unit by its own
 # digest: the cohort, the weights, the teacher's files.
 WITHOUT = frozenset({
-    "code", "cohort_checks", "cohort_writing", "doctor", "encoder_files", "figures", "files", "manifest", "network", "plan", "profile", "profile_checks",
+    "code", "cohort_checks", "cohort_writing", "doctor", "encoder_files", "figures", "files", "hdf5", "manifest", "network", "plan", "profile", "profile_checks",
     "provenance", "run", "sources", "stages", "studies", "tables", "units", "values", "weight_files", "workspace",
 })  # fmt: skip
 TRAINED = ("alignment", "student", "lessons", "teachers")

@@ -18,10 +18,9 @@ from peka_core import controls
 from peka_core.cohort import Split
 from peka_core.evaluation import evaluate
 from peka_core.protocols import PROTOCOLS, make_tasks
-from peka_core.provenance import provenance
 from peka_core.sources import her2st
 from peka_core.statistics import summarise
-from peka_core.tables import LABELS, save_table
+from peka_core.tables import LABELS, made_here, save_table
 
 ROOT = Path(__file__).parents[1]
 OFFICIAL = PROTOCOLS["peka_official"]
@@ -39,7 +38,7 @@ def counted() -> SimpleNamespace:
 
 def main() -> None:
     """Score, print, write."""
-    cohort, facts, rows = counted(), provenance(), []
+    cohort, rows = counted(), []
     kept = lambda rule: replace(rule, name=f"{rule.name}_zeros_kept", zeros="keep")
     for rule in (OFFICIAL, kept(OFFICIAL), HELD_OUT, kept(HELD_OUT)):
         tasks = make_tasks(cohort, rule)
@@ -51,10 +50,7 @@ def main() -> None:
                 genes = scores["n_genes"].iloc[0]
                 what = {"genes": genes, "spots": len(cohort.obs), "protocol": rule.name}
                 rows.append({"label": LABELS[name], "zeros": rule.zeros, **row, **what})
-    table = pd.DataFrame(rows).assign(
-        sections=cohort.obs["sample"].nunique(), patients=cohort.obs["group"].nunique(),
-        commit=facts["commit"], device=facts["device"],
-    )  # fmt: skip
+    table = pd.DataFrame(rows).assign(sections=cohort.obs["sample"].nunique(), patients=cohort.obs["group"].nunique(), **made_here("cpu"))
     print(table.pivot_table(index="label", columns=["scheme", "zeros", "pooling"], values="mean", sort=False).round(3).to_string())
     print(save_table(table, ROOT / "results", "controls_her2st"))
 

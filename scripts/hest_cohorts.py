@@ -6,7 +6,7 @@
 from pathlib import Path
 
 from peka_core.sources import hest
-from peka_core.tables import save_table
+from peka_core.tables import made_here, save_table
 
 
 def main() -> None:
@@ -17,6 +17,7 @@ def main() -> None:
     table["slides of unknown patients"] = [int((found["basis"] == "unknown").sum()) for found in groups.values()]
     table["copies"] = [int((found["duplicate_of"] != "").sum()) for found in groups.values()]
     print(table.to_string())
+    table = table.assign(**made_here("cpu") | {"code": ""})  # no score
     print(save_table(table.reset_index(), Path(__file__).parents[1] / "results", "hest_cohorts"))
 
 
