@@ -354,9 +354,11 @@ def _report(folder: Path, seconds: float) -> None:
     """Print the results table and where the figures are."""
     import pandas as pd
 
+    from .tables import MADE
+
     table = folder / "results" / "summary.csv"
     print(f"\n{table.parent}:\n")
-    print(pd.read_csv(table).fillna("").to_string(index=False))
+    print(pd.read_csv(table).drop(columns=list(MADE), errors="ignore").fillna("").to_string(index=False))
     print(f"\nfigures: {folder / 'figures'}\nexecuted notebooks: {folder / 'notebooks'}\ntime: {seconds / 60:.1f} min")
 
 
