@@ -77,6 +77,7 @@ def _interrupted_once():
 
     def once(*_):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _end_kernels()
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, once)
@@ -84,6 +85,19 @@ def _interrupted_once():
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _end_kernels() -> None:
+    """End the kernels of this process and what they started, at once: asked to shut down, they would go on for seconds and say so.
+
+    jupyter_client gives each a session of its own; other processes that were started share ours and end with us.
+    """
+    import psutil
+
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if hasattr(os, "getsid") and os.getsid(process.pid) != os.getsid(0):
+                process.kill()
 
 
 class _Lasting:
@@ -285,13 +299,12 @@ def execute(notebook: Path, folder: Path, parameters: dict) -> bool:
 
 def _execute(notebook: Path, folder: Path, parameters: dict) -> bool:
     import papermill
-    import psutil
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     unfinished, failed = folder / f".{notebook.name}", folder / f"{notebook.stem}.failed.ipynb"
-    started, before = time.perf_counter(), set(psutil.Process().children(recursive=True))
+    started = time.perf_counter()
     print(f"{notebook.stem} …", flush=True)
     try:
         papermill.execute_notebook(
@@ -313,7 +326,6 @@ def _execute(notebook: Path, folder: Path, parameters: dict) -> bool:
         print(f"cell {error.exec_count}: {error.ename}: {error.evalue}", file=sys.stderr)
         return False
     finally:
-        _end(set(psutil.Process().children(recursive=True)) - before)
         unfinished.unlink(missing_ok=True)
     failed.unlink(missing_ok=True)
     print(f"{notebook.stem}: {time.perf_counter() - started:.0f} s", flush=True)
@@ -323,16 +335,6 @@ def _execute(notebook: Path, folder: Path, parameters: dict) -> bool:
 def _home(notebook: Path) -> Path:
     """Where a notebook works: in its own folder, but never inside an installed package."""
     return workspace.root() if notebook.is_relative_to(workspace.PACKAGE) else notebook.parent
-
-
-def _end(processes: set) -> None:
-    """End a kernel that its notebook left, and what it had started."""
-    import psutil
-
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(processes, timeout=10)
 
 
 def _clean(path: Path) -> None:

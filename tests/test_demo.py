@@ -221,16 +221,18 @@ def test_more_patients_and_more_workers_leave_a_section_alone(world, tmp_path, m
         )
 
 
-def test_a_script_without_a_guard_ends_with_what_to_do(tmp_path):
+@pytest.mark.parametrize("first", ["with alone({path!r}):", "if True:"])
+def test_a_script_without_a_guard_ends_with_what_to_do(tmp_path, first):
     """Each worker runs the script again: it must neither wait for its parent nor start workers of its own."""
-    script = tmp_path / "mine.py"
+    script, path = tmp_path / "mine.py", str(tmp_path / "cohort")
     script.write_text(
         "from peka_core.files import alone\nfrom peka_core.sources import demo\ndemo.ONE_PROCESS = 0\n"
-        f"with alone({str(tmp_path / 'cohort')!r}):\n    demo.build({str(tmp_path / 'cohort')!r}, **{SMALL | {'workers': 2}})\n"
+        f"{first.format(path=path)}\n    demo.build({path!r}, **{SMALL | {'workers': 2}})\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
-    assert done.returncode and 'under `if __name__ == "__main__":`' in done.stderr
-    assert done.stderr.rstrip().splitlines()[-1].startswith("peka_core.files.PekaError: a process that draws was lost")
+    last = done.stderr.rstrip().splitlines()[-1]
+    assert done.returncode and last.startswith("peka_core.files.PekaError") and str(script) in last and 'if __name__ == "__main__"' in last
+    assert "free memory" not in last and "RuntimeError" not in done.stderr
 
 
 def test_second_build_changes_nothing_and_a_half_finished_one_continues(world, tmp_path):

@@ -6,7 +6,6 @@ whoever does not notice tests on training spots. samples.csv says so (duplicate_
 
 import json
 import multiprocessing
-import os
 import shutil
 import signal
 import sys
@@ -14,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from hashlib import sha256
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import anndata as ad
@@ -157,12 +157,16 @@ def _pool(workers, spots):
         return
     not_in_a_starting_worker()
     before, started = set(multiprocessing.active_children()), set()
+
+    def run(function, tasks, title):
+        with _no_interrupts():
+            results = pool.map(function, tasks)  # starts the workers
+        started.update(set(multiprocessing.active_children()) - before)
+        return progress(results, tasks, title)
+
     try:
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            with _no_interrupts():
-                pool.submit(os.getpid)  # starts all workers
-            started = set(multiprocessing.active_children()) - before
-            yield lambda function, tasks, title: progress(pool.map(function, tasks), tasks, title)
+            yield run
     except BrokenProcessPool as error:
         raise PekaError(_why_lost(started)) from error
 
@@ -173,6 +177,7 @@ def _no_interrupts():
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
+    resource_tracker.ensure_running()  # which starts with the first process, and lets Ctrl-C through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
