@@ -4,12 +4,11 @@ import shutil
 import warnings
 
 import anndata as ad
-import draw_hest
 import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from draw_hest import row
+from draw_hest import row, write_index as write_rows
 from scipy import sparse
 
 from peka_core.cohort import write_sample
@@ -45,10 +44,10 @@ def draw_slide(home, sample, genes=GENES, spots=14, seed=0, um_per_px=0.5):
 
 def write_index(home, rows):
     """An index as HEST writes it, and what has to be said of it."""
-    path = draw_hest.write_index(home / "index.csv", rows)
+    write_rows(home / "index.csv", rows)
     ours = [r for r in rows if (r["organ"], r["species"], r["st_technology"]) == ("Breast", "Homo sapiens", "Visium")]
     counts = [len(ours), sum(int(r["spots_under_tissue"]) for r in ours)]
-    return {"index": path.name, "index_sha256": sha256(path), "counts": counts}
+    return {"index": "index.csv", "index_sha256": sha256(home / "index.csv"), "counts": counts}
 
 
 def copy_tiles(home, original, copy):
