@@ -18,6 +18,8 @@ from peka_core.sources import hest
 GENES = [f"G{i:03d}" for i in range(120)]
 PANEL = GENES[:55]  # of TENX23
 IDS = ("TENX13", "TENX14", "TENX23", "TENX24", "D1", "D2")
+
+
 def draw_slide(home, sample, genes=GENES, spots=14, seed=0, um_per_px=0.5):
     """A slide in HEST's layout: the last two spots have no tile, tiles stand in the other order, one tile has no counts."""
     rng = np.random.default_rng(seed)
