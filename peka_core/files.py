@@ -214,9 +214,11 @@ def _sha256_of(path: Path, size: int, changed: int) -> str:
 
 
 # what a file can be, by its first bytes; the first three are never the file that was meant
-EMPTY, POINTER, PAGE = "an empty file", "a git-lfs pointer (`git lfs pull` in its repository brings the file itself)", "an HTML page, such as a login or error page"
+EMPTY, PAGE = "an empty file", "an HTML page, such as a login or error page"
+POINTER = "a git-lfs pointer (`git lfs pull` in its repository brings the file itself)"
 PLACEHOLDERS = (EMPTY, POINTER, PAGE)
-SAFETENSORS, ZIP, PICKLE, HDF5 = "safetensors", "a zip archive, as PyTorch writes", "a pickle, as PyTorch wrote until 2020", "an HDF5 file"
+SAFETENSORS, HDF5 = "safetensors", "an HDF5 file"
+ZIP, PICKLE = "a zip archive, as PyTorch writes", "a pickle, as PyTorch wrote until 2020"
 BEGINNINGS = {
     b"version https://git-lfs": POINTER, b"PK\x03\x04": ZIP, b"\x89HDF\r\n\x1a\n": HDF5, b"\x80\x02": PICKLE, b"\x80\x03": PICKLE,
     b"\x80\x04": PICKLE, b"\x80\x05": PICKLE, b"\xff\xd8\xff": "a JPEG image", b"\x89PNG": "a PNG image", b"II*\0": "a TIFF image",
@@ -225,7 +227,7 @@ BEGINNINGS = {
 
 
 def what_is(path: str | Path) -> str:
-    """What a file is by its first bytes, whatever its name says: in words that fit after "it is"; "" where they tell nothing."""
+    """What a file is by its first bytes, whatever its name: in words that fit after "it is"; "" where they tell nothing."""
     with open(path, "rb") as handle:
         first = handle.read(512)
     if not first:

@@ -34,13 +34,15 @@ def _token() -> Iterator[str]:
     token = get_token() or ""
     if not all("!" <= letter <= "~" for letter in token):
         where = "HF_TOKEN" if os.environ.get("HF_TOKEN") else "the saved token (set HF_TOKEN, or log in to the hub again)"
-        yield f"{where} holds characters that no token has, such as a typographic quote, a space or a line break: copy the token alone"
+        odd = "characters that no token has, such as a typographic quote, a space or a line break"
+        yield f"{where} holds {odd}: copy the token alone"
 
 
 def _certificates(hub: bool) -> Iterator[str]:
-    for name in HUB_CERTIFICATES if hub else WEB_CERTIFICATES:
-        path = os.environ.get(name)
-        if path and not (Path(path).exists() and os.access(path, os.R_OK)):
+    there = [name for name in (HUB_CERTIFICATES if hub else WEB_CERTIFICATES) if os.environ.get(name)]
+    for name in there[:1]:  # the first that is set is the one that is read
+        path = os.environ[name]
+        if not (Path(path).exists() and os.access(path, os.R_OK)):
             why = "may not be read" if Path(path).exists() else "is not there"
             yield f"{name}={path}: this file of certificates {why}; correct the path or unset {name}"
 
@@ -83,8 +85,10 @@ def told_by_name(address: str) -> Iterator[None]:
             raise
         names = ("HF_TOKEN", "HF_ENDPOINT", *HUB_CERTIFICATES, *WEB_CERTIFICATES, *PROXIES)
         here = [name for name in names if os.environ.get(name)]
-        look = f"these variables are set and may be the cause: {', '.join(here)}" if here else "no variable of the network is set here"
-        raise PekaError(f"{address}: no download was possible ({told(error)}); {look}. Correct it, then run the same command again.") from error
+        look = f"these variables are set and may be the cause: {', '.join(here)}" if here else "no variable of the network is set"
+        raise PekaError(
+            f"{address}: no download was possible ({told(error)}); {look}. Correct it, then run the same command again."
+        ) from error
 
 
 def told(error: Exception) -> str:

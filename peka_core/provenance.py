@@ -107,7 +107,7 @@ def given_weights(name: str, path: str | Path) -> Path:
     if not Path(path).is_file():
         raise PekaError(f"no weights for encoder {name!r} at {path}: give the file as --weights {name}=PATH")
     if not os.access(path, os.R_OK):
-        raise PekaError(f"{path}: the weights for encoder {name!r} may not be read: ask its owner for the permission, or give another file")
+        raise PekaError(f"{path}: weights for encoder {name!r} may not be read: ask their owner for the permission")
     return Path(path)
 
 

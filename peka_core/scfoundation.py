@@ -102,7 +102,9 @@ class ScFoundation:
             table = pd.read_csv(path, sep="\t", keep_default_na=False)
         except ValueError as error:  # no text, no columns, ragged lines: pandas' own errors are of this kind
             found = what_is(path) or "no text in UTF-8"
-            raise PekaError(f"{path}: expected a table with columns gene_name, index, but it is {found}; give scFoundation's own file") from error
+            raise PekaError(
+                f"{path}: expected a table with columns gene_name, index, but it is {found}; give scFoundation's own file"
+            ) from error
         fine = list(table) == ["gene_name", "index"] and table["gene_name"].is_unique and (table["index"] == table.index).all()
         if not fine:
             raise PekaError(
@@ -251,16 +253,18 @@ def fetch_files(options: dict, dry_run: bool = False) -> list[Path]:
 def given_file(option: str, path: str | Path) -> Path:
     """The user's checkpoint or vocabulary; PekaError where it is not there or may not be read."""
     if not Path(path).is_file():
-        raise PekaError(f"scfoundation: no {option} at {path}; give the path of {Path(FILES[option]).name}, or none to fetch it")
+        name = Path(FILES[option]).name
+        raise PekaError(f"scfoundation: no {option} at {path}; give the path of {name}, or none to fetch it")
     if not os.access(path, os.R_OK):
-        raise PekaError(f"{path}: scFoundation's {option} may not be read: ask its owner for the permission, or give none to fetch it")
+        raise PekaError(f"{path}: this {option} may not be read: ask its owner for the permission, or give none to fetch it")
     return Path(path)
 
 
 def digests(paths: dict) -> dict[str, str]:
     """sha256 of checkpoint and vocabulary: of the files at the given paths, else as pinned (then no file is needed)."""
-    digest = lambda option, file: sha256_once(given_file(option, paths[option])) if paths.get(option) else _source()["files"][file]["sha256"]
-    return {option: digest(option, file) for option, file in FILES.items()}
+    pinned = lambda file: _source()["files"][file]["sha256"]
+    given = lambda option: sha256_once(given_file(option, paths[option]))
+    return {option: given(option) if paths.get(option) else pinned(file) for option, file in FILES.items()}
 
 
 def as_authors(options: dict) -> bool:

@@ -29,8 +29,8 @@ def load_safely(path: Path, mmap: bool = False):
         raise PekaError(_why(path, kind, error)) from error
     found = f"it is {kind}" if kind else "its first bytes are none of these"
     raise PekaError(
-        f"{path} is not a file of weights that loads safely: expected safetensors, or tensors that torch.save wrote, but {found}. "
-        "Get the file again and compare its size with that of the original."
+        f"{path} is not a file of weights that loads safely: expected safetensors, or tensors that torch.save wrote, "
+        f"but {found}. Get the file again and compare its size with that of the original."
     )
 
 
@@ -41,7 +41,9 @@ def _why(path: Path, kind: str, error: Exception) -> str:
         return begin + "but a program in TorchScript. Take its state_dict, saved by torch.save or as safetensors."
     if unsafe := re.search(r"(?:GLOBAL|class|function)\s+'?([\w.]+)", str(error)) if "Weights only" in str(error) else None:
         return begin + (
-            f"but holds more than tensors ({unsafe[1]}), and loading that could run code. Where you trust its origin, open it there and "
-            "save its state_dict alone, by torch.save or as safetensors."
+            f"but holds more than tensors ({unsafe[1]}), and loading that could run code. Where you trust its origin, open it "
+            "there and save its state_dict alone, by torch.save or as safetensors."
         )
-    return begin + f"but damaged or cut off ({type(error).__name__}). Get the file again and compare its size with that of the original."
+    return begin + (
+        f"but damaged or cut off ({type(error).__name__}). Get the file again and compare its size with that of the original."
+    )

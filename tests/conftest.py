@@ -67,12 +67,13 @@ def tiny_cohort(tmp_path: Path, drawn_once: Path) -> Path:
     return Path(shutil.copytree(drawn_once, tmp_path / "cohort"))
 
 
-FILES = ["drawn"] + ["original"] * SHARED.is_dir()  # of HEST: drawn by tests/draw_hest.py, and, where ../shared is, written by HEST's own code
+# files of others: drawn in their form by tests/draw_hest.py, and the originals too where ../shared is
+FILES = ["drawn"] + ["original"] * SHARED.is_dir()
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder ../shared of the development machine; elsewhere its tests, which compare with files of others, are not collected."""
+    """The folder ../shared of the development machine; elsewhere its tests, which compare with files of others, are left out."""
     return SHARED
 
 
@@ -86,7 +87,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session", params=FILES)
 def hest_files(request, tmp_path_factory) -> Path:
-    """HEST's files of three small slides (hest1k/), the same as a task (bench/FIXTASK), and what must be found in them (golden/)."""
+    """HEST's files of three small slides (hest1k/), the same as a task (bench/FIXTASK), what must be found in them (golden/)."""
     if request.param == "original":
         return SHARED / "fixtures/hest"
     return draw_hest.draw(tmp_path_factory.mktemp("drawn-hest"))
@@ -101,12 +102,13 @@ def hest_vocabulary(hest_files) -> Path:
 
 @pytest.fixture(params=FILES)
 def papers_index(request, tmp_path, monkeypatch) -> Path:
-    """A mirror that holds the index of HEST-1k: the paper's, or one drawn with as many slides and spots, which the manifest then has."""
+    """A mirror with the index of HEST-1k: the paper's, or one drawn with as many slides and spots, which the manifest then has."""
     if request.param == "original":
         mirror = SHARED / "data"
     else:
         mirror, listed = tmp_path / "index", copy.deepcopy(manifest.load_manifest())
-        path = draw_hest.draw_papers_index(mirror / hest_index.NAME, hest_index.COHORTS, pd.read_csv(hest_index.GROUPS, keep_default_na=False))
+        groups = pd.read_csv(hest_index.GROUPS, keep_default_na=False)
+        path = draw_hest.draw_papers_index(mirror / hest_index.NAME, hest_index.COHORTS, groups)
         listed["sources"]["hest"]["files"][hest_index.NAME] = {"size": path.stat().st_size, "sha256": sha256(path)}
         monkeypatch.setattr(manifest, "load_manifest", lambda: listed)
     monkeypatch.setenv("PEKA_MIRROR", str(mirror))

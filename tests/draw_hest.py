@@ -1,8 +1,9 @@
 """Small files drawn in the exact schema of HEST's own, with what a reader must find in them: for a clone without ../shared.
 
-`draw(folder)` writes the tree that HEST's code writes (spec.json of the originals tells it): hest1k/{st, patches, metadata, wsis} with
-tiles in today's form, bench/FIXTASK with tiles in the older form, golden/*.json with the expected values, and a vocabulary in the form
-of scFoundation's. Every value is drawn. Nothing of `peka_core` is used: the few lines below are a second opinion on its geometry and order.
+`draw(folder)` writes the tree that HEST's code writes (spec.json of the originals tells it): hest1k/{st, patches, metadata, wsis}
+with tiles in today's form, bench/FIXTASK with tiles in the older form, golden/*.json with the expected values, and a vocabulary in
+the form of scFoundation's. Every value is drawn. Nothing of `peka_core` is used: the few lines below are a second opinion on its
+geometry and order.
 Only the images are simpler than HEST's: one level, in strips.
 """
 
@@ -19,7 +20,7 @@ from scipy import sparse
 
 POOL = [f"DRAWN{i:04d}" for i in range(560)]  # each slide measures some of these genes, in an order of its own
 N_VOCABULARY = 19_264
-SLIDES = {  # id: um/px, (width, height) px, columns and rows of the spots, pitch px, rows of the h5ad with a tile today, and in the older form
+SLIDES = {  # id: um/px, (width, height) px, columns and rows of spots, pitch px, rows of the h5ad with a tile today, in the older form
     "FIX1": (0.69, (510, 1640), (2, 6), (298, 290), (0, 1, 2, 3, 6, 7, 11), (0, 1, 2, 6, 7, 11)),
     "FIX2": (0.686, (496, 1373), (2, 5), (280, 291), (1, 2, 3, 6, 7, 8), (2, 3, 7, 8)),
     "FIX3": (1.04, (659, 672), (4, 4), (165, 168), (1, 2, 4, 5, 12, 14), (5, 10, 14)),  # and a spot far outside its image
@@ -31,7 +32,7 @@ def draw(folder: Path) -> Path:
     """Write all files below `folder`; about 6 MB, the same ones each time."""
     slides = {name: _slide(name, seed, *facts) for seed, (name, facts) in enumerate(SLIDES.items())}
     common = sorted(set.intersection(*(set(slide["adata"].var_names) for slide in slides.values())))
-    genes = sorted(np.random.default_rng(9).choice(common, 20, replace=False).tolist())  # in the alphabet's order, as HEST has them
+    genes = sorted(np.random.default_rng(9).choice(common, 20, replace=False).tolist())  # in the alphabet's order, as HEST's
     for name, slide in slides.items():
         _write_slide(folder, name, slide)
     _write_task(folder / "bench/FIXTASK", genes)
@@ -39,7 +40,8 @@ def draw(folder: Path) -> Path:
     for name, slide in slides.items():
         order = [int(i) for i in SLIDES[name][5]]
         counts = pd.DataFrame(slide["counts"], slide["barcodes"], slide["adata"].var_names)[genes]
-        samples[name] = {"barcodes_in_h5_order": [slide["barcodes"][i] for i in order], "raw_counts": counts.iloc[order].to_numpy().tolist()}
+        own = [slide["barcodes"][i] for i in order]
+        samples[name] = {"barcodes_in_h5_order": own, "raw_counts": counts.iloc[order].to_numpy().tolist()}
     (folder / "golden/bench_FIXTASK.json").write_text(json.dumps({"genes": genes, "samples": samples}))
     names = [*POOL, *(f"unnamed_{i}" for i in range(N_VOCABULARY - len(POOL)))]
     pd.DataFrame({"gene_name": names, "index": range(N_VOCABULARY)}).to_csv(folder / "vocabulary.tsv", sep="\t", index=False)
@@ -49,7 +51,8 @@ def draw(folder: Path) -> Path:
 def _slide(name, seed, um_per_px, size, grid, pitch, today, older) -> dict:
     """Image, counts and tiles of one slide, in memory."""
     rng = np.random.default_rng(seed)
-    image = cv2.blur(rng.integers(0, 256, (size[1] // 4 + 1, size[0] // 4 + 1, 3), dtype=np.uint8), (3, 3)).repeat(4, 0).repeat(4, 1)
+    image = rng.integers(0, 256, (size[1] // 4 + 1, size[0] // 4 + 1, 3), dtype=np.uint8)
+    image = cv2.blur(image, (3, 3)).repeat(4, 0).repeat(4, 1)
     image = np.ascontiguousarray(image[: size[1], : size[0]])
     place = np.array([(x, y) for x in range(grid[0]) for y in range(grid[1])])  # (n, 2)
     centres = 100.0 + place * pitch + rng.uniform(-9, 9, place.shape).round(2)
@@ -58,7 +61,8 @@ def _slide(name, seed, um_per_px, size, grid, pitch, today, older) -> dict:
         place, centres = np.vstack([[30, 30], place]), np.vstack([[1969.3, 77.3], centres])
     n, genes = len(centres), rng.permutation(POOL)[: 505 + 15 * seed]
     bright = image.mean(2)[centres[:, 1].astype(int).clip(0, size[1] - 1), centres[:, 0].astype(int).clip(0, size[0] - 1)] / 128
-    counts = rng.poisson(rng.gamma(1.0, 3.0, len(genes)) * np.where(np.arange(len(genes)) % 3 == 0, bright[:, None], 1.0))  # (n, G)
+    follows = np.arange(len(genes)) % 3 == 0
+    counts = rng.poisson(rng.gamma(1.0, 3.0, len(genes)) * np.where(follows, bright[:, None], 1.0))  # (n, G)
     counts[0 if name == "FIX1" else 3] = 0  # a spot without counts; in FIX1 one that has a tile
     if name == PSEUDO_VISIUM:
         barcodes = ["".join(rng.choice(list("ACGT"), 16)) + "-1" for _ in range(n)]
@@ -94,7 +98,8 @@ def _adata(name, counts, genes, barcodes, place, centres, image) -> ad.AnnData:
     adata = ad.AnnData(x, obs, pd.DataFrame(index=list(genes)), obsm={"spatial": centres})
     if visium:
         adata.var["gene_ids"] = [f"FIXTURE{i:05d}" for i in range(len(genes))]
-        adata.var["feature_types"], adata.var["genome"] = pd.Categorical(["Gene Expression"] * len(genes)), pd.Categorical(["GRCh38"] * len(genes))
+        for column, word in (("feature_types", "Gene Expression"), ("genome", "GRCh38")):
+            adata.var[column] = pd.Categorical([word] * len(genes))
     _quality_control(adata, counts)
     scale = 300 / max(image.shape)
     small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
@@ -116,27 +121,33 @@ def _quality_control(adata: ad.AnnData, counts: np.ndarray) -> None:
         table["total_counts"], table["log1p_total_counts"] = total, np.log1p(total.astype(float))
     best, total = -np.sort(-counts, axis=1), counts.sum(1)
     for k in (50, 100, 200, 500):
-        adata.obs[f"pct_counts_in_top_{k}_genes"] = np.divide(100.0 * best[:, :k].sum(1), total, out=np.full(len(total), np.nan), where=total > 0)
+        shares = np.divide(100.0 * best[:, :k].sum(1), total, out=np.full(len(total), np.nan), where=total > 0)
+        adata.obs[f"pct_counts_in_top_{k}_genes"] = shares
 
 
 def _write_slide(folder: Path, name: str, slide: dict) -> None:
     """The files of one slide in both generations, its metadata, and what a reader must find."""
-    for part in ("hest1k/st", "hest1k/patches", "hest1k/metadata", "hest1k/wsis", "bench/FIXTASK/adata", "bench/FIXTASK/patches", "golden"):
+    parts = [f"hest1k/{part}" for part in ("st", "patches", "metadata", "wsis")]
+    for part in (*parts, "bench/FIXTASK/adata", "bench/FIXTASK/patches", "golden"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     for part in ("hest1k/st", "bench/FIXTASK/adata"):
         slide["adata"].copy().write_h5ad(folder / part / f"{name}.h5ad")
     assert cv2.imwrite(str(folder / f"hest1k/wsis/{name}.tif"), slide["image"][..., ::-1])
     um, side = slide["um_per_px"], int(112 / slide["um_per_px"] + 0.5)
     attrs = {"downsample": 0.5 / um, "patch_size_src": side, "patch_size_target": 224, "pixel_size": um}
+    older = {"factor": 0.5 / um, "patch_size": side}
     golden = {"pixel_size_um": um, "n_spots_h5ad": len(slide["counts"]), "barcodes_h5ad": slide["barcodes"]}
-    for part, key, own in (("hest1k", "today", attrs), ("bench/FIXTASK", "older", {"factor": 0.5 / um, "patch_size": side})):
+    for part, key, own in (("hest1k", "today", attrs), ("bench/FIXTASK", "older", older)):
         rows, tiles, coords = slide[key]
         barcodes = [slide["barcodes"][i] for i in rows]
         _write_patches(folder / part / f"patches/{name}.h5", tiles, coords, barcodes, own)
-        found = [{"barcode": b, "coords": c.tolist(), "sha256": hashlib.sha256(t.tobytes()).hexdigest()} for b, c, t in zip(barcodes, coords, tiles)]
+        digests = [hashlib.sha256(tile.tobytes()).hexdigest() for tile in tiles]
+        found = [{"barcode": b, "coords": c.tolist(), "sha256": d} for b, c, d in zip(barcodes, coords, digests)]
         golden["patches_h5" if key == "today" else "legacy_patches_h5"] = {"rows": found}
-    metadata = {"pixel_size_um_embedded": None, "pixel_size_um_estimated": um, "spots_under_tissue": len(slide["counts"]), "id": name,
-                "organ": "Breast", "species": "Homo sapiens", "patient": float("nan"), "treatment_comment": float("nan")}  # fmt: skip
+    metadata = {
+        "pixel_size_um_embedded": None, "pixel_size_um_estimated": um, "spots_under_tissue": len(slide["counts"]), "id": name,
+        "organ": "Breast", "species": "Homo sapiens", "patient": float("nan"), "treatment_comment": float("nan"),
+    }  # fmt: skip
     (folder / f"hest1k/metadata/{name}.json").write_text(json.dumps(metadata, indent=3))  # with bare NaN, as HEST's
     golden |= {
         "no_patch": [{"barcode": b} for i, b in enumerate(slide["barcodes"]) if i not in slide["today"][0]],
@@ -172,15 +183,15 @@ def _write_task(task: Path, genes: list[str]) -> None:
 # ---- the index -----------------------------------------------------------------------------------------------------
 
 COLUMNS = (
-    "dataset_title,id,image_filename,organ,disease_state,oncotree_code,species,patient,st_technology,data_publication_date,license,"
-    "study_link,download_page_link1,inter_spot_dist,spot_diameter,spots_under_tissue,preservation_method,nb_genes,treatment_comment,"
-    "pixel_size_um_embedded,pixel_size_um_estimated,magnification,fullres_px_width,fullres_px_height,tissue,disease_comment,subseries,"
-    "hest_version_added"
+    "dataset_title,id,image_filename,organ,disease_state,oncotree_code,species,patient,st_technology,data_publication_date,"
+    "license,study_link,download_page_link1,inter_spot_dist,spot_diameter,spots_under_tissue,preservation_method,nb_genes,"
+    "treatment_comment,pixel_size_um_embedded,pixel_size_um_estimated,magnification,fullres_px_width,fullres_px_height,tissue,"
+    "disease_comment,subseries,hest_version_added"
 ).split(",")
 
 
 def write_index(path: Path, rows: list[dict]) -> Path:
-    """An index as HEST writes it: 28 columns, byte order mark, LF."""
+    """An index as HEST's: 28 columns, byte order mark, LF."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False, lineterminator="\n")
     path.write_bytes(b"\xef\xbb\xbf" + text.encode())
@@ -188,7 +199,7 @@ def write_index(path: Path, rows: list[dict]) -> Path:
 
 
 def row(sample: str, spots: int = 14, um_per_px: float = 0.5, **other) -> dict:
-    """One line of an index: a Visium slide of human breast without a patient (three spaces), and with nonsense in the embedded pixel size."""
+    """A line of an index: a Visium slide of human breast without a patient (three spaces); its embedded pixel size is nonsense."""
     values = dict.fromkeys(COLUMNS, "") | {
         "dataset_title": f"study of {sample}", "id": sample, "organ": "Breast", "species": "Homo sapiens", "patient": "   ",
         "st_technology": "Visium", "spots_under_tissue": str(spots), "pixel_size_um_estimated": str(um_per_px),
@@ -198,7 +209,7 @@ def row(sample: str, spots: int = 14, um_per_px: float = 0.5, **other) -> dict:
 
 
 def draw_papers_index(path: Path, cohorts: dict, groups: pd.DataFrame) -> Path:
-    """An index with as many slides and spots of each cohort as the paper's has, under the ids of our own table of groups, in its order.
+    """An index with as many slides and spots of each cohort as the paper's, under the ids of our own table of groups in its order.
 
     Copies have as many spots as their originals; 13 slides list a whole array of 4,992 spots, one of breast and 12 of liver.
     """
@@ -210,7 +221,8 @@ def draw_papers_index(path: Path, cohorts: dict, groups: pd.DataFrame) -> Path:
         spots |= dict.fromkeys(own.sample_id[:12], 4992) if name == "liver" else {}
         rest, left = [s for s in own.sample_id if s not in spots], rules.spots - sum(spots.values())
         spots |= {s: left // len(rest) for s in rest}
-        alone = next(s for s in reversed(rest) if s not in {*groups.sample_id[groups.duplicate_of != ""], *groups.duplicate_of})
+        copies = {*groups.sample_id[groups.duplicate_of != ""], *groups.duplicate_of}
+        alone = next(s for s in reversed(rest) if s not in copies)
         spots[alone] += left % len(rest)
         for line in own.itertuples():
             more = {"patient": line.patient if line.basis == "index" else "   ", "dataset_title": f"study of {name}"}

@@ -69,7 +69,7 @@ def fetch(sections: Iterable[str] | str = SECTIONS, dry_run: bool = False) -> li
 
 
 def preflight(sections: Iterable[str] | str = SECTIONS) -> None:
-    """Refuse before any work sections whose files are not here and cannot come: absent from the mirror, or a network set up wrongly.
+    """Refuse before any work sections whose files are not here and cannot come.
 
     Raises:
         PekaError: which files the mirror lacks, or which variable of the network is at fault.
@@ -234,8 +234,8 @@ def _too_large(path: Path, error: Exception) -> str:
         own = os.environ.get("OPENCV_IO_MAX_IMAGE_PIXELS", "")
         limit = int(own) if own.isdigit() and int(own) < pixels else OPENCV_PIXELS
         return (
-            f"an image of {size}, and OpenCV reads {limit:,} at most. Set OPENCV_IO_MAX_IMAGE_PIXELS={pixels} in the environment "
-            f"before Python starts ({3 * pixels / 1e9:.1f} GB of memory are needed), then run the same command again."
+            f"an image of {size}, and OpenCV reads {limit:,} at most. Set OPENCV_IO_MAX_IMAGE_PIXELS={pixels} in the "
+            f"environment before Python starts ({3 * pixels / 1e9:.1f} GB of memory are needed), then run the same command again."
         )
     return f"an image of {size}, which OpenCV cannot read ({told(error)}). Free memory, or store it in a smaller form."
 

@@ -85,7 +85,9 @@ def _other_scales(metadata: Path, of_tiles: float, um_per_px: float) -> list[str
         places = {metadata.name: np.nan if said is None else float(said), "tiles": of_tiles}
     except (ValueError, TypeError, AttributeError) as error:
         found = what_is(metadata) or "no text"
-        raise PekaError(f"{metadata}: expected HEST's metadata, JSON with a number pixel_size_um_estimated; it is {found}. Fetch it again.") from error
+        raise PekaError(
+            f"{metadata}: expected HEST's metadata, JSON with a number pixel_size_um_estimated; it is {found}. Fetch it again."
+        ) from error
     return [
         f"{place}: {value:.4f} um/px, the index says {um_per_px:.4f}: another release?"
         for place, value in places.items()
