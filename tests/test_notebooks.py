@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from peka_core import manifest
+from peka_core.cohort import open_cohort
 from peka_core.profile import load_profile
 from peka_core.run import CHAPTERS
 
@@ -99,6 +100,11 @@ def test_no_published_file_shows_a_path_of_the_machine_that_made_it():
     assert len(found) > 20
     shown = {path.relative_to(ROOT).as_posix(): match[0] for path in found if (match := PLACES.search(said_by(path)))}
     assert not shown
+
+
+def test_a_cohort_is_named_without_the_place_of_its_checkout(tiny_cohort):
+    assert repr(open_cohort(ROOT / "runs/demo/cohort")).startswith("Cohort runs/demo/cohort: 2460 spots")
+    assert repr(open_cohort(tiny_cohort)).startswith("Cohort cohort: 96 spots") and not PLACES.search(repr(open_cohort(tiny_cohort)))
 
 
 def test_a_path_of_a_machine_is_noticed():
