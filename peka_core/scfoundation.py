@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from .cohort import on_genes
 from .files import PekaError, sha256_once, what_is
 from .manifest import fetch, load_manifest
-from .provenance import check_device
+from .provenance import best_device
 
 SOURCE = "scfoundation"
 FILES = {"checkpoint": "scfoundation/models.ckpt", "vocabulary": "scfoundation/OS_scRNA_gene_index.19264.tsv"}
@@ -60,7 +60,7 @@ class ScFoundation:
         device: `cpu` or `cuda`; the best one where None.
 
     Raises:
-        PekaError: a choice or a device that does not exist, or no file at a path.
+        PekaError: a choice that does not exist, or no file at a path.
     """
 
     about = (
@@ -76,7 +76,7 @@ class ScFoundation:
     ):  # fmt: skip
         self.name, self.mode, self.pre_normalized, self.target, self.pool = SOURCE, mode, pre_normalized, target, pool
         self.unusable, self.min_genes, self.precision = unusable, min_genes, precision
-        self.device = check_device(device or "auto")
+        self.device = device or best_device()
         self.tokens = tokens or (4_096 if str(self.device) == "cpu" else 32_768)
         for option, known in CHOICES.items():
             if getattr(self, option) not in known:

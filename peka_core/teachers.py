@@ -11,6 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from .cohort import log_cp10k
 from .files import PekaError
+from .provenance import check_device
 from .scfoundation import ScFoundation  # torch is imported when its network is
 
 
@@ -79,10 +80,11 @@ def load_teacher(name: str, **options) -> PcaTeacher | ScFoundation:
             target, pool and more, see `ScFoundation`).
 
     Raises:
-        PekaError: a name or an option that does not exist.
+        PekaError: a name, an option or a device that does not exist.
     """
     if name not in TEACHERS:
         raise PekaError(f"teacher {name!r} is unknown; there are: {', '.join(TEACHERS)}")
+    check_device(options.get("device") or "cpu")
     try:
         return TEACHERS[name](**options)
     except TypeError as error:
