@@ -24,7 +24,7 @@ from .files import PekaError, alone, write_json, write_whole
 from .ladder import Rung
 from .lessons import some_patients, validation_groups
 from .profile import Profile, load_profile
-from .profile_checks import check_complete, source_of
+from .profile_checks import OWN_NAMES, check_complete, source_of
 from .provenance import check_device, commit, provenance, weights_digest
 from .recipe import Recipe
 from .units import Unit, of_other_code
@@ -218,8 +218,7 @@ class Run:
         write_json(_claim(path), {"code": here, "commit": commit()})
 
     def _source_options(self, world: str) -> dict:
-        own = {"cohort_seed": "seed", "hidden_cues": "hidden"}  # a profile has other things of these names
-        options = {own.get(name, name): value for name, value in self.profile.source_options.items()}
+        options = {OWN_NAMES.get(name, name): value for name, value in self.profile.source_options.items()}
         if world == "few":
             options |= {"patients": self.profile.few["patients"], "folds": 2}
         if self.same_tissue(world):
