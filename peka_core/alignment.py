@@ -222,7 +222,8 @@ def _numbers(rows: np.ndarray | None, n: int) -> np.ndarray:
     if rows.dtype == bool and rows.shape == (n,):
         return np.flatnonzero(rows)
     if rows.ndim != 1 or (rows.size and (rows.dtype.kind not in "iu" or rows.min() < 0 or rows.max() >= n)):
-        raise PekaError(f"rows must be a mask ({n},) or whole numbers from 0 to {n - 1}, not {rows.dtype} {rows.shape}: give the spots of a split.")
+        given = f"{rows.dtype} {rows.shape}"
+        raise PekaError(f"rows must be a mask ({n},) or whole numbers from 0 to {n - 1}, not {given}: give the spots of a split.")
     if len(np.unique(rows)) < len(rows):
         raise PekaError(f"rows names {len(rows) - len(np.unique(rows))} spots more than once; expected each training spot once.")
     return rows
@@ -243,7 +244,8 @@ def _check(student, tiles, targets, labels, groups, rows, recipe) -> None:
         raise PekaError("the targets have NaN or infinite values: look at the teacher's spots without counts")
     used = np.asarray(labels)[rows]
     if used.dtype.kind not in "iuf" or not np.array_equal(used, np.rint(used)):
-        raise PekaError(f"labels must be whole numbers from 0 to {recipe.k - 1} on all training spots, not {used.dtype}, or NaN: .astype(int) helps")
+        wanted = f"whole numbers from 0 to {recipe.k - 1} on all training spots"
+        raise PekaError(f"labels must be {wanted}, not {used.dtype} with other values: look at the spots without a label")
     if used.min() < 0 or used.max() >= recipe.k:
         raise PekaError(f"labels run from {used.min()} to {used.max()}, the recipe has k = {recipe.k}")
     for name, words in CHOICES.items():

@@ -47,7 +47,8 @@ def copies_in(cohort: Cohort) -> list[str]:
     """Which sections a protocol that merges duplicates leaves out, and why."""
     spots = {section.sample: len(section.barcodes) for section in cohort.sections}
     return [
-        f"{cohort.path / 'samples.csv'}: {sample} ({spots[sample]} spots) is a copy of {original}, and left out where duplicates are merged"
+        f"{cohort.path / 'samples.csv'}: {sample} ({spots[sample]} spots) is a copy of {original}, and left out where duplicates "
+        "are merged"
         for sample, original in copies(cohort.samples.duplicate_of).items()
     ]
 

@@ -172,7 +172,8 @@ def tile_coords(file: h5py.File, path: Path) -> np.ndarray:
     with reading(file, "coords") as stored:
         coords = np.asarray(stored, dtype=float)
     if coords.shape != (len(file["img"]), 2):
-        raise PekaError(f"{path}: coords {coords.shape} of {len(file['img'])} tiles; expected two numbers for each. Cut the tiles again.")
+        found = f"coords {coords.shape} of {len(file['img'])} tiles"
+        raise PekaError(f"{path}: {found}; expected two numbers for each. Cut the tiles again.")
     return coords
 
 
@@ -236,7 +237,8 @@ def read_spots(section: Section) -> Spots:
     if homeless.any():
         raise PekaError(
             f'{section.h5ad}: obsm["spatial"] is NaN or infinite for {homeless.sum()} of {len(homeless)} spots (first: '
-            f"{section.barcodes[homeless][0]}); expected the spot centres (x, y) in slide pixels. Leave these spots out, or give their place."
+            f"{section.barcodes[homeless][0]}); expected the spot centres (x, y) in slide pixels. Leave these spots out, or give "
+            "their place."
         )
     return spots
 

@@ -33,7 +33,8 @@ def read_csv(path: Path, needs: str) -> pd.DataFrame:
         raise PekaError(f"{path}: cannot be read as a table ({what}); expected a CSV with commas. Save it as CSV UTF-8.") from error
     table = table.rename(columns=str.strip).map(str.strip)
     if list(table).count(needs) != 1:
-        raise PekaError(f"{path}: no column {needs}, or two; expected one, found {list(table)}. Rename the column (a CSV has commas).")
+        found = f"no column {needs}, or two; expected one, found {list(table)}"
+        raise PekaError(f"{path}: {found}. Rename the column (a CSV has commas).")
     if not len(table):
         raise PekaError(f"{path}: has a header and no row; expected one row for each sample. Add the rows.")
     return table
@@ -89,7 +90,8 @@ def _numbers(column: pd.Series, path: Path) -> pd.Series:
         raise PekaError(f"{path / 'samples.csv'}: um_per_px must be numbers ({error}). Correct or empty it.") from error
     wrong = numbers[numbers.notna() & ~((numbers > 0) & np.isfinite(numbers))]
     if len(wrong):
-        raise PekaError(f"{path / 'samples.csv'}: um_per_px of {wrong.index[0]} is {wrong.iloc[0]}; expected a number above 0. Correct or empty it.")
+        found = f"um_per_px of {wrong.index[0]} is {wrong.iloc[0]}"
+        raise PekaError(f"{path / 'samples.csv'}: {found}; expected a number above 0. Correct or empty it.")
     return numbers
 
 
@@ -140,7 +142,8 @@ def read_splits(path: Path, samples: pd.DataFrame) -> tuple[tuple[list[str], lis
 def odd_splits(path: Path) -> list[str]:
     """A note on files of splits/ that are no split by their name, as a browser's second copy `train_0 (1).csv`."""
     odd = sorted(file.name for file in path.glob("splits/*.csv") if not SPLIT_FILE.fullmatch(file.name) and file.name[0] != ".")
-    return [f"{path / 'splits'}: {', '.join(odd)} left out; a split is a pair of files train_0.csv and test_0.csv, 1, 2 …"] if odd else []
+    pair = "a split is a pair of files train_0.csv and test_0.csv, 1, 2 …"
+    return [f"{path / 'splits'}: {', '.join(odd)} left out; {pair}"] if odd else []
 
 
 def _read_split(folder: Path, i: int, samples: pd.DataFrame) -> tuple[list[str], list[str]]:
@@ -175,5 +178,6 @@ def read_genes(path: Path) -> list[str]:
     if not isinstance(genes, list) or not all(isinstance(gene, str) for gene in genes):
         raise PekaError(f'{files[0]}: expected {{"genes": [...]}}, a list of names, found {genes!r:.80}. Write it again.')
     if twice := sorted({gene for gene in genes if genes.count(gene) > 1}):
-        raise PekaError(f"{files[0]}: {', '.join(twice)} stand in it more than once; expected each target gene once. Remove the repeats.")
+        found = f"more than once in it: {', '.join(twice)}"
+        raise PekaError(f"{files[0]}: {found}; expected each target gene once. Remove the repeats.")
     return genes

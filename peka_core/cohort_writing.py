@@ -51,7 +51,8 @@ def write_tiles(
     sample = one_name(sample, f"{path}: sample id")
     names, tiles = list(barcodes), np.ascontiguousarray(as_pixels(tiles, sample))
     if tiles.shape != (len(names), TILE, TILE, 3):
-        raise PekaError(f"{sample}: tiles {tiles.shape}, expected ({len(names)}, {TILE}, {TILE}, 3), one for each barcode: cut them again.")
+        wanted = f"({len(names)}, {TILE}, {TILE}, 3), one for each barcode"
+        raise PekaError(f"{sample}: tiles {tiles.shape}, expected {wanted}: cut them again.")
     corners = np.asarray(coords_xy_topleft, dtype=np.float64)
     if corners.shape != (len(names), 2) or not np.isfinite(corners).all() or not 0 < um_per_px < np.inf:
         raise PekaError(

@@ -70,7 +70,8 @@ class Encoder:
         Raises:
             PekaError: tiles of another type or shape.
         """
-        tiles = torch.as_tensor(np.ascontiguousarray(tiles) if isinstance(tiles, np.ndarray) else tiles)  # torch takes no reversed views
+        tiles = np.ascontiguousarray(tiles) if isinstance(tiles, np.ndarray) else tiles  # torch takes no reversed views
+        tiles = torch.as_tensor(tiles)
         if tiles.dtype != torch.uint8 or tiles.ndim != 4 or tiles.shape[-1] != 3:
             raise PekaError(f"tiles must be uint8 (n, height, width, 3), not {tiles.dtype} {tuple(tiles.shape)}")
         pixels = self._resize(tiles.to(self.device, non_blocking=True))  # (n, size, size, 3), 0..255

@@ -173,7 +173,7 @@ def best_genes(tables: list[pd.DataFrame], names: pd.Index, n_genes: int) -> lis
     """
     tables = [table for table in tables if table.to_numpy().any()]  # a section of which nothing can be said has no say
     if not tables:
-        raise PekaError("no target genes can be chosen: in no section of these spots does any gene vary. Look at their counts (`validate`).")
+        raise PekaError("no target genes can be chosen: in no section of these spots does any gene vary. Look at their counts.")
     table = pd.concat(tables).groupby(level=0).agg({"highly_variable": "sum", "dispersions_norm": "mean"})
     best = table.sort_values(["highly_variable", "dispersions_norm"], ascending=False).index[:n_genes]
     return list(names[names.isin(best)])

@@ -44,9 +44,10 @@ def score_embeddings(
 
     Returns:
         protocol, settings, scope (`given`), n_spots (those with an embedding), mean, and splits: `{"0": {"mean": ..., "genes":
-        {gene: pcc}, "n_genes": asked for, "undefined_sections": [...]}}`; means over genes, then splits; skipped genes and undefined
-        values are left out, and the mean of a split without any is None. What the score is not of: n_spots_in_cohort, incomplete `{sample: [with embedding, spots]}`,
-        n_splits, n_splits_scored, and copies `{sample: {"of": ..., "n_spots": ...}}`, the sections that the protocol leaves out.
+        {gene: pcc}, "n_genes": asked for, "undefined_sections": [...]}}`; means over genes, then splits; skipped genes and
+        undefined values are left out, and the mean of a split without any is None. What the score is not of: n_spots_in_cohort,
+        incomplete `{sample: [with embedding, spots]}`, n_splits, n_splits_scored, and copies `{sample: {"of": ..., "n_spots":
+        ...}}`, the sections that the protocol leaves out.
 
     Raises:
         PekaError: unknown protocol or switch, missing or broken files, embeddings of unknown spots.
@@ -68,7 +69,7 @@ def score_embeddings(
 
 
 def _score(found: Evaluation, task: Task) -> dict:
-    """One split: mean PCC, that of each gene, how many genes were asked for, and sections without any PCC where each has its own."""
+    """One split: mean PCC, that of each gene, how many were asked for, and, where each section has its own PCC, those without."""
     genes = found.genes.set_index("gene")["pcc"].dropna()
     table = found.scores.query("pooling == @task.protocol.pooling and alpha == 'chosen' and genes == 'all'")
     return {
@@ -109,7 +110,8 @@ def in_words(scores: dict) -> list[str]:
 def _of_split(found: dict) -> str:
     """`PCC 0.5763, 10 genes`, or what there is instead."""
     some, every = len(found["genes"]), found["n_genes"]
-    text = f"PCC {found['mean']:.4f}, {some if some == every else f'{some} of {every}'} genes" if some else f"no PCC, 0 of {every} genes"
+    genes = f"{some} genes" if some == every else f"{some} of {every} genes"
+    text = f"PCC {found['mean']:.4f}, {genes}" if some else f"no PCC, {genes}"
     return text + (f"; none in {', '.join(found['undefined_sections'])}" if some and found["undefined_sections"] else "")
 
 

@@ -37,7 +37,8 @@ def cut_tile(image: np.ndarray, centre_xy: tuple[float, float], um_per_px: float
     as_pixels(image, "the image", 3)
     centre = np.asarray(centre_xy, dtype=np.float64)
     if centre.shape != (2,) or not np.isfinite(centre).all() or not 0 < um_per_px < math.inf:
-        raise PekaError(f"a tile needs a centre (x, y) and a pixel size above 0 in um, not {centre_xy} and {um_per_px}: look at this spot's place.")
+        given = f"{centre_xy} and {um_per_px}"
+        raise PekaError(f"a tile needs a centre (x, y) and a pixel size above 0 in um, not {given}: look at this spot's place.")
     s = TILE * TILE_UM_PER_PX / um_per_px
     side = round(s)
     x, y = (math.trunc(c - math.floor(s / 2)) for c in centre.tolist())
@@ -66,8 +67,8 @@ def as_pixels(pixels, what: str, axes: int = 4) -> np.ndarray:
     pixels = np.asarray(pixels)
     if pixels.dtype != np.uint8 or pixels.ndim != axes or pixels.shape[-1] != 3:
         raise PekaError(
-            f"{what}: pixels are {pixels.dtype} {pixels.shape}; expected uint8, {axes} axes, the last of three colours (RGB, 0 to 255). "
-            "Scale other ranges to 0..255, round, and convert to uint8 first."
+            f"{what}: pixels are {pixels.dtype} {pixels.shape}; expected uint8, {axes} axes, the last of three colours (RGB, 0 to "
+            "255). Scale other ranges to 0..255, round, and convert to uint8 first."
         )
     return pixels
 
