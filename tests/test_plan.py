@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -167,3 +168,35 @@ def test_weights_that_are_given_are_not_downloaded_and_have_to_be_there(tmp_path
 def test_memory_says_which_batch_fits(fixed, tile, said):
     cost = plan.StudentCost(1, 1, 1, int(fixed), int(tile))
     assert said in plan._memory("mini", "bat", cost, 32, 16, 0)
+
+
+def test_ram_and_disk_are_counted_from_spots_genes_and_tables(monkeypatch, tmp_path):
+    monkeypatch.delenv("PEKA_MIRROR", raising=False)
+    monkeypatch.setenv("PEKA_CACHE", str(tmp_path))
+    monkeypatch.setattr(plan, "meta_encoder", lambda name: on_meta(tiny_encoder(64)))
+    kidney, weights = plan.needs(load_profile("hest-kidney")), 4 * sum(p.numel() for p in tiny_encoder(64).model.parameters())
+    spots, width, dim = 74_220, tiny_encoder(64).dim, plan.SCFOUNDATION["dim"]
+    counts = spots * plan.TOKENS * plan.COUNT_PEAK + 4_992 * 18_000 * plan.DENSE_PEAK
+    assert kidney.ram == pytest.approx(plan.PROCESS_GB + (weights + counts) / 1e9)  # its tiles are read from disk
+    tables = 4 * spots * (width + width + dim)  # frozen features; bat's, with the projected ones
+    assert kidney.runs == pytest.approx(plan.SMALL_GB + (tables + 4 * spots * dim * 3) / 1e9)
+    assert 13 < kidney.downloads < 15 and plan.needs(load_profile("hest-kidney"), {"h-optimus-0": "mine"}).downloads < kidney.downloads
+    demo = plan.needs(load_profile("demo"))
+    assert 2.2 < demo.ram < 3 and demo.runs > 2400 * 150_528 / 1e9 and demo.downloads == 0  # 2.35 GB were measured
+
+
+def test_more_spots_and_more_tables_need_more():
+    need = [plan.needs(load_profile("smoke", {"spots": n})) for n in (200, 2000, 8000)]
+    assert need[0].ram < need[1].ram and need[0].runs < need[1].runs < need[2].runs
+    assert need[2].ram - need[1].ram < 4 * 6000 * 150_528 / 1e9  # above the limit tiles stay on disk
+
+
+def test_her2st_has_a_plan_before_its_cohort_is_built(capsys):
+    assert main(["run", "her2st", "--plan"]) == 0
+    said = capsys.readouterr().out
+    assert "5 slides, 1,892 spots, 6 held-out splits" in said and "profile: memory" in said and "profile: downloads" in said
+
+
+def test_a_cohort_directory_has_the_size_that_it_has(tiny_cohort):
+    profile = SimpleNamespace(source="directory", source_options={"path": tiny_cohort})
+    assert plan._size(profile)[:3] == (8, 96, 4)
