@@ -6,6 +6,7 @@ the GPU has it, else float32; vision transformers embed alike, other encoders in
 `MEASURED`, from benchmarks/alignment.csv.
 """
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -284,6 +285,9 @@ def _size(profile: Profile) -> tuple[int, int, int, list[str]]:
     """Slides, spots, held-out splits, and lines on what is downloaded and kept."""
     options = profile.source_options
     if profile.source == "demo":
+        from .sources import demo
+
+        options = {name: p.default for name, p in inspect.signature(demo.build).parameters.items()} | options
         return (n := options["patients"] * options["sections"]), n * options["spots"], options["folds"], ["nothing to download"]
     if profile.source == "directory":
         from .sources.directory import preflight

@@ -150,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     fetch.set_defaults(command=_fetch)
     score = commands.add_parser("score", help="score embeddings of a HEST-Benchmark task directory under a protocol")
     score.add_argument("task_dir", type=absolute, help="adata/, splits/, var_*genes.json; patches/ may be missing")
-    score.add_argument("--embeddings", required=True, type=absolute, metavar="DIR", help="<sample>.h5 with embeddings and barcodes")
+    score.add_argument("--embeddings", required=True, type=absolute, metavar="DIR", help="<sample>.h5 with embeddings and barcodes, or features and coords (TRIDENT)")
     score.add_argument("--protocol", default="strict", help="strict, hest_bench, peka_paper or peka_official")
     score.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a rule, e.g. mask_zeros=false")
     score.add_argument("--json", type=absolute, metavar="OUT", help="write every gene's score of every split")

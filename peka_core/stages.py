@@ -25,11 +25,11 @@ from . import lessons
 from .cohort import Split
 from .controls import CONTROLS, REFERENCES, oracle, permuted_targets
 from .evaluation import Evaluation, evaluate
-from .files import PekaError, sha256_of_rows
+from .files import PekaError, sha256_of_rows, write_json
 from .ladder import Rung, as_rung
 from .protocols import Protocol, protocol_of
 from .recipe import Recipe
-from .units import Unit, changed_fields, digest_of, facts_of, make, partial
+from .units import Unit, changed_fields, digest_of, facts_of, make, partial, told_of_damage
 from .workspace import Run
 
 NOT_A_STUDENT = ("oracle", "permuted_targets", "teacher", *CONTROLS, *REFERENCES)
@@ -206,10 +206,11 @@ def quality(work: Run, rung: Rung | str, split: Split | str, world: str = "on") 
 
         x, x_teacher = space_of(work, rung, split, world), teacher(work, split, world).obsm["X_teacher"]
         found = alignment_quality(x[split.train], x_teacher[split.train], x[split.test], x_teacher[split.test])
-        (folder / "quality.json").write_text(json.dumps(found) + "\n")
+        write_json(folder / "quality.json", found)
 
     path = _file(work, unit, "quality.json", write)
-    return json.loads(path.read_text()) | maker(facts_of(path.parent))
+    found = {name: np.nan if value is None else value for name, value in json.loads(path.read_text()).items()}
+    return found | maker(facts_of(path.parent))
 
 
 def space_of(work: Run, rung: Rung | str, split: Split | str = "", world: str = "on") -> np.ndarray:
@@ -257,7 +258,8 @@ def score(
         evaluate(work.cohort(world), _predictor(work, predictor, seen, world), protocol, tasks).save(folder)
 
     folder = make(work.folder, unit, write, "predictions.h5ad" if predictions else "scores.csv.gz", work.device)
-    return dataclasses.replace(Evaluation.load(folder), made=maker(facts_of(folder)))
+    with told_of_damage(folder / "scores.csv.gz"):
+        return dataclasses.replace(Evaluation.load(folder), made=maker(facts_of(folder)))
 
 
 def maker(facts: dict) -> dict[str, str]:
@@ -351,8 +353,13 @@ def _file(work: Run, unit: Unit, name: str, write: Callable[[Path], None]) -> Pa
 
 @functools.lru_cache(maxsize=8)
 def _read(path: Path) -> ad.AnnData:
-    """A unit's table, the last few kept in memory; whoever changes it takes a copy."""
-    return ad.read_h5ad(path)
+    """A unit's table, the last few kept in memory; whoever changes it takes a copy.
+
+    Raises:
+        PekaError: it is damaged.
+    """
+    with told_of_damage(path):
+        return ad.read_h5ad(path)
 
 
 def _made_of(work: Run, stage: str, rung: Rung, split: Split | None, world: str, **fields) -> Unit:

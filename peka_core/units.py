@@ -5,6 +5,7 @@ made it. The id is a hash of the fields, so nobody parses names; a unit without 
 One field is the digest of the code that makes it (`code.py`), so other code never finds what it did not make.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -129,17 +130,27 @@ def make(run: Path, unit: Unit, write: Callable[[Path], None], needs: str = "uni
     return found
 
 
+@contextlib.contextmanager
+def told_of_damage(path: Path):
+    """Turn what a library says of a unit's damaged file into one message; whatever is in it can be made again."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        why = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise PekaError(f"{path}: damaged ({why}); expected what this code wrote. Remove the folder {path.parent.name}: it is made again.") from error
+
+
 def facts_of(folder: Path) -> dict:
     """What a unit's `unit.json` says: its fields under `unit`, seconds, memory, commit, Python, packages, device.
 
     Raises:
         PekaError: it is damaged.
     """
-    try:
+    with told_of_damage(folder / "unit.json"):
         facts = json.loads((folder / "unit.json").read_text(encoding="utf-8"))
-        return facts | {"unit": dict(facts["unit"]), "packages": dict(facts["packages"])}
-    except (ValueError, KeyError, TypeError) as error:
-        raise PekaError(f"{folder / 'unit.json'}: damaged ({error!r}). Remove the folder {folder.name}: it is made again.") from error
+        if not isinstance(facts, dict) or not isinstance(facts["unit"], dict) or not isinstance(facts["packages"], dict):
+            raise ValueError("not what a unit says of itself")
+        return facts
 
 
 def of_other_code(run: Path) -> list[str]:

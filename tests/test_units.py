@@ -219,3 +219,10 @@ def test_a_unit_made_on_the_cpu_of_a_machine_with_a_gpu_says_so(tmp_path, monkey
     provenance.device_name.cache_clear()
     folder = make(tmp_path, UNIT, write_one, device="cpu")  # asking torch for a GPU's name would fail here
     assert json.loads((folder / "unit.json").read_text())["device"] == f"{provenance._cpu_model()}, {os.cpu_count()} cores"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"unit": 1, "packages": {}}'])
+def test_a_damaged_unit_json_is_named(tmp_path, text):
+    (make(tmp_path, UNIT, write_one) / "unit.json").write_text(text)
+    with pytest.raises(PekaError, match="unit.json"):
+        make(tmp_path, UNIT, write_one)

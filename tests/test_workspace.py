@@ -147,3 +147,13 @@ def test_local_weights_are_found_from_any_working_directory(empty_root, monkeypa
     work = workspace.open_run("smoke", "x", "cpu", {"mini": "w.safetensors"})
     monkeypatch.chdir("/")
     assert work.weights == {"mini": str(empty_root / "w.safetensors")} and work.encoder().dim
+
+
+def test_a_damaged_table_of_a_unit_is_named(work):
+    other = Rung("none", encoder="random")
+    stages.features(work, other)
+    path = next(p.parent / "features.h5ad" for p in work.folder.glob("units/features-*/unit.json") if '"random@' in p.read_text())
+    path.write_bytes(path.read_bytes()[:1000])
+    stages._read.cache_clear()
+    with pytest.raises(PekaError, match="features.h5ad"):
+        stages.features(work, other)
