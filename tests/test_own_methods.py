@@ -12,7 +12,8 @@ from peka_core.run import CHAPTERS, execute
 from peka_core.workspace import open_run
 
 AS_RUN = {"methods": [], "all_methods": ["bone"], "scope_effect": False}  # the form of hest-...-as-run
-NESTED = {"methods": ["bone"], "all_methods": [], "scope_effect": False}
+NESTED = {"methods": ["bone"], "all_methods": []}
+FROZEN = {"methods": [], "all_methods": []}
 
 
 def test_the_first_adapter_is_the_first_that_changes_the_encoder():
@@ -27,8 +28,8 @@ def alignments(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "aligned, pictures",
-    [(AS_RUN, {"figure_2_peka_paper"}), (NESTED, {"figure_2_strict", "tissue_map"})],
-    ids=["as-run", "nested"],
+    [(AS_RUN, {"figure_2_peka_paper"}), (NESTED, {"figure_2_strict", "tissue_map"}), (FROZEN, set())],
+    ids=["as-run", "nested", "frozen"],
 )
 def test_chapters_4_and_5_align_nothing(tmp_path, monkeypatch, aligned, pictures):
     profile, folder = tmp_path / "own.yaml", fresh("test-own-methods")
