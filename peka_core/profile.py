@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .files import PekaError
-from .ladder import Rung
+from .ladder import Rung, first_adapter
 from .profile_checks import OPTION_GROUPS, RANGES, check_methods, check_worlds, checked_options, checked_rung, with_paths
 from .recipe import RECIPES, Recipe
 from .values import absolute, fitted, fitted_fields, read_mapping, told_of
@@ -68,12 +68,13 @@ class Profile:
         Args:
             splits: names of the cohort's own splits; off: those of world `off`.
         """
+        own = [first_adapter(self.all_methods)] if first_adapter(self.all_methods) else []
         planned = [(method, split, "on") for method in self.methods for split in splits]
         planned += [(method, "all", "on") for method in self.all_methods]
-        planned += [(method, "spots/0", "on") for method in self.all_methods[:1] if self.scope_effect]
+        planned += [(method, "spots/0", "on") for method in own if self.scope_effect]
         planned += [(rung, "all", "on") for rung in self.others if rung.method != "none"]
         planned += [("bat", split, "off") for split in list(off)[: self.cues_off_splits]]
-        return planned + [(method, split, "few") for method in self.all_methods[:1] for split in ("all", "spots/0") if self.few]
+        return planned + [(method, split, "few") for method in own for split in ("all", "spots/0") if self.few]
 
 
 def profile_names() -> list[str]:
