@@ -7,6 +7,7 @@ showing in the tile (expression that is not in the morphology, overdispersion) c
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 from scipy import sparse
 
 from .cohort import log_cp10k
@@ -51,10 +52,14 @@ def split_half_ceiling(adata: ad.AnnData, genes: list[str], repeats: int = 5, se
 
 
 def _halves(adata, columns, samples, rng, min_spots) -> np.ndarray:
-    """PCC of the two halves' targets, (sections, g)."""
+    """PCC of the two halves' targets, (sections, g); one section in memory at a time."""
+    return np.stack([pearson(*_targets_of_halves(adata[samples == s], columns, rng), min_spots) for s in pd.unique(samples)])
+
+
+def _targets_of_halves(section: ad.AnnData, columns, rng) -> list[np.ndarray]:
+    """Targets (n, g) of the two halves of a section's counts."""
     targets = []
-    for counts in thin(adata.X, rng):
-        total = np.asarray(counts.sum(1)).ravel()
-        half = ad.AnnData(counts, obs=adata.obs.assign(total_counts=total), var=adata.var)
+    for counts in thin(section.X, rng):
+        half = ad.AnnData(counts, obs=section.obs.assign(total_counts=np.asarray(counts.sum(1)).ravel()), var=section.var)
         targets.append(log_cp10k(half, dense=False)[:, columns].toarray())
-    return np.stack([pearson(*(t[samples == s] for t in targets), min_spots) for s in np.unique(samples)])
+    return targets

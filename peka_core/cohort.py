@@ -228,7 +228,8 @@ def log_cp10k(adata: ad.AnnData, dense: bool = True) -> np.ndarray | sparse.csr_
     total = _totals(adata)  # (n,)
     scale = np.divide(1e4, total, out=np.zeros_like(total), where=total > 0)  # (n,)
     logged = np.log1p(sparse.csr_matrix(adata.X, dtype=np.float64).multiply(scale[:, None]))  # (n, G)
-    return logged.toarray().astype(np.float32) if dense else logged.tocsr().astype(np.float32)
+    logged = logged.tocsr().astype(np.float32)
+    return logged.toarray() if dense else logged
 
 
 def _totals(adata: ad.AnnData) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from .files import PekaError, not_readable
+from .files import PLACEHOLDERS, PekaError, not_readable, what_is
 
 
 @contextlib.contextmanager
@@ -38,6 +38,8 @@ def _not_opened(path: Path, error: OSError) -> PekaError:
             f"{path}: in use by another process, which holds its lock. Wait until it has finished writing; "
             "on a network disk that knows no locks (NFS) set HDF5_USE_FILE_LOCKING=FALSE."
         )
+    if (found := what_is(path)) in PLACEHOLDERS:
+        return PekaError(f"{path}: it is {found}; expected an HDF5 file. Copy or fetch the file itself from where it comes from.")
     return PekaError(
         f"{path}: not a readable HDF5 file ({_first_line(error)}): it is cut short, damaged, or of another kind. "
         "Copy or fetch it again from where it comes from, or build it again."

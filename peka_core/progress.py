@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from .files import write_whole
+from .weight_files import load_safely
 
 
 class Progress:
@@ -47,7 +48,7 @@ class Progress:
         if self.path is None or not self.path.exists():
             return
         # on the CPU: Adam's step numbers stay where they are loaded, and on a GPU it would wait for each of them at each step
-        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        state = load_safely(self.path)
         self.student.load_state_dict(state["weights"], strict=False)
         self.head.load_state_dict(state["head"])
         self.optimiser.load_state_dict(state["optimiser"])

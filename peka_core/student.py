@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from . import adapters
@@ -129,7 +129,7 @@ class Student(nn.Module):
         """Put a saved adapter and projector onto the encoder they were trained with.
 
         Raises:
-            PekaError: no card, another encoder or other weights of it, or tensors that do not fit.
+            PekaError: no card, another encoder or other weights of it, damaged files, or tensors that do not fit.
         """
         folder = Path(folder)
         card = _read_card(folder, encoder)
@@ -139,7 +139,7 @@ class Student(nn.Module):
         student = cls(encoder, card["method"], card["d_teacher"], recipe)
         state = {}
         for part, prefix in (("adapter", "network."), ("projector", "projector.")):
-            tensors = load_file(folder / f"{part}.safetensors")
+            tensors = load_safely(folder / f"{part}.safetensors")
             state |= {prefix + name: tensor for name, tensor in tensors.items()}
         wanted = {name for name, p in student.named_parameters() if p.requires_grad}
         if state.keys() != wanted:
