@@ -16,6 +16,7 @@ from .files import PekaError, sha256, write_json, write_whole
 from .ladder import METHODS
 from .provenance import versions
 from .recipe import CHOICES, Recipe
+from .weight_files import load_safely
 
 RAW = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}  # a transform that leaves pixels at 0..255
 

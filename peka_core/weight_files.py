@@ -23,8 +23,11 @@ def load_safely(path: Path, mmap: bool = False):
     try:
         if kind == SAFETENSORS:
             return load_file(path)
+        if kind == ZIP and mmap and Path(path).suffix != ".safetensors":
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         if kind in (ZIP, PICKLE):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and kind == ZIP)
+            with open(path, "rb") as handle:  # of a path torch would look at the suffix first
+                return torch.load(handle, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip, safetensors and torch each raise their own
         raise PekaError(_why(path, kind, error)) from error
     found = f"it is {kind}" if kind else "its first bytes are none of these"

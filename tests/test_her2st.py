@@ -169,7 +169,7 @@ def test_a_killed_build_goes_on_section_by_section(drawn, tmp_path, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path)
     assert not (tmp_path / "cohort/source.json").exists()
-    leftover = tmp_path / "cohort/patches/.0123abcd-K2.h5"
+    leftover = tmp_path / "cohort/patches/.peka-tmp-0123abcd-K2.h5"
     leftover.write_bytes(b"half")
     monkeypatch.setattr(her2st, "_build_section", lambda path, section, *rest: calls.append(section) or real(path, section, *rest))
     assert open_cohort(build(tmp_path)).digest == whole and calls == ["K1", "K2", "K2", "L1"]

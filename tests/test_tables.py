@@ -48,11 +48,13 @@ def test_the_authors_own_list_is_compared_with_the_paper_and_other_rules_are_not
 @pytest.fixture
 def hest_work(work, tmp_path, monkeypatch):
     """The small run as if its cohort were HEST-1k's breast, and the place of the authors' list."""
-    work.cohort()  # drawn before it is said to be HEST's
+    cohort = work.cohort()  # drawn before it is said to be HEST's
     monkeypatch.setenv("PEKA_MIRROR", str(tmp_path))
     (tmp_path / "hest").mkdir()
     profile = dataclasses.replace(work.profile, source="hest", source_options={"cohort": "breast"})
-    return dataclasses.replace(work, profile=profile), tmp_path / "hest" / "top_50_genes_Visium_Homo_sapien_Breast_Cancer.json"
+    run = dataclasses.replace(work, profile=profile)
+    run.cohort = lambda *_, **__: cohort
+    return run, tmp_path / "hest" / "top_50_genes_Visium_Homo_sapien_Breast_Cancer.json"
 
 
 def test_the_authors_list_is_scored_where_the_mirror_has_it(hest_work):
