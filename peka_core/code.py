@@ -33,6 +33,8 @@ def code_of(unit) -> str:
     begin, aside = set(STAGES.get(unit.stage, ())), set()
     if unit.taught_by:
         begin |= {*TRAINED}
+    if unit.taught_by == "genes":
+        begin.add("protocols")  # chooses them
     if unit.teacher:
         begin.add("teachers")
     if unit.method == "oracle":

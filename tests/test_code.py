@@ -60,6 +60,11 @@ def test_the_teacher_that_is_not_asked_for_has_no_part(tmp_path):
     assert code_of(pca) != code_of(foundation)
 
 
+def test_who_chooses_the_genes_has_a_part_where_genes_teach():
+    by_teacher, by_genes = (Unit("alignment", "c", method="bat", taught_by=name) for name in ("teacher", "genes"))
+    assert code_of(by_teacher) != code_of(by_genes)
+
+
 RUN = """
 import sys
 from pathlib import Path
