@@ -28,6 +28,7 @@ her2st smoke: .venv/.core
 ladder: .venv/.core
 	$(BIN)/peka ladder demo --run ladder $(ARGS)
 	cp runs/ladder/results/ladder*.csv results/
+	$(BIN)/python scripts/cite.py --write
 
 lab: .venv/.core
 	$(BIN)/jupyter lab notebooks $(ARGS)
