@@ -168,8 +168,8 @@ def made_by(*what) -> dict[str, str]:
     found = {name: [] for name in MADE}
     for one in what:
         made = made_here(one.device) if isinstance(one, Run) else one.made if hasattr(one, "made") else one
-        for name in MADE:
-            values = made[name] if isinstance(made, pd.DataFrame) else [made[name]]
+        for name in MADE:  # tables of before these columns lack some
+            values = made.get(name, []) if isinstance(made, pd.DataFrame) else [made[name]]
             found[name] += [part for value in pd.Series(values).fillna("").astype(str) for part in value.split(" + ")]
     return {name: " + ".join(filter(None, dict.fromkeys(values))) for name, values in found.items()}
 
