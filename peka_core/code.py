@@ -2,7 +2,8 @@
 
 A number must not outlive the code that made it. So a unit's name contains this digest: after an edit of `losses.py`, or a
 `git pull`, what depends on it is made again. Modules are parsed before they are hashed, so comments, docstrings, layout and
-the wording of error messages change nothing. What a module imports from this package counts too.
+the wording of error messages change nothing. What a module imports from this package counts too, and of `stages.py` and
+`workspace.py`, which only hand data on, the functions that choose or join it (`GLUE`).
 """
 
 import ast
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
+AT_START = {path: path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}  # an edit during a run is not what runs
 # Modules that store, fetch, check, print or start work, and can move no number. What they read is named in a unit by its own
 # digest: the cohort, the weights, the teacher's files.
 WITHOUT = frozenset({
@@ -20,9 +22,16 @@ WITHOUT = frozenset({
 })  # fmt: skip
 TRAINED = ("alignment", "student", "lessons", "teachers")
 STAGES = {  # stage -> modules in which its work begins
-    "teacher": ("teachers",), "embedding": ("teachers",), "hashes": ("leaks",), "alignment": TRAINED, "features": ("student",),
+    "teacher": ("teachers",), "embedding": ("teachers",), "hashes": ("leaks",), "alignment": TRAINED, "features": ("student", "tiles"),
     "quality": ("alignment", "student", "teachers"), "umap": ("student", "teachers"), "evaluation": ("evaluation", "controls", "student"),
 }  # fmt: skip
+
+
+GLUE = {  # functions of modules in `WITHOUT` that decide what a stage is given, or join what it made
+    "stages": ("teacher", "lesson", "_own_targets", "train", "_embed", "quality", "space_of", "_predictor", "_filled", "umap"),
+    "workspace": ("recipe", "split", "rows", "groups"),
+}
+GLUE_PUBLISHED = "539f1f5c819e"  # their digest when runs/demo was published: as they were, they add nothing to the names of its units
 
 
 def code_of(unit) -> str:
@@ -43,7 +52,18 @@ def code_of(unit) -> str:
         aside |= {"scfoundation", "scfoundation_network"}
     if unit.encoder.partition("@")[0] in ("mini", "random", ""):
         aside.add("backbones")
-    return digest_of_code(frozenset(begin), frozenset(aside))
+    made, glue = digest_of_code(frozenset(begin), frozenset(aside)), digest_of_glue()
+    return made if glue == GLUE_PUBLISHED else hashlib.sha256(f"{made} {glue}".encode()).hexdigest()[:12]
+
+
+@functools.cache
+def digest_of_glue(package: Path = PACKAGE) -> str:
+    """Twelve hex digits of the sha256 over the functions in `GLUE`."""
+    said = []
+    for module, names in GLUE.items():
+        found = [node for node in ast.walk(_tree(package, module)) if isinstance(node, ast.FunctionDef) and node.name in names]
+        said += [word for node in sorted(found, key=lambda node: node.name) for word in _said(node)]
+    return hashlib.sha256("\n".join(said).encode()).hexdigest()[:12]
 
 
 def code_of_source(name: str) -> str:
@@ -60,7 +80,7 @@ def digest_of_code(begin: frozenset[str], aside: frozenset[str] = frozenset(), p
         aside: modules that are left out although they are imported.
         package: folder of the package.
 
-    The modules are read once in a process, when they are first asked for.
+    The modules are those of this process: as they were when it started.
     """
     total = hashlib.sha256()
     for name in sorted(_closure(begin, aside, package)):
@@ -85,7 +105,8 @@ def _file(package: Path, name: str) -> Path:
 
 @functools.cache
 def _tree(package: Path, name: str) -> ast.Module:
-    return ast.parse(_file(package, name).read_text(encoding="utf-8"))
+    path = _file(package, name)
+    return ast.parse(AT_START.get(path) or path.read_text(encoding="utf-8"))
 
 
 @functools.cache

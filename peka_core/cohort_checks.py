@@ -105,7 +105,10 @@ def digest(cohort: Cohort) -> str:
     total.update(repr((cohort.split_ids, cohort.genes)).encode())
     for section in cohort.sections:
         _add_section(total, open_section(section.sample, section.h5ad, None))
-        if section.patches and not _tiles_are_told(section, table, cohort.path):
+        if section.patches and _tiles_are_told(section, table, cohort.path):
+            if not np.array_equal(section.tile_rows, section.h5ad_rows):  # that digest says nothing of whose tile is whose
+                total.update(repr([str(name) for name in section.barcodes[np.argsort(section.tile_rows)]]).encode())
+        elif section.patches:
             names = (section.patches.name, sorted(map(str, section.barcodes)), tile_digests.by_barcode(section.patches))
             total.update(repr(names).encode())
     return total.hexdigest()
@@ -117,7 +120,7 @@ def _tiles_are_told(section: Section, table, path: Path) -> bool:
     That of a drawn cohort is not of pixels but of what determines them: they may differ by a grey level between processors.
     """
     claimed = table.get("tiles_sha256", {}).get(section.sample)
-    if not claimed or _is_drawn(path) or tile_digests.is_digest(section.patches, claimed):
+    if not claimed or is_drawn(path) or tile_digests.is_digest(section.patches, claimed):
         return bool(claimed)
     warnings.warn(
         f"{path / 'samples.csv'}: tiles_sha256 of {section.sample} is not that of {section.patches}, which was changed since. Its "
@@ -127,10 +130,11 @@ def _tiles_are_told(section: Section, table, path: Path) -> bool:
     return False
 
 
-def _is_drawn(path: Path) -> bool:
-    """Whether the demo's source wrote this directory."""
+def is_drawn(path: Path) -> bool:
+    """Whether the demo's source wrote this directory, or the one that it links to."""
     try:
-        return json.loads((path / "source.json").read_text(encoding="utf-8")).get("source") == "demo"
+        source = json.loads((path / "source.json").read_text(encoding="utf-8"))
+        return source.get("source") == "demo" or source.get("drawn", False)
     except (OSError, ValueError, AttributeError):
         return False
 

@@ -37,7 +37,7 @@ def one_name(name, what: str) -> str:
         PekaError: it is empty, hidden, too long, or more than one part of a path.
     """
     name = str(name)
-    if not name.strip() or name.startswith(".") or re.search(r"[/\\\x00-\x1f]", name) or len(name.encode()) > 200:
+    if not name.strip() or name.startswith(".") or re.search(r"[/\\:\x00-\x1f]", name) or len(name.encode()) > 200:
         raise PekaError(f"{what} {name!r} becomes the name of a file; expected one name without / and \\, and no dot in front. Rename it.")
     return name
 
@@ -54,7 +54,7 @@ def write_whole(path: str | Path, write: Callable[[Path], None]) -> Path:
         with told_when_full(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write(temporary)
-            with open(temporary, "rb") as handle:
+            with open(temporary, "rb+") as handle:  # Windows flushes only what is open for writing
                 os.fsync(handle.fileno())
             os.replace(temporary, path)
     finally:

@@ -22,6 +22,8 @@ MINI_NETWORK = "mini-1"  # its architecture, which `random` has too
 def commit() -> str:
     """Short git commit of the code, with `+` where tracked files differ from it; empty outside a checkout."""
     here = Path(__file__).parent
+    if not (here.parent / "data_manifest.yaml").is_file():
+        return ""  # installed: a repository around it is somebody else's
     try:
         head = _git(here, "rev-parse", "--short=10", "HEAD")
         return head + ("+" if _git(here, "status", "--porcelain", "--untracked-files=no", "--", ".") else "")
@@ -122,7 +124,7 @@ def device_name(device: str = "") -> str:
     if (device or best_device()).startswith("cuda"):
         import torch
 
-        return torch.cuda.get_device_name()
+        return torch.cuda.get_device_name(device if ":" in device else None)
     return f"{_cpu_model()}, {os.cpu_count()} cores"
 
 

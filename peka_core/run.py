@@ -12,6 +12,7 @@
 import argparse
 import contextlib
 import inspect
+import math
 import os
 import signal
 import sys
@@ -69,16 +70,20 @@ def _main(words: list[str] | None) -> int:
 
 @contextlib.contextmanager
 def _interrupted_once():
-    """The first Ctrl-C ends what runs; later ones are ignored while that cleans up (kernels, half-written files)."""
+    """The first Ctrl-C ends what runs; more within five seconds are ignored while that cleans up (kernels, half-written files)."""
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
         yield  # interrupts are ignored (nohup), or somebody else's
         return
 
+    last = -math.inf
+
     def once(*_):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        _end_kernels()
-        raise KeyboardInterrupt
+        nonlocal last
+        if time.monotonic() - last > 5:
+            last = time.monotonic()
+            _end_kernels()
+            raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, once)
     try:
@@ -164,7 +169,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
     """What names a run: profile, device, weights, changed values, folder."""
     parser.add_argument("profile")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--weights", action="append", default=[], metavar="ENCODER=PATH", help="local weights, no hub")
     parser.add_argument("-p", action="append", default=[], metavar="NAME=VALUE", help="change a value of the profile")
     parser.add_argument("--run", default="", metavar="NAME", help="folder under runs/ (default: the profile's name; own-DIR with --cohort)")
@@ -227,7 +232,7 @@ def _open(arguments: argparse.Namespace) -> workspace.Run:
     source, folder = _source(profile), workspace.run_folder(run, profile)
     ladder = [rung.encoder for rung in profile.ladder if getattr(rung, "encoder", "")] if arguments.command is _ladder else []
     checks = [lambda: check_device(arguments.device), lambda: preflight(profile.encoders + ladder, weights)]
-    if hasattr(source, "preflight") and not (folder / "cohort/source.json").exists():
+    if hasattr(source, "preflight") and not workspace.has_cohort(folder, profile.source):
         checks.append(lambda: source.preflight(**_options_of(source.preflight, profile)))
     problems = []
     for check in checks:

@@ -19,16 +19,20 @@ from .evaluation import Evaluation, evaluate
 from .files import PekaError
 from .hdf5 import open_h5, reading
 from .protocols import PROTOCOLS, Protocol, Task, make_tasks
+from .recipe import FROM_0, FROM_2
+from .values import fitted, within
 
 SWITCHES = {  # --set NAME=VALUE -> field of the protocol and its value
     "mask_zeros": lambda on: {"zeros": "drop" if on else "keep"},
-    "inner_holdout": lambda on: {"inner_holdout": bool(on)},
-    "standardise": lambda on: {"standardise": bool(on)},
-    "min_spots": lambda n: {"min_spots": int(n)},
-    "folds": lambda n: {"folds": int(n)},
-    "seed": lambda n: {"seed": int(n)},
-    "alpha": lambda value: {"alphas": (float(value),)},
+    "inner_holdout": lambda on: {"inner_holdout": on},
+    "standardise": lambda on: {"standardise": on},
+    "min_spots": lambda n: {"min_spots": n},
+    "folds": lambda n: {"folds": n},
+    "seed": lambda n: {"seed": n},
+    "alpha": lambda value: {"alphas": (value,)},
 }
+KINDS = {"mask_zeros": bool, "inner_holdout": bool, "standardise": bool, "min_spots": int, "folds": int, "seed": int, "alpha": float}
+LIMITS = {"min_spots": FROM_0, "folds": FROM_2, "seed": FROM_0, "alpha": FROM_0}
 
 
 def score_embeddings(
@@ -121,6 +125,7 @@ def with_switches(protocol: str, switches: dict) -> Protocol:
         raise PekaError(f"protocol {protocol!r} is unknown; there are {', '.join(PROTOCOLS)}")
     if unknown := set(switches) - set(SWITCHES):
         raise PekaError(f"--set {', '.join(sorted(unknown))}: unknown; a protocol has {', '.join(SWITCHES)}")
+    switches = {name: within(fitted(value, KINDS[name], f"--set {name}"), LIMITS.get(name), f"--set {name}") for name, value in switches.items()}
     base = PROTOCOLS[protocol]
     needs = {"inner_holdout": base.gene_folds, "folds": base.scheme == "spots", "seed": base.scheme == "spots"}
     if idle := [name for name in switches if not needs.get(name, True)]:
@@ -134,6 +139,8 @@ def with_embeddings(cohort: Cohort, folder: Path) -> tuple[Cohort, np.ndarray]:
     parts, kept = [], {}
     for section in cohort.sections:
         path = folder / f"{section.sample}.h5"
+        if not path.is_file():
+            raise PekaError(f"{path}: missing; expected the embeddings of section {section.sample}. Embed it, or name another folder.")
         with open_h5(path) as file:
             barcodes, values = _read(file, path, section)
         unknown = barcodes.difference(pd.Index(section.barcodes))

@@ -353,13 +353,15 @@ def _file(work: Run, unit: Unit, name: str, write: Callable[[Path], None]) -> Pa
 
 @functools.lru_cache(maxsize=8)
 def _read(path: Path) -> ad.AnnData:
-    """A unit's table, the last few kept in memory; whoever changes it takes a copy.
+    """A unit's table, with what made it in uns["made"], the last few kept in memory; whoever changes it takes a copy.
 
     Raises:
         PekaError: it is damaged.
     """
     with told_of_damage(path):
-        return ad.read_h5ad(path)
+        table = ad.read_h5ad(path)
+    table.uns["made"] = maker(facts_of(path.parent))
+    return table
 
 
 def _made_of(work: Run, stage: str, rung: Rung, split: Split | None, world: str, **fields) -> Unit:
@@ -375,4 +377,6 @@ def _made_of(work: Run, stage: str, rung: Rung, split: Split | None, world: str,
     if rung.method != "none":
         fields |= {"recipe": work.recipe(rung, split, world), "seed": work.profile.seed}
         fields |= {"teacher": work.teacher_name, "taught_by": rung.taught_by, "share": rung.share}
+    if "teacher" in fields:
+        fields["seed"] = work.profile.seed  # of its pseudo-labels
     return work.unit(stage, world, **fields)

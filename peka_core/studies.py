@@ -132,7 +132,8 @@ def alphas(work: Run, split: str) -> pd.DataFrame:
         frozen, bat = score("frozen"), score("bat")
         level = frozen.query("pooling == 'section' and genes == 'all'").groupby("patient")["pcc"].mean().mean()
         rows.append({"alpha": alpha, "frozen": level, **_without_values(paired(bat, frozen))})
-    return _named(work, pd.DataFrame(rows)).assign(protocol="strict, alpha fixed", split=split, **tables.made_by(work))
+    made = _made_with(work, ("frozen", "bat"), split.split(","))
+    return _named(work, pd.DataFrame(rows)).assign(protocol="strict, alpha fixed", split=split, **made)
 
 
 def forgetting(work: Run, split: str = "") -> pd.DataFrame:
@@ -149,7 +150,13 @@ def forgetting(work: Run, split: str = "") -> pd.DataFrame:
     for label, accuracy in found.items():
         change = over_patients(accuracy - found["frozen encoder"]) if label != "frozen encoder" else {}
         rows.append({"label": label, "balanced_accuracy": accuracy.mean(), "n": len(accuracy)} | change)
-    return _named(work, pd.DataFrame(rows)).assign(task="tissue_type", splits=split or "all", **tables.made_by(work))
+    made = _made_with(work, rungs.values(), [s.name for s in splits])
+    return _named(work, pd.DataFrame(rows)).assign(task="tissue_type", splits=split or "all", **made)
+
+
+def _made_with(work: Run, rungs, splits) -> dict[str, str]:
+    """What made numbers that this process computes from the features of some rungs on some splits (`tables.made_by`)."""
+    return tables.made_by(work, *(stages.features(work, rung, split).uns["made"] for rung in rungs for split in splits))
 
 
 def _type_accuracy(work: Run, rung: Rung | str, splits: list) -> pd.Series:

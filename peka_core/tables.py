@@ -167,21 +167,22 @@ def made_by(*what) -> dict[str, str]:
     """
     found = {name: [] for name in MADE}
     for one in what:
-        made = made_here(one.device) if isinstance(one, Run) else one.made if hasattr(one, "made") else one
+        made = made_here(one.device, one) if isinstance(one, Run) else one.made if hasattr(one, "made") else one
         for name in MADE:  # tables of before these columns lack some
             values = made.get(name, []) if isinstance(made, pd.DataFrame) else [made[name]]
             found[name] += [part for value in pd.Series(values).fillna("").astype(str) for part in value.split(" + ")]
     return {name: " + ".join(filter(None, dict.fromkeys(values))) for name, values in found.items()}
 
 
-def made_here(device: str = "") -> dict[str, str]:
+def made_here(device: str = "", work: Run | None = None) -> dict[str, str]:
     """What `made_by` says of numbers that this process computes itself, on a device (the best one where none is given)."""
-    return stages.maker(provenance(device) | {"unit": {"code": code_here()}})
+    return stages.maker(provenance(device) | {"unit": {"code": code_here(work)}})
 
 
-def code_here() -> str:
-    """The code that is here, as units name it: of a student of `mini` that is aligned with the PCA teacher and scored."""
-    return code_of(Unit("evaluation", "", encoder="mini", method="bat", teacher="pca", taught_by="teacher"))
+def code_here(work: Run | None = None) -> str:
+    """The code that is here, as units name it: of a student that is aligned and scored, of a run or of `mini` and the PCA teacher."""
+    encoder, teacher = (work.profile.encoder, work.profile.teacher) if work else ("mini", "pca")
+    return code_of(Unit("evaluation", "", encoder=encoder, method="bat", teacher=teacher, taught_by="teacher"))
 
 
 def read_result(name: str) -> pd.DataFrame:
@@ -194,8 +195,8 @@ def read_result(name: str) -> pd.DataFrame:
     if not path.is_file():
         raise PekaError(f"{path}: missing; expected a table that comes with the repository. Take it from there again.")
     table = pd.read_csv(path)
-    if codes_in(table) and code_here() not in codes_in(table):
-        commits = ", ".join(table["commit"].dropna().unique())
+    if "mean" in table and code_here() not in codes_in(table):  # other tables hold no score
+        commits = ", ".join(table.get("commit", pd.Series(["unknown"])).dropna().unique())
         print(f"results/{name}.csv was made by other code than what is here (commit {commits})")
     return table
 
@@ -286,8 +287,8 @@ def read_table(work: Run, name: str) -> pd.DataFrame:
     if not path.exists():
         raise PekaError(f"{path}: missing; expected the table of an earlier chapter. Run notebooks 01 to 04 of this run first.")
     table = pd.read_csv(path)
-    if codes_in(table) - codes_here(work.folder):
-        commits = ", ".join(table["commit"].dropna().unique())
+    if not codes_in(table) or codes_in(table) - codes_here(work.folder):
+        commits = ", ".join(table.get("commit", pd.Series(["unknown"])).dropna().unique())
         raise PekaError(f"{path}: made by other code (commit {commits}) than what is here. Run notebook 04 of this run again.")
     return table
 

@@ -7,6 +7,7 @@ One field is the digest of the code that makes it (`code.py`), so other code nev
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import hashlib
 import json
@@ -14,12 +15,12 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from .code import code_of
-from .files import TEMPORARY, PekaError, alone, link_whole, told_when_full, write_json
+from .files import TEMPORARY, PekaError, alone, link_whole, not_readable, told_when_full, write_json
 from .provenance import Cost, provenance, versions
 from .recipe import Recipe
 
@@ -133,11 +134,16 @@ def make(run: Path, unit: Unit, write: Callable[[Path], None], needs: str = "uni
 @contextlib.contextmanager
 def told_of_damage(path: Path):
     """Turn what a library says of a unit's damaged file into one message; whatever is in it can be made again."""
+    again = f"Remove the folder units/{path.parent.name} of this run, and of runs beside it, which may share it: it is made again."
     try:
         yield
     except (OSError, ValueError, KeyError, EOFError) as error:
+        if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM):
+            raise not_readable(path) from error
+        if getattr(error, "errno", None):  # the system's, not the content's
+            raise PekaError(f"{path}: cannot be read now ({error.strerror}). Run the same command again.") from error
         why = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise PekaError(f"{path}: damaged ({why}); expected what this code wrote. Remove the folder {path.parent.name}: it is made again.") from error
+        raise PekaError(f"{path}: damaged ({why}); expected what this code wrote. {again}") from error
 
 
 def facts_of(folder: Path) -> dict:
@@ -153,18 +159,22 @@ def facts_of(folder: Path) -> dict:
         return facts
 
 
-def of_other_code(run: Path) -> list[str]:
-    """Commits of the finished units of a run that other code made than what is here."""
-    return sorted({facts["commit"] for facts in _all_facts(run) if facts["unit"].get("code", "") != code_of(_unit_of(facts["unit"]))})
+def of_other_code(run: Path, names: Iterable[str] | None = None) -> list[str]:
+    """Commits of the finished units of a run that other code made than what is here; of all, or of those that are named."""
+    names = None if names is None else set(names)
+    asked = [facts for folder, facts in _all_facts(run).items() if names is None or folder in names]
+    return sorted({facts["commit"] for facts in asked if facts["unit"].get("code", "") != code_of(_unit_of(facts["unit"]))})
 
 
 def codes_here(run: Path) -> set[str]:
     """The code digests that the finished units of a run would have if they were made now."""
-    return {code_of(_unit_of(facts["unit"])) for facts in _all_facts(run)}
+    return {code_of(_unit_of(facts["unit"])) for facts in _all_facts(run).values()}
 
 
-def _all_facts(run: Path) -> list[dict]:
-    return [facts_of(path.parent) for path in sorted(Path(run).glob("units/*/unit.json")) if not path.parent.name.startswith(".")]
+def _all_facts(run: Path) -> dict[str, dict]:
+    """What each finished unit says of itself, by the name of its folder."""
+    found = (path.parent for path in sorted(Path(run).glob("units/*/unit.json")))
+    return {folder.name: facts_of(folder) for folder in found if not folder.name.startswith(".")}
 
 
 def _unit_of(fields: dict) -> Unit:

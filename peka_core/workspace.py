@@ -7,10 +7,12 @@
     work.encoder()             the profile's encoder, on this run's device
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -27,10 +29,11 @@ from .profile import Profile, load_profile
 from .profile_checks import OWN_NAMES, check_complete, source_of
 from .provenance import check_device, commit, provenance, weights_digest
 from .recipe import Recipe
-from .units import Unit, of_other_code
+from .units import Unit, digest_of, of_other_code
 from .values import absolute
 
-PUBLISHED = "published.txt"  # marks a run that came with the repository (scripts/publish.py)
+PUBLISHED = "published.txt"  # marks a run that came with the repository and names its units (scripts/publish.py)
+BUILT = ("source.json", "building.json", "unfinished.json")  # a cohort that a source builds has one of these
 
 if TYPE_CHECKING:  # these take seconds to import, and not every chapter or command needs them
     from .cohort import Cohort, Split
@@ -122,17 +125,23 @@ def _for_this_code(folder: Path, source: str) -> Path:
 
     What was made by other code is told in one sentence. Units never mix: their names hold the code's digest.
     """
-    claim = _claim(folder / "cohort")
+    claim, mark = _claim(folder / "cohort"), folder / PUBLISHED
     other_cohort = claim.exists() and _code_in(claim) != code_of_source(source)
-    if not (commits := of_other_code(folder)) and not other_cohort:
+    published = mark.read_text(encoding="utf-8").split() if mark.exists() else None  # what readers made there since does not count
+    if not (commits := of_other_code(folder, published)) and not other_cohort:
         return folder
     made = f"runs/{folder.name} was made, in part or whole, by other code ({', '.join(filter(None, commits)) or 'its cohort'}) than this"
     here = f" ({commit()})" if commit() else ""
-    if not (folder / PUBLISHED).exists():
+    if published is None:
         print(f"{made}{here}: what differs is made again when it is asked for", flush=True)
         return folder
     print(f"{made}{here}: it stays as it is, and this goes on in runs/{folder.name}-own", flush=True)
     return folder.with_name(f"{folder.name}-own")
+
+
+def has_cohort(folder: Path, source: str) -> bool:
+    """Whether a run has its finished cohort already, built by this code."""
+    return (folder / "cohort/source.json").exists() and _code_in(_claim(folder / "cohort")) == code_of_source(source)
 
 
 def _claim(cohort: Path) -> Path:
@@ -204,18 +213,40 @@ class Run:
             options = self._source_options(world)
             with alone(path):
                 if not ready():
-                    self._clear_of_other_code(path, here)
-                    importlib.import_module(f"peka_core.sources.{self.profile.source}").build(path, **options)
+                    with self._claimed(path, here):
+                        importlib.import_module(f"peka_core.sources.{self.profile.source}").build(path, **options)
         return open_cohort(path)
 
-    def _clear_of_other_code(self, path: Path, here: str) -> None:
-        """Claim a cohort's folder for this code; what other code began to build there is built again."""
-        if _code_in(_claim(path)) == here:
-            return
-        if path.exists():
+    @contextlib.contextmanager
+    def _claimed(self, path: Path, here: str):
+        """Claim a cohort's folder for this code while it is built; what other code built there gives way once the new one is whole.
+
+        Raises:
+            PekaError: the folder holds something that no source of this package built.
+        """
+        claim, before = _claim(path), path.with_name(f"{path.name}.before")
+        old = claim.read_text(encoding="utf-8") if claim.exists() else ""
+        moved = path.exists() and _code_in(claim) != here
+        if moved:
+            if not any((path / name).exists() for name in BUILT):
+                raise PekaError(
+                    f"{path}: holds files that no source of this package built; expected the run's own cohort, or nothing. Move them "
+                    "elsewhere (for a cohort of your own: peka run own --cohort DIR), or choose another --run NAME."
+                )
             print(f"runs/{self.folder.name}/{path.name} was built by other code: it is built again", flush=True)
-            path.unlink() if path.is_symlink() else shutil.rmtree(path)
-        write_json(_claim(path), {"code": here, "commit": commit()})
+            shutil.rmtree(before, ignore_errors=True)
+            os.replace(path, before)
+        if _code_in(claim) != here:
+            write_json(claim, {"code": here, "commit": commit()})
+        try:
+            yield
+        except Exception:  # what was there comes back, with what it says of itself; after Ctrl-C the new one goes on
+            if moved and not (path / "source.json").exists():
+                shutil.rmtree(path, ignore_errors=True)
+                os.replace(before, path)
+                write_whole(claim, lambda file: file.write_text(old, encoding="utf-8")) if old else claim.unlink()
+            raise
+        shutil.rmtree(before, ignore_errors=True)
 
     def _source_options(self, world: str) -> dict:
         options = {OWN_NAMES.get(name, name): value for name, value in self.profile.source_options.items()}
@@ -262,7 +293,11 @@ class Run:
         """`name@digest`; the encoder is loaded only where its digest cannot be known otherwise."""
         name = name or self.profile.encoder
         digest = weights_digest(name, self.weights.get(name)) or self.encoder(name).digest
-        return f"{name}@{digest[:12]}"
+        from .encoder_files import rows
+
+        row = rows().get(name)
+        how = digest_of({part: getattr(row, part) for part in ("network", "layout", "transform", "pooling")})[:6] if row else ""
+        return f"{name}@{digest[:12]}{how}"  # what a row says of the network and its input can change while the weights stay
 
     def recipe(self, rung: Rung, split: "Split | None" = None, world: str = "on") -> Recipe:
         """The profile's recipe with the changes of a rung.

@@ -27,7 +27,6 @@ import yaml
 from peka_core.statistics import t_interval
 
 ROOT = Path(__file__).parents[1]
-CITED = ROOT / "scripts" / "cited.yaml"
 NAMES = ("table", "cohort", "method", "protocol", "world", "scheme", "scope", "pooling", "zeros", "alpha", "split", "genes",
          "label", "rung", "predictor", "space", "training", "step", "curve", "value", "a", "minus b", "difference",
          "component")  # fmt: skip

@@ -1,9 +1,8 @@
 """Make a finished demo run (and her2st's tables) the committed ones: `make publish`, never by hand.
 
 After `peka run demo` (into an empty runs/demo) and `peka run her2st`: removes from runs/demo what is large and can be
-    (demo / PUBLISHED).write_text(f"Made by the runner at commit {commit()}. Nothing here is changed by opening it.\n", encoding="utf-8")
-    cited = subprocess.run([sys.executable, ROOT / "scripts" / "cite.py", "--write"], check=False)
-    tracked = [path for part in ("cohort", "units") for path in (demo / part).rglob("*")]
+made again (tiles, the other worlds, features, predictions, most adapters), compresses the rest, marks it as published, copies
+executed notebooks -> notebooks/, tables -> results/, one picture -> results/figures/, and brings the numbers in prose to their cells.
 """
 
 import json
@@ -19,6 +18,7 @@ import pandas as pd
 from peka_core.cohort import open_cohort
 from peka_core.files import write_whole
 from peka_core.provenance import commit
+from peka_core.units import AGAIN
 from peka_core.workspace import PUBLISHED
 
 ROOT = Path(__file__).parents[1]
@@ -63,7 +63,7 @@ def _six(text: str) -> str:
 def prune(run: Path) -> None:
     """Remove from a run what is large and can be made again."""
     digest = open_cohort(run / "cohort").digest
-    for folder in (run / "cohort" / "patches", *run.glob("cohort_*"), *run.glob("units/.*"), *run.rglob(".locks")):
+    for folder in (run / "cohort" / "patches", *run.glob("cohort_*"), *run.glob("units/.*"), *run.glob(f"units/*{AGAIN}"), *run.rglob(".locks")):
         folder.unlink() if folder.is_file() else shutil.rmtree(folder, ignore_errors=True)
     for path in run.rglob("*.h5ad"):
         write_whole(path, lambda target, path=path: repack(path, target))
@@ -97,7 +97,8 @@ def main() -> int:
     (ROOT / "results" / "figures").mkdir(exist_ok=True)
     shutil.copy(demo / "figures" / "scores.png", ROOT / "results" / "figures" / "demo_scores.png")
     prune(demo)
-    (demo / PUBLISHED).write_text(f"Made by the runner at commit {commit()}. Nothing here is changed by opening it.\n", encoding="utf-8")
+    units = "\n".join(sorted(path.parent.name for path in demo.glob("units/*/unit.json")))
+    (demo / PUBLISHED).write_text(f"Published at commit {commit()}. Nothing here is changed by opening it. Units:\n{units}\n", encoding="utf-8")
     cited = subprocess.run([sys.executable, ROOT / "scripts" / "cite.py", "--write"], check=False)
     tracked = [path for part in ("cohort", "units") for path in (demo / part).rglob("*")]
     size = sum(path.stat().st_size for path in tracked if path.is_file()) / 1e6

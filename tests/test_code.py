@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from peka_core import stages, units, workspace
-from peka_core.code import PACKAGE, STAGES, _closure, code_of, digest_of_code
+from peka_core import code, encoder_files, stages, units, workspace
+from peka_core.code import PACKAGE, STAGES, _closure, code_of, digest_of_code, digest_of_glue
 from peka_core.cohort import Split
 from peka_core.files import PekaError
 from peka_core.ladder import Rung
 from peka_core.protocols import PROTOCOLS
+from peka_core.sources import demo
 from peka_core.units import Unit
 
 EDITS = {  # module -> (what stands there, a change that can move a number, a change of words)
@@ -159,7 +160,8 @@ def published(work, tmp_path, monkeypatch):
     """A published run, without large files, in a checkout of its own."""
     stages.score(work, "frozen", PROTOCOLS["strict"])
     folder = shutil.copytree(work.folder, tmp_path / "runs" / "small")
-    (folder / workspace.PUBLISHED).write_text("made by the runner\n")
+    names = "\n".join(path.parent.name for path in folder.glob("units/*/unit.json"))
+    (folder / workspace.PUBLISHED).write_text(f"made by the runner\n{names}\n")
     monkeypatch.setattr(workspace, "root", lambda: tmp_path)
     return folder
 
@@ -193,3 +195,88 @@ def test_a_cohort_that_other_code_built_is_built_again(work, published, capsys):
     assert opened.cohort().digest == work.cohort().digest
     assert (published / "cohort" / "samples.csv").stat().st_mtime_ns != drawn
     assert json.loads(claim.read_text())["code"] != "0123456789ab"
+
+
+# ---- what is not a module of the science, and yet can move a number -----------------------------------------------
+
+
+@pytest.mark.parametrize(("module", "before", "after"), [
+    ("stages", "np.concatenate([frozen, made[", "np.concatenate([9 * frozen, made["), ("workspace", "set_aside=0.0)", "set_aside=0.5)"),
+])  # fmt: skip
+def test_functions_that_choose_or_join_count_and_the_machinery_around_them_does_not(tmp_path, module, before, after):
+    assert digest_of_glue(copied(tmp_path, module, before, after)) != digest_of_glue()
+    other = copied(tmp_path, "stages", "@functools.lru_cache(maxsize=8)", "@functools.lru_cache(maxsize=4)")
+    assert digest_of_glue(other) == digest_of_glue()
+
+
+def test_as_they_were_when_the_demo_was_published_they_add_nothing(monkeypatch):
+    unit = Unit("features", "c", encoder="mini@1", method="none")
+    published = code_of(unit)
+    monkeypatch.setattr(code, "digest_of_glue", lambda: "0123456789ab")
+    assert code_of(unit) != published
+
+
+def test_frozen_features_depend_on_who_reads_tiles():
+    assert "tiles" in _closure(STAGES["features"], frozenset(), PACKAGE)
+
+
+def test_a_file_that_is_edited_while_its_process_runs_does_not_count(tmp_path, monkeypatch):
+    package = copied(tmp_path, "losses", "F.cross_entropy", "F.nll_loss")
+    monkeypatch.setattr(code, "AT_START", {package / "losses.py": (PACKAGE / "losses.py").read_text()})
+    assert digest_of_code(frozenset({"losses"}), frozenset(), package) == digest_of_code(frozenset({"losses"}))
+
+
+def test_other_code_that_draws_is_other_tissue(monkeypatch):
+    world, job = {"drawing": "drawing-1"}, (1, 1, 1, 1)
+    before = demo._tissue_digest(world, job)
+    monkeypatch.setattr(demo, "digest_of_code", lambda begin: "0123456789ab")
+    assert demo._tissue_digest(world, job) != before
+
+
+def test_what_the_manifest_says_of_an_encoder_is_part_of_its_name(work, monkeypatch):
+    row = encoder_files.rows()["resnet50"]
+    weights = {"resnet50": "w"}
+    monkeypatch.setattr(workspace, "weights_digest", lambda name, path=None: "a" * 64)
+    monkeypatch.setattr(encoder_files, "rows", lambda: {"resnet50": row})
+    plain = dataclasses.replace(work, weights=weights).encoder_name("resnet50")
+    other = dataclasses.replace(row, transform=row.transform | {"mean": [0.1, 0.2, 0.3]})
+    monkeypatch.setattr(encoder_files, "rows", lambda: {"resnet50": other})
+    assert plain.startswith("resnet50@aaaaaaaaaaaa") and dataclasses.replace(work, weights=weights).encoder_name("resnet50") != plain
+
+
+# ---- a cohort that is built again --------------------------------------------------------------------------------
+
+
+def test_files_that_no_source_built_are_never_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(workspace, "root", lambda: tmp_path)
+    mine = tmp_path / "runs/small/cohort/notes-of-mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(PekaError, match="cohort"):
+        workspace.open_run("smoke", "small", "cpu", {}, {"patients": 4, "spots": 12, "folds": 2}).cohort()
+    assert mine.read_text() == "mine"
+
+
+def test_an_old_cohort_stays_where_the_new_one_cannot_be_built(work, published, monkeypatch):
+    (published / workspace.PUBLISHED).unlink()
+    (published / "cohort.json").write_text(json.dumps({"code": "0123456789ab"}))
+    before = (published / "cohort" / "samples.csv").read_bytes()
+
+    def offline(path, **options):
+        path.mkdir()
+        raise PekaError("no mirror")
+
+    monkeypatch.setattr(demo, "build", offline)
+    with pytest.raises(PekaError, match="no mirror"):
+        reopened(work).cohort()
+    assert (published / "cohort" / "samples.csv").read_bytes() == before
+    assert json.loads((published / "cohort.json").read_text())["code"] == "0123456789ab"
+
+
+def test_what_readers_made_in_a_published_run_sends_nobody_away(work, published):
+    units_there = [path.parent.name for path in published.glob("units/*/unit.json")]
+    (published / workspace.PUBLISHED).write_text("Units:\n" + "\n".join(units_there))
+    own = shutil.copytree(published / "units" / units_there[0], published / "units" / "features-0123456789ab")
+    facts = json.loads((own / "unit.json").read_text())
+    (own / "unit.json").write_text(json.dumps(facts | {"unit": facts["unit"] | {"code": "0123456789ab"}}))
+    assert reopened(work).folder == published

@@ -23,6 +23,7 @@ import pandas as pd
 from scipy import sparse
 from tqdm.auto import tqdm
 
+from ..code import digest_of_code
 from ..cohort_writing import write_cohort_tables, write_sample, write_tiles
 from ..files import PekaError, link_whole, not_in_a_starting_worker, write_json, write_whole
 from . import drawing, law, painting
@@ -31,6 +32,7 @@ UM_PER_PX = 0.5  # of the slide that spatial coordinates refer to; drawn pixels 
 COPY = "X01"  # sample and patient name of the copied section
 ONE_PROCESS = 300  # spots below which a second process costs more than it saves
 N_GENES = 50  # target genes in var_50genes.json
+DRAWING_1 = "3937a6e9742f"  # digest of the code of drawing-1 (code.py)
 TYPE_WEIGHTS = (1, 1, 1, 0.8, 1, 6)  # one fat cell fills the room of six others
 
 
@@ -271,9 +273,11 @@ def _tissue_digest(world, job):
     """Identity of a section's tiles: of what determines them, not of their pixels.
 
     Floating point differs in the last digit between processors, which may move a pixel by one grey level; a cohort
-    redrawn elsewhere is still the same cohort.
+    redrawn elsewhere is still the same cohort. Other code that draws is another identity, whether VERSION was raised or not.
     """
-    return sha256(f"{world['drawing']}:{job}".encode()).hexdigest()
+    drawn_by = digest_of_code(frozenset({"sources.drawing", "sources.painting"}))
+    what = world["drawing"] if drawn_by == DRAWING_1 else f"{world['drawing']} {drawn_by}"
+    return sha256(f"{what}:{job}".encode()).hexdigest()
 
 
 def _write_tables(path, world, jobs, original):

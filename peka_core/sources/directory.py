@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 
 from ..cohort import Cohort, open_cohort
+from ..cohort_checks import is_drawn
 from ..files import PekaError, link_whole, sha256, write_json
 from ..protocols import PROTOCOLS
 from . import resume
@@ -38,7 +39,7 @@ def build(into: str | Path, path: str | Path) -> Path:
         (into / name).unlink(missing_ok=True)
         link_whole(path / name, into / name, symbolic=True)
     options = {"source": "directory", "path": str(path), "sections": list(cohort.samples.index)}
-    resume.finish(into, options, {}, files=files)
+    resume.finish(into, options, {}, files=files, drawn=is_drawn(path))
     return into
 
 
@@ -93,9 +94,10 @@ def check_unchanged(into: str | Path) -> None:
 def _read(source: Path) -> dict:
     try:
         kept = json.loads(source.read_text(encoding="utf-8"))
-        assert {"options", "files"} <= set(kept)
+        if not {"options", "files"} <= set(kept):
+            raise ValueError("not what a run says of its cohort directory")
         return kept
-    except (ValueError, AssertionError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise PekaError(
             f"{source}: damaged; expected which files this run was started with. Choose another --run NAME; or, where you know that "
             "none of them has changed, delete this one file: the links are made again"
