@@ -1,5 +1,6 @@
 # make demo     the paper's experiment on the bundled demo, in runs/mine
 # make test     all tests, with the notebooks end to end on smoke and her2st
+# make weekly   the runs that make test leaves out for time
 # make her2st   the same experiment on real public tissue, in runs/her2st
 # make smoke    the whole line in under a minute, in runs/smoke
 # make ladder   what did the work? every rung, scope effects and curves on the demo; about an hour
@@ -13,7 +14,7 @@ ARGS ?=
 WORKERS ?= 2
 BIN := .venv/bin
 
-.PHONY: help demo test her2st smoke ladder lab publish clean
+.PHONY: help demo test weekly her2st smoke ladder lab publish clean
 .DEFAULT_GOAL := help
 
 help:
@@ -42,6 +43,9 @@ publish: .venv/.core
 test: .venv/.test
 	@$(BIN)/peka fetch her2st || echo "her2st is not here: its end-to-end test will say so and be skipped"
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+weekly: .venv/.test
+	$(BIN)/python -m pytest -m weekly $(ARGS)
 
 .venv/.core: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "installing peka_core and its pinned dependencies into .venv (some minutes on first use) ..."

@@ -28,8 +28,11 @@ def alignments(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "aligned, pictures",
-    [(AS_RUN, {"figure_2_peka_paper"}), (NESTED, {"figure_2_strict", "tissue_map"}), (FROZEN, set())],
-    ids=["as-run", "nested", "frozen"],
+    [
+        pytest.param(AS_RUN, {"figure_2_peka_paper"}, id="as-run"),
+        pytest.param(NESTED, {"figure_2_strict", "tissue_map"}, id="nested", marks=pytest.mark.weekly),
+        pytest.param(FROZEN, set(), id="frozen", marks=pytest.mark.weekly),
+    ],
 )
 def test_chapters_4_and_5_align_nothing(tmp_path, monkeypatch, aligned, pictures):
     profile, folder = tmp_path / "own.yaml", fresh("test-own-methods")
