@@ -293,9 +293,9 @@ class Run:
         """`name@digest`; the encoder is loaded only where its digest cannot be known otherwise."""
         name = name or self.profile.encoder
         digest = weights_digest(name, self.weights.get(name)) or self.encoder(name).digest
-        from .encoder_files import rows
+        from .encoder_files import BUNDLED, rows
 
-        row = rows().get(name)
+        row = None if name in BUNDLED else rows().get(name)
         how = digest_of({part: getattr(row, part) for part in ("network", "layout", "transform", "pooling")})[:6] if row else ""
         return f"{name}@{digest[:12]}{how}"  # what a row says of the network and its input can change while the weights stay
 

@@ -265,7 +265,7 @@ def test_given_weights_are_hashed_once_printed_and_recorded_in_the_run(tmp_path,
     digest = sha256(path)
     assert json.loads((tmp_path / "runs/own/weights.json").read_text()) == {"kaiko-vits16": {"path": str(path), "sha256": digest}}
     monkeypatch.setattr(files, "sha256", lambda path: pytest.fail("hashed again"))
-    assert work.encoder_name() == f"kaiko-vits16@{digest[:12]}" and work.encoder().digest == digest
+    assert work.encoder_name().startswith(f"kaiko-vits16@{digest[:12]}") and work.encoder().digest == digest
     said = capsys.readouterr().out
     assert said.count(digest) == 1 and "vits.pth" in said and str(tmp_path) not in said, "it lands in notebooks: no path of this machine"
 
@@ -274,7 +274,7 @@ def test_the_name_of_a_unit_needs_no_loaded_encoder_once_the_digest_is_known(hub
     monkeypatch.setattr(workspace, "root", lambda: tmp_path)
     digest = find_weights(rows()[PHIKON])[2]
     work = workspace.open_run("smoke", "own", "cpu", {}, {"encoder": PHIKON})
-    assert work.encoder_name() == f"phikon@{digest[:12]}"
+    assert work.encoder_name().startswith(f"phikon@{digest[:12]}")
 
 
 def doctors_line(encoder, tmp_path, monkeypatch):

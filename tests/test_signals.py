@@ -18,11 +18,16 @@ ROOT = Path(__file__).parents[1]
 SLEEPS = "import pathlib, subprocess, time\nsubprocess.Popen(['sleep', '60'])\npathlib.Path('started').touch()\ntime.sleep(60)"
 
 
+def heard():
+    """Take interrupts as a terminal's processes do, also where these tests run in the background, which ignores them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def started(*words, **options):
     """A process in a group of its own, as a terminal starts one; this checkout's code."""
     return subprocess.Popen(
         [sys.executable, *words], text=True, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, **options,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, preexec_fn=heard, **options,
     )  # fmt: skip
 
 
