@@ -68,11 +68,12 @@ def test_ctrl_c_in_a_notebook_ends_with_one_line_and_leaves_no_process(tmp_path,
 
 
 def test_a_kernel_that_is_interrupted_alone_counts_as_ctrl_c(tmp_path, monkeypatch, capsys):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
     write_notebook(tmp_path / "07_self.ipynb", "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nimport time; time.sleep(20)")
     monkeypatch.setattr(run, "_list", lambda _: run.execute(tmp_path / "07_self.ipynb", tmp_path / "out", {}))
     assert run.main(["list"]) == 130 and capsys.readouterr().err == run.INTERRUPTED + "\n"
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".locks"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
 
 
 def test_ctrl_c_while_sections_are_drawn_shows_no_traceback_of_a_worker(tmp_path):
