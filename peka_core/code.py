@@ -28,10 +28,12 @@ STAGES = {  # stage -> modules in which its work begins
 
 
 GLUE = {  # functions of modules in `WITHOUT` that decide what a stage is given, or join what it made
-    "stages": ("teacher", "lesson", "_own_targets", "train", "_embed", "quality", "space_of", "_predictor", "_filled", "umap"),
+    "stages": (
+        "teacher", "_embedding", "lesson", "_own_targets", "train", "_embed", "quality", "space_of", "_wanted", "_predictor", "_filled", "umap",
+    ),  # fmt: skip
     "workspace": ("recipe", "split", "rows", "groups"),
 }
-GLUE_PUBLISHED = "539f1f5c819e"  # their digest when runs/demo was published: as they were, they add nothing to the names of its units
+GLUE_PUBLISHED = "f34f6de67dc7"  # their digest when runs/demo was published: as they were, they add nothing to the names of its units
 
 
 def code_of(unit) -> str:

@@ -93,7 +93,7 @@ def weights_digest(name: str, weights: str | Path | None = None, seed: int = 0) 
     """
     if weights:
         digest = sha256_once(given_weights(name, weights))
-        _say_once(f"encoder {name}: weights {Path(weights).name}, sha256 {digest}")
+        say_once(f"encoder {name}: weights {Path(weights).name}, sha256 {digest}")
         return digest
     if name == "mini":
         return sha256(MINI_WEIGHTS)
@@ -114,8 +114,9 @@ def given_weights(name: str, path: str | Path) -> Path:
 
 
 @functools.cache
-def _say_once(text: str) -> None:
-    print(text, flush=True)
+def say_once(text: str, notice: bool = False) -> None:
+    """Print a line the first time that it is said in this process; a notice goes to stderr."""
+    print(text, file=sys.stderr if notice else sys.stdout, flush=True)
 
 
 @functools.cache

@@ -8,12 +8,10 @@ One field is the digest of the code that makes it (`code.py`), so other code nev
 import contextlib
 import dataclasses
 import errno
-import functools
 import hashlib
 import json
 import os
 import shutil
-import sys
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ from pathlib import Path
 
 from .code import code_of
 from .files import TEMPORARY, PekaError, alone, link_whole, not_readable, told_when_full, write_json
-from .provenance import Cost, provenance, versions
+from .provenance import Cost, provenance, say_once, versions
 from .recipe import Recipe
 
 AGAIN = "+"  # ends the name of the folder in which a unit is made again for a file that it lacks
@@ -205,12 +203,8 @@ def _tell_other_versions(facts: dict) -> None:
     here = versions()
     for name, then in facts["packages"].items():
         if here.get(name, then) != then:
-            _say_once(f"{name} {then} made what is read here, and {here[name]} is installed: numbers may differ in their last digits")
-
-
-@functools.cache
-def _say_once(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+            text = f"{name} {then} made what is read here, and {here[name]} is installed: numbers may differ in their last digits"
+            say_once(text, notice=True)
 
 
 def partial(run: Path, unit: Unit) -> Path:

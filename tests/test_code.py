@@ -134,7 +134,7 @@ def test_a_score_carries_the_commit_of_its_unit_and_not_of_the_process(work, mon
 
 
 def test_another_version_of_a_library_is_said_once(work, capsys, monkeypatch):
-    units._say_once.cache_clear()
+    units.say_once.cache_clear()
     monkeypatch.setattr(units, "versions", lambda: units.provenance()["packages"] | {"torch": "9.9"})
     stages.features(work)
     stages.features(work)
@@ -202,6 +202,7 @@ def test_a_cohort_that_other_code_built_is_built_again(work, published, capsys):
 
 @pytest.mark.parametrize(("module", "before", "after"), [
     ("stages", "np.concatenate([frozen, made[", "np.concatenate([9 * frozen, made["), ("workspace", "set_aside=0.0)", "set_aside=0.5)"),
+    ("stages", 'work.split("all", world) if scope == "all" else task.split', 'work.split("all", world)'),
 ])  # fmt: skip
 def test_functions_that_choose_or_join_count_and_the_machinery_around_them_does_not(tmp_path, module, before, after):
     assert digest_of_glue(copied(tmp_path, module, before, after)) != digest_of_glue()
