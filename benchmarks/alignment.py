@@ -22,14 +22,17 @@ import pandas as pd
 import torch
 from teacher import product_flops
 
-from peka_core import backbones
 from peka_core.alignment import align
-from peka_core.encoder_files import rows
-from peka_core.encoders import Encoder, has_bfloat16, load_encoder, precision_on
-from peka_core.files import PekaError, write_whole
-from peka_core.plan import cost_of, meta_encoder
-from peka_core.provenance import Cost, best_device, provenance
+from peka_core.commands.plan import cost_of, meta_encoder
+from peka_core.device import best_device, has_bfloat16
+from peka_core.encoders import Encoder, load_encoder, precision_on
+from peka_core.errors import PekaError
+from peka_core.files import write_whole
+from peka_core.models import backbones
+from peka_core.models.encoder_files import rows
 from peka_core.recipe import Recipe
+from peka_core.runner.cost import Cost
+from peka_core.runner.provenance import provenance
 from peka_core.student import Student, embed_tiles
 
 TABLE = Path(__file__).with_suffix(".csv")
@@ -44,7 +47,18 @@ def drawn_encoder(name: str, device: str) -> Encoder:
     row = rows()[name]
     model = backbones.build(row, device).requires_grad_(False)
     size, precision = row.transform["crop"], precision_on(device, name, model)
-    return Encoder(name, model, (0.5,) * 3, (0.5,) * 3, row.dim, size, size, pool=row.pooling, precision=precision, device=device)
+    return Encoder(
+        name,
+        model,
+        (0.5,) * 3,
+        (0.5,) * 3,
+        row.dim,
+        size,
+        size,
+        pool=row.pooling,
+        precision=precision,
+        device=device,
+    )
 
 
 def drawn_student(encoder: Encoder, method: str, recipe: Recipe) -> Student:
@@ -54,7 +68,9 @@ def drawn_student(encoder: Encoder, method: str, recipe: Recipe) -> Student:
     from peft import MissConfig, inject_adapter_in_model
 
     student = Student(encoder, "projector_only", D_TEACHER, recipe)
-    config = MissConfig(r=recipe.block, target_modules=list(recipe.targets), init_weights=PEFT[method])
+    config = MissConfig(
+        r=recipe.block, target_modules=list(recipe.targets), init_weights=PEFT[method]
+    )
     inject_adapter_in_model(config, student.network)
     return student
 
@@ -63,9 +79,16 @@ def measure(encoder: Encoder, method: str, recipe: Recipe, n: int) -> dict:
     """One row: an epoch of `n` tiles, or one pass for `none`. A batch that does not fit leaves times and memory empty."""
     rng = np.random.default_rng(0)
     tiles = rng.integers(0, 256, (n, 224, 224, 3), dtype=np.uint8)
-    targets, labels, groups = rng.normal(size=(n, D_TEACHER)).astype(np.float32), np.arange(n) % recipe.k, np.zeros(n, int)
+    targets, labels, groups = (
+        rng.normal(size=(n, D_TEACHER)).astype(np.float32),
+        np.arange(n) % recipe.k,
+        np.zeros(n, int),
+    )
     student = drawn_student(encoder, method, recipe)
-    cost, planned = Cost(), cost_of(meta_encoder(encoder.name), method.removeprefix("peft "), recipe, D_TEACHER)
+    cost, planned = (
+        Cost(),
+        cost_of(meta_encoder(encoder.name), method.removeprefix("peft "), recipe, D_TEACHER),
+    )
 
     def work(rows: np.ndarray) -> None:
         if method == "none":
@@ -73,7 +96,13 @@ def measure(encoder: Encoder, method: str, recipe: Recipe, n: int) -> dict:
         else:
             align(student, tiles, targets, labels, groups, recipe, rows=rows, progress=False)
 
-    row = {"encoder": encoder.name, "method": method, "block": recipe.block, "batch": recipe.batch_size, "tiles": n}
+    row = {
+        "encoder": encoder.name,
+        "method": method,
+        "block": recipe.block,
+        "batch": recipe.batch_size,
+        "tiles": n,
+    }
     try:
         work(np.arange(2 * recipe.batch_size) % n)
         with cost:
@@ -81,26 +110,51 @@ def measure(encoder: Encoder, method: str, recipe: Recipe, n: int) -> dict:
     except PekaError as error:
         print(error)
         return row
-    flops = n * planned.forward if method == "none" else n * planned.step + n / recipe.batch_size * planned.batch
+    flops = (
+        n * planned.forward
+        if method == "none"
+        else n * planned.step + n / recipe.batch_size * planned.batch
+    )
     if method != "none":  # a plan has no memory of inference
         row["planned_gb"] = (planned.fixed + recipe.batch_size * planned.tile) / 1e9
     peaks = {f"peak_{name}_gb": mb * 2**20 / 1e9 for name, mb in cost.facts()["memory_mb"].items()}
-    return row | peaks | {"seconds": cost.seconds, "tiles_per_s": n / cost.seconds, "tflop_per_s": flops / cost.seconds / 1e12}
+    return (
+        row
+        | peaks
+        | {
+            "seconds": cost.seconds,
+            "tiles_per_s": n / cost.seconds,
+            "tflop_per_s": flops / cost.seconds / 1e12,
+        }
+    )
 
 
 def main() -> None:
     """Measure, print, append."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--encoder", default="mini")
     parser.add_argument("--methods", nargs="+", default=["bat"])
     parser.add_argument("--batches", nargs="+", type=int, default=[32])
     parser.add_argument("--block", type=int, default=16)
     parser.add_argument("--tiles", type=int, default=512)
     options = parser.parse_args()
-    one = Recipe(epochs=1, warmup=0, block=options.block, rank=options.block, alpha=options.block, k=16, set_aside=0.0)
+    one = Recipe(
+        epochs=1,
+        warmup=0,
+        block=options.block,
+        rank=options.block,
+        alpha=options.block,
+        k=16,
+        set_aside=0.0,
+    )
     torch.manual_seed(0)
     device, facts, made = best_device(), provenance(), []
-    encoder, training = drawn_encoder(options.encoder, device), "bfloat16" if has_bfloat16(device) else "float32"
+    encoder, training = (
+        drawn_encoder(options.encoder, device),
+        "bfloat16" if has_bfloat16(device) else "float32",
+    )
     side = 8_192 if device == "cuda" else 1_024
     product = product_flops(device, shape=(side,) * 3, dtype=getattr(torch, training))
     for batch in options.batches:
@@ -109,7 +163,13 @@ def main() -> None:
             row["share"] = row.get("tflop_per_s", np.nan) * 1e12 / product
             made.append(row | {"training": training, "embedding": encoder.precision,
                                "device": facts["device"], "commit": facts["commit"], "torch": torch.__version__})  # fmt: skip
-            print(*(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()), flush=True)
+            print(
+                *(
+                    f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+                    for name, value in row.items()
+                ),
+                flush=True,
+            )
             gc.collect()  # a student's memory is free before the next one's peak is counted
     table = pd.DataFrame(made)
     table = pd.concat([pd.read_csv(TABLE), table]) if TABLE.exists() else table

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from peka_core.workspace import Run, open_run
+from peka_core.runner.run import Run, open_run
 
 RESULTS = Path(__file__).parents[1] / "results"
 SPLIT = "patients/0"  # the one that is held out
@@ -27,13 +27,18 @@ def parser(text: str, cohorts: int) -> argparse.ArgumentParser:
 
 
 def in_each(
-    options: argparse.Namespace, name: str, study: Callable[[Run], pd.DataFrame], overrides: dict | None = None
+    options: argparse.Namespace,
+    name: str,
+    study: Callable[[Run], pd.DataFrame],
+    overrides: dict | None = None,
 ) -> dict[int, pd.DataFrame]:
     """The table of `study` by cohort seed; `overrides` change values of the profile demo."""
     made = {}
     for seed in range(options.first, options.first + options.cohorts):
         started = time.perf_counter()
-        work = open_run("demo", f"{name}-{seed}", overrides={"cohort_seed": seed} | (overrides or {}))
+        work = open_run(
+            "demo", f"{name}-{seed}", overrides={"cohort_seed": seed} | (overrides or {})
+        )
         made[seed] = study(work)
         shutil.rmtree(work.folder / "cohort" / "patches", ignore_errors=True)
         print(f"cohort {seed}: {time.perf_counter() - started:.0f} s", flush=True)

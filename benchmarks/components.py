@@ -12,32 +12,53 @@ import numpy as np
 import pandas as pd
 from cohorts import RESULTS, SPLIT, in_each, parser
 
-from peka_core import stages
-from peka_core.files import PekaError
-from peka_core.ladder import Rung
+from peka_core.errors import PekaError
 from peka_core.protocols import PROTOCOLS
+from peka_core.runner import stages
+from peka_core.runner.run import Run
+from peka_core.runner.rungs import Rung
 from peka_core.statistics import paired, t_interval
-from peka_core.tables import made_by, save_table
-from peka_core.workspace import Run
+from peka_core.studies.tables import made_by, save_table
 
-RUNGS = [Rung("bat", name="bat (encoder)"), Rung("bat", name="L_KD only", recipe=(("lambda_struct", 0.0),))]
+RUNGS = [
+    Rung("bat", name="bat (encoder)"),
+    Rung("bat", name="L_KD only", recipe=(("lambda_struct", 0.0),)),
+]
 
 
 def main() -> int:
     """Draw, train, score; write results/components.csv and results/components_values.csv."""
     options = parser(__doc__, cohorts=6)
-    options.add_argument("--seeds", type=int, default=3, help="trainings of each rung in each cohort")
+    options.add_argument(
+        "--seeds", type=int, default=3, help="trainings of each rung in each cohort"
+    )
     arguments = options.parse_args()
-    made = in_each(arguments, "components", lambda work: seeds(work, RUNGS, SPLIT, tuple(range(arguments.seeds))))
-    values = pd.concat([table.assign(cohort=seed) for seed, table in made.items()], ignore_index=True)
-    named = dict(protocol="strict", scope="nested", split=SPLIT, genes="all", **made_by(*made.values()))
+    made = in_each(
+        arguments,
+        "components",
+        lambda work: seeds(work, RUNGS, SPLIT, tuple(range(arguments.seeds))),
+    )
+    values = pd.concat(
+        [table.assign(cohort=seed) for seed, table in made.items()], ignore_index=True
+    )
+    named = dict(
+        protocol="strict", scope="nested", split=SPLIT, genes="all", **made_by(*made.values())
+    )
     rows = []
     for label, part in values.groupby("label", sort=False):
         mean = t_interval(part.groupby("cohort")["difference"].mean().to_numpy())
-        rows.append(variance_components(part).assign(label=label, mean=mean.mean, low=mean.low, high=mean.high))
+        rows.append(
+            variance_components(part).assign(
+                label=label, mean=mean.mean, low=mean.low, high=mean.high
+            )
+        )
     print(save_table(values.assign(**named), RESULTS, "components_values"))
     print(save_table(table := pd.concat(rows).assign(**named), RESULTS, "components"))
-    print(table[["label", "component", "sd", "n", "share", "mean", "low", "high"]].round(4).to_string(index=False))
+    print(
+        table[["label", "component", "sd", "n", "share", "mean", "low", "high"]]
+        .round(4)
+        .to_string(index=False)
+    )
     return 0
 
 
@@ -51,11 +72,19 @@ def seeds(work: Run, rungs: list[Rung], split: str, numbers: tuple[int, ...]) ->
     frozen = stages.score(work, "frozen", strict, split=split)
     for number in numbers:
         again = replace(work, profile=replace(work.profile, seed=number))
-        again.cohort, again.tiles, again.tasks, again.encoder = work.cohort, work.tiles, work.tasks, work.encoder  # read once
+        again.cohort, again.tiles, again.tasks, again.encoder = (
+            work.cohort,
+            work.tiles,
+            work.tasks,
+            work.encoder,
+        )  # read once
         for rung in rungs:
             scored = stages.score(again, rung, strict, split=split)
             found, made = paired(scored.scores, frozen.scores)["values"], made_by(scored, frozen)
-            rows += [{"label": rung.name, "seed": number, "patient": patient, "difference": value} | made for patient, value in found.items()]
+            rows += [
+                {"label": rung.name, "seed": number, "patient": patient, "difference": value} | made
+                for patient, value in found.items()
+            ]
     return pd.DataFrame(rows)
 
 
@@ -84,13 +113,26 @@ def variance_components(values: pd.DataFrame) -> pd.DataFrame:
                         f"here patients x seeds by cohort: {[part.shape for part in cohorts]}")  # fmt: skip
     x = np.stack(cohorts)  # (c, p, s)
     c, p, s = x.shape
-    by_cohort, by_patient, by_seed = x.mean((1, 2), keepdims=True), x.mean(2, keepdims=True), x.mean(1, keepdims=True)
-    rest = ((x - by_patient - by_seed + by_cohort) ** 2).sum() / (c * (p - 1) * (s - 1))  # mean squares
+    by_cohort, by_patient, by_seed = (
+        x.mean((1, 2), keepdims=True),
+        x.mean(2, keepdims=True),
+        x.mean(1, keepdims=True),
+    )
+    rest = ((x - by_patient - by_seed + by_cohort) ** 2).sum() / (
+        c * (p - 1) * (s - 1)
+    )  # mean squares
     patient = s * ((by_patient - by_cohort) ** 2).sum() / (c * (p - 1))
     seed = p * ((by_seed - by_cohort) ** 2).sum() / (c * (s - 1))
     cohort = p * s * ((by_cohort - x.mean()) ** 2).sum() / (c - 1)
-    table = pd.DataFrame({"component": ["cohort", "patient", "seed", "rest"], "n": [c, c * p, c * s, c * p * s]})
-    table["variance"] = [(cohort - patient - seed + rest) / (p * s), (patient - rest) / s, (seed - rest) / p, rest]
+    table = pd.DataFrame(
+        {"component": ["cohort", "patient", "seed", "rest"], "n": [c, c * p, c * s, c * p * s]}
+    )
+    table["variance"] = [
+        (cohort - patient - seed + rest) / (p * s),
+        (patient - rest) / s,
+        (seed - rest) / p,
+        rest,
+    ]
     table["sd"] = np.sqrt(table["variance"].clip(lower=0))
     of_mean = table["variance"].clip(lower=0) / [1, p, 1, p]
     return table.assign(share=of_mean / of_mean.sum())

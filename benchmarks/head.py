@@ -25,7 +25,7 @@ from sklearn.pipeline import make_pipeline
 
 from peka_core.files import write_whole
 from peka_core.head import fit_predict
-from peka_core.provenance import Cost
+from peka_core.runner.cost import Cost
 
 TABLE = Path(__file__).with_suffix(".csv")
 GENES, SPLITS, TIMED, WIDTH = 50, 5, 3, 1_536
@@ -41,7 +41,11 @@ def drawn(n: int, d: int) -> tuple[np.ndarray, np.ndarray]:
 
 def pipeline(x: np.ndarray, y: np.ndarray, new: np.ndarray, solver: str = "auto") -> np.ndarray:
     """One gene in scikit-learn, as the authors fit it."""
-    return make_pipeline(PCA(256, svd_solver=solver, random_state=0), Ridge(1.0)).fit(x, y).predict(new)
+    return (
+        make_pipeline(PCA(256, svd_solver=solver, random_state=0), Ridge(1.0))
+        .fit(x, y)
+        .predict(new)
+    )
 
 
 def ours(x: np.ndarray, y: np.ndarray, splits: list) -> list[np.ndarray]:
@@ -62,10 +66,23 @@ def measure(n: int, d: int) -> dict:
     for gene in range(TIMED):
         pipeline(x[train], y[train, gene], x[test])
     loop_s = (time.perf_counter() - start) / TIMED * GENES * SPLITS
-    exact = pipeline(x[train].astype(np.float64), y[train, 0].astype(np.float64), x[test].astype(np.float64), "full")
+    exact = pipeline(
+        x[train].astype(np.float64),
+        y[train, 0].astype(np.float64),
+        x[test].astype(np.float64),
+        "full",
+    )
     assert np.allclose(one[0][:, 0], many[0][:, 0], atol=1e-9)
-    return dict(n=n, d=d, one_gene_s=one_s, genes_50_s=many_s, ratio_50_to_1=many_s / one_s, loop_s_scaled_from_3=loop_s,
-                times_faster=loop_s / many_s, largest_difference=np.abs(exact - many[0][:, 0]).max())
+    return dict(
+        n=n,
+        d=d,
+        one_gene_s=one_s,
+        genes_50_s=many_s,
+        ratio_50_to_1=many_s / one_s,
+        loop_s_scaled_from_3=loop_s,
+        times_faster=loop_s / many_s,
+        largest_difference=np.abs(exact - many[0][:, 0]).max(),
+    )
 
 
 def memory(n: int, d: int) -> dict:
@@ -74,7 +91,12 @@ def memory(n: int, d: int) -> dict:
     train, test = next(KFold(SPLITS, shuffle=True, random_state=0).split(x))
     with Cost() as cost:
         fit_predict(x, y, train, test, np.logspace(-1, 5, 13))
-    return dict(n=n, d=d, alphas_13_one_split_s=cost.seconds, peak_gb=cost.facts()["memory_mb"].get("process", np.nan) / 1024)
+    return dict(
+        n=n,
+        d=d,
+        alphas_13_one_split_s=cost.seconds,
+        peak_gb=cost.facts()["memory_mb"].get("process", np.nan) / 1024,
+    )
 
 
 def hardware() -> dict:
@@ -82,16 +104,28 @@ def hardware() -> dict:
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.split(":")[1].strip()
+            for line in info.read_text().splitlines()
+            if line.startswith("model name")
+        ]
         model = names[0] if names else model
-    return dict(cpu=model, cores=os.cpu_count(), threads=os.environ.get("OMP_NUM_THREADS", "all"),
-                load=round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else "",
-                python=platform.python_version(), numpy=np.__version__, sklearn=sklearn.__version__)
+    return dict(
+        cpu=model,
+        cores=os.cpu_count(),
+        threads=os.environ.get("OMP_NUM_THREADS", "all"),
+        load=round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else "",
+        python=platform.python_version(),
+        numpy=np.__version__,
+        sklearn=sklearn.__version__,
+    )
 
 
 def main() -> None:
     """Measure, print, append."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--large", action="store_true", help="n = 20,000 as well")
     parser.add_argument("--memory", action="store_true", help="n = 74,000 alone: peak memory")
     options = parser.parse_args()
@@ -99,9 +133,14 @@ def main() -> None:
     made = [memory(74_000, WIDTH)] if options.memory else [measure(n, WIDTH) for n in sizes]
     rows = pd.DataFrame(made).assign(**hardware())
     for name, values in rows.items():
-        print(f"{name:26}", *(f"{value:.3g}" if isinstance(value, float) else value for value in values))
+        print(
+            f"{name:26}",
+            *(f"{value:.3g}" if isinstance(value, float) else value for value in values),
+        )
     if not options.memory:
-        print(f"The loop was timed on {TIMED} of {GENES} genes of one of {SPLITS} splits and scaled.")
+        print(
+            f"The loop was timed on {TIMED} of {GENES} genes of one of {SPLITS} splits and scaled."
+        )
     if TABLE.exists():
         rows = pd.concat([pd.read_csv(TABLE), rows])
     write_whole(TABLE, lambda path: rows.to_csv(path, index=False, float_format="%.4g"))

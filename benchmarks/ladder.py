@@ -13,24 +13,44 @@ import pandas as pd
 import yaml
 from cohorts import RESULTS, SPLIT, in_each, parser
 
-from peka_core import studies
 from peka_core.statistics import t_interval
-from peka_core.tables import made_by, save_table
+from peka_core.studies import ladder as studies
+from peka_core.studies.tables import made_by, save_table
 
 
 def main() -> int:
     """Draw, train, score; write results/<name>.csv."""
     options = parser(__doc__, cohorts=10)
-    options.add_argument("--name", default="ladder_cohorts", help="of the table, and of the runs' folders")
-    options.add_argument("-p", action="append", default=[], metavar="NAME=VALUE", help="change a value of the profile demo")
+    options.add_argument(
+        "--name", default="ladder_cohorts", help="of the table, and of the runs' folders"
+    )
+    options.add_argument(
+        "-p",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change a value of the profile demo",
+    )
     arguments = options.parse_args()
-    overrides = {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in arguments.p)}
+    overrides = {
+        key: yaml.safe_load(value)
+        for key, _, value in (item.partition("=") for item in arguments.p)
+    }
     made = in_each(arguments, arguments.name, lambda work: studies.ladder(work, SPLIT), overrides)
     table = replicate(made).assign(
-        protocol="strict", scope="nested", split=SPLIT, unit="cohort", changed=str(overrides or ""), **made_by(*made.values())
+        protocol="strict",
+        scope="nested",
+        split=SPLIT,
+        unit="cohort",
+        changed=str(overrides or ""),
+        **made_by(*made.values()),
     )
     print(save_table(table, RESULTS, arguments.name))
-    print(table[table["genes"] == "all"][["label", "mean", "low", "high", "n", "above_zero"]].round(3).to_string(index=False))
+    print(
+        table[table["genes"] == "all"][["label", "mean", "low", "high", "n", "above_zero"]]
+        .round(3)
+        .to_string(index=False)
+    )
     return 0
 
 
@@ -40,7 +60,9 @@ def replicate(tables_by_cohort: dict[int, pd.DataFrame]) -> pd.DataFrame:
     rows = []
     for (label, genes), part in long.groupby(["label", "genes"], sort=False):
         interval = t_interval(part["mean"].to_numpy())
-        values = " ".join(f"{seed}:{value:.4f}" for seed, value in zip(part["cohort_seed"], part["mean"]))
+        values = " ".join(
+            f"{seed}:{value:.4f}" for seed, value in zip(part["cohort_seed"], part["mean"])
+        )
         rows.append({
             "label": label, "genes": genes, **interval._asdict(), "n": len(part), "above_zero": int((part["mean"] > 0).sum()),
             "sd": part["mean"].std(), "values": values,

@@ -28,10 +28,10 @@ from scipy import sparse
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from peka_core.commands.plan import ATTENTION
 from peka_core.files import write_whole
-from peka_core.plan import ATTENTION
-from peka_core.scfoundation import ScFoundation
-from peka_core.scfoundation_network import ScFoundationNetwork
+from peka_core.models.scfoundation import ScFoundation
+from peka_core.models.scfoundation_network import ScFoundationNetwork
 
 TABLE = Path(__file__).with_suffix(".csv")
 GENES = 19_264
@@ -44,14 +44,18 @@ def drawn_cells(n: int, median: int) -> anndata.AnnData:
     lengths = (median * rng.lognormal(0, 0.35, n)).astype(int).clip(20, 8_000)
     rows = [np.sort(rng.choice(GENES, length, replace=False)) for length in lengths]
     counts = rng.geometric(0.6, lengths.sum()).astype(np.float32)
-    x = sparse.csr_matrix((counts, np.concatenate(rows), np.append(0, lengths.cumsum())), (n, GENES))
+    x = sparse.csr_matrix(
+        (counts, np.concatenate(rows), np.append(0, lengths.cumsum())), (n, GENES)
+    )
     return anndata.AnnData(x, var=pd.DataFrame(index=[f"G{i}" for i in range(GENES)]))
 
 
 def drawn_teacher(folder: Path, network: ScFoundationNetwork, **options) -> ScFoundation:
     """The teacher with a drawn network and a vocabulary of made-up names."""
     path = folder / "vocabulary.tsv"
-    pd.DataFrame({"gene_name": [f"G{i}" for i in range(GENES)], "index": range(GENES)}).to_csv(path, sep="\t", index=False)
+    pd.DataFrame({"gene_name": [f"G{i}" for i in range(GENES)], "index": range(GENES)}).to_csv(
+        path, sep="\t", index=False
+    )
     teacher = ScFoundation(vocabulary=path, **options)
     teacher.network = network.to(teacher.device)
     return teacher
@@ -80,17 +84,24 @@ def plain_layers(network: ScFoundationNetwork, size: str, device: str) -> list[n
 
 
 @torch.no_grad()
-def plain(network: ScFoundationNetwork, layers: list[nn.Module], adata: anndata.AnnData, device: str) -> np.ndarray:
+def plain(
+    network: ScFoundationNetwork, layers: list[nn.Module], adata: anndata.AnnData, device: str
+) -> np.ndarray:
     """One cell at a time from dense rows: F, f1, all."""
     vectors = []
     for row in adata.X:
         counts = pd.Series(row.toarray()[0], index=adata.var_names)
         total = counts.sum()
-        values = torch.tensor([*np.log1p(counts / total * 1e4).tolist(), np.log10(total), np.log10(total)], device=device)
+        values = torch.tensor(
+            [*np.log1p(counts / total * 1e4).tolist(), np.log10(total), np.log10(total)],
+            device=device,
+        )
         ids = (values > 0).nonzero()[:, 0]
         x = (network.token_emb(values[ids].float()) + network.pos_emb(ids))[None]  # (1, n, d)
         for layer in layers:
-            x = layer(x, src_key_padding_mask=torch.zeros(x.shape[:2], dtype=torch.bool, device=device))
+            x = layer(
+                x, src_key_padding_mask=torch.zeros(x.shape[:2], dtype=torch.bool, device=device)
+            )
         x = network.encoder.norm(x)[0]  # (n, d)
         vectors.append(torch.cat([x[-1], x[-2], x[:-2].amax(0), x[:-2].mean(0)]).cpu().numpy())
     return np.stack(vectors)
@@ -108,10 +119,18 @@ def seconds(calls: list, repeats: int, clock) -> tuple[list[float], list[np.ndar
     return np.min(times, axis=0).tolist(), made
 
 
-def product_flops(device: str, clock=time.perf_counter, shape=(8_192, 768, 3_072), dtype: torch.dtype = torch.float32) -> float:
+def product_flops(
+    device: str,
+    clock=time.perf_counter,
+    shape=(8_192, 768, 3_072),
+    dtype: torch.dtype = torch.float32,
+) -> float:
     """FLOPs a second of one large product (n, m)(m, k) of `shape` n, m, k, the best of five."""
     n, m, k = shape
-    a, b = torch.randn(n, m, device=device, dtype=dtype), torch.randn(m, k, device=device, dtype=dtype)
+    a, b = (
+        torch.randn(n, m, device=device, dtype=dtype),
+        torch.randn(m, k, device=device, dtype=dtype),
+    )
     times = []
     for _ in range(6):
         start = clock()
@@ -128,15 +147,28 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 def measure(size: str, n: int, median: int, repeats: int, folder: Path) -> dict:
     """One row of the table."""
     network, adata = drawn_network(size), drawn_cells(n, median)
-    ours, single, half = (drawn_teacher(folder, network, **o) for o in ({}, {"tokens": 1}, {"precision": "bfloat16"}))
+    ours, single, half = (
+        drawn_teacher(folder, network, **o) for o in ({}, {"tokens": 1}, {"precision": "bfloat16"})
+    )
     layers = plain_layers(network, size, ours.device)
-    calls = [lambda: plain(network, layers, adata, ours.device), *(lambda t=t: t.embed(adata) for t in (single, ours, half))]
-    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:  # a first pass: libraries load, memory is asked for
+    calls = [
+        lambda: plain(network, layers, adata, ours.device),
+        *(lambda t=t: t.embed(adata) for t in (single, ours, half)),
+    ]
+    with FlopCounterMode(
+        display=False, custom_mapping=ATTENTION
+    ) as counter:  # a first pass: libraries load, memory is asked for
         ours.embed(adata)
     half.embed(adata)
-    clock = time.perf_counter if torch.cuda.is_available() else time.process_time  # the latter does not count other programs
-    (plain_s, single_s, batched_s, bfloat16_s), (expected, alone, made, rounded) = seconds(calls, repeats, clock)
-    share = counter.get_total_flops() / product_flops(ours.device, clock)  # seconds that the arithmetic alone would take
+    clock = (
+        time.perf_counter if torch.cuda.is_available() else time.process_time
+    )  # the latter does not count other programs
+    (plain_s, single_s, batched_s, bfloat16_s), (expected, alone, made, rounded) = seconds(
+        calls, repeats, clock
+    )
+    share = counter.get_total_flops() / product_flops(
+        ours.device, clock
+    )  # seconds that the arithmetic alone would take
     genes = int(np.median(np.diff(adata.X.indptr)))
     return dict(network=size, cells=n, median_genes=genes, plain_s=plain_s, single_s=single_s, batched_s=batched_s,
                 times_plain=plain_s / batched_s, times_single=single_s / batched_s,
@@ -148,7 +180,9 @@ def measure(size: str, n: int, median: int, repeats: int, folder: Path) -> dict:
 
 def main() -> None:
     """Measure, print, append."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--large", action="store_true", help="the real size as well")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
@@ -160,10 +194,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for size, n, median in plan:
             made = measure(size, more * n, median, options.repeats, Path(folder))
-            rows.append(made | hardware() | {"threads": torch.get_num_threads(), "torch": torch.__version__})
+            rows.append(
+                made | hardware() | {"threads": torch.get_num_threads(), "torch": torch.__version__}
+            )
             if torch.cuda.is_available():
                 rows[-1]["cpu"] = torch.cuda.get_device_name()
-            texts = (f"{value:.3g}" if isinstance(value, float) else f"{value}" for value in rows[-1].values())
+            texts = (
+                f"{value:.3g}" if isinstance(value, float) else f"{value}"
+                for value in rows[-1].values()
+            )
             print(*(f"{name} {text}" for name, text in zip(rows[-1], texts)), flush=True)
     rows = pd.DataFrame(rows)
     if TABLE.exists():

@@ -37,13 +37,19 @@ def measure() -> None:
 def run(policy: str) -> float:
     """Tiles per second under one waiting policy."""
     environment = {**os.environ, "OMP_WAIT_POLICY": policy}
-    done = subprocess.run([sys.executable, __file__, "one"], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, __file__, "one"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return float(done.stdout)
 
 
 def main() -> None:
     """Measure the four combinations and write them."""
-    from peka_core.provenance import device_name
+    from peka_core.device import device_name
 
     rows = []
     for beside in (0, 1):
@@ -53,8 +59,14 @@ def main() -> None:
         finally:
             for process in busy:
                 process.kill()
-        rows.append({"busy processes": beside, **{f"{k.lower()}, tiles/s": round(v) for k, v in speed.items()},
-                     "ratio": round(speed["PASSIVE"] / speed["ACTIVE"], 2), "device": device_name()})
+        rows.append(
+            {
+                "busy processes": beside,
+                **{f"{k.lower()}, tiles/s": round(v) for k, v in speed.items()},
+                "ratio": round(speed["PASSIVE"] / speed["ACTIVE"], 2),
+                "device": device_name(),
+            }
+        )
     table = pd.DataFrame(rows)
     print(table.to_string(index=False))
     table.to_csv(OUT, index=False)

@@ -22,7 +22,7 @@ _HOMES = {
     "Recipe": "recipe",
     "align": "alignment",
     "evaluate": "evaluation",
-    "open_run": "workspace",
+    "open_run": "runner.run",
 }
 __all__ = list(_HOMES)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from . import bone
-from .files import PekaError
+from .errors import PekaError
 from .recipe import Recipe
 
 ADALORA_START = 1.5  # AdaLoRA begins with this many times the rank that it ends with
@@ -31,7 +31,9 @@ def add(network: nn.Module, method: str, recipe: Recipe, seed: int = 0) -> "Rank
         try:
             bone.inject(network, recipe.targets, method, recipe.block)
         except ValueError as error:
-            raise PekaError(f"{error}: change the profile's block (-p block=... --run NAME) or its targets") from error
+            raise PekaError(
+                f"{error}: change the profile's block (-p block=... --run NAME) or its targets"
+            ) from error
     elif method in ("lora", "adalora"):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -42,12 +44,20 @@ def add(network: nn.Module, method: str, recipe: Recipe, seed: int = 0) -> "Rank
 
 
 def _add_peft(network: nn.Module, method: str, recipe: Recipe) -> "RankAllocation | None":
-    from peft import AdaLoraConfig, LoraConfig, inject_adapter_in_model  # seconds to import
+    from peft import (  # seconds to import
+        AdaLoraConfig,
+        LoraConfig,
+        inject_adapter_in_model,
+    )
     from peft.tuners.adalora import AdaLoraModel
 
     names = bone.linear_targets(network, recipe.targets)
     if method == "lora":
-        options = {"lora_alpha": recipe.alpha, "lora_dropout": recipe.adapter_dropout, "target_modules": names}
+        options = {
+            "lora_alpha": recipe.alpha,
+            "lora_dropout": recipe.adapter_dropout,
+            "target_modules": names,
+        }
         inject_adapter_in_model(LoraConfig(r=recipe.rank, **options), network)
         return None
     start = round(ADALORA_START * recipe.rank) if recipe.reallocate else recipe.rank
@@ -85,7 +95,11 @@ class RankAllocation:
 
     def penalty(self) -> Tensor:
         """AdaLoRA's regulariser: how far the outer factors are from orthogonal, averaged over them, times its weight."""
-        factors = [p if "lora_A" in n else p.T for n, p in self.model.named_parameters() if "lora_A" in n or "lora_B" in n]
+        factors = [
+            p if "lora_A" in n else p.T
+            for n, p in self.model.named_parameters()
+            if "lora_A" in n or "lora_B" in n
+        ]
         far = [torch.norm(p @ p.T - torch.eye(len(p), device=p.device)) for p in factors]
         return self.config.orth_reg_weight * torch.stack(far).mean()
 
@@ -107,7 +121,11 @@ class RankAllocation:
         """Put back what `state` returned."""
         device = next(self.model.parameters()).device
         for key in ("ipt", "exp_avg_ipt", "exp_avg_unc"):
-            setattr(self.model.rankallocator, key, {name: value.to(device) for name, value in state[key].items()})
+            setattr(
+                self.model.rankallocator,
+                key,
+                {name: value.to(device) for name, value in state[key].items()},
+            )
         self.config.rank_pattern = state["rank_pattern"]
 
 
@@ -121,11 +139,19 @@ def merge(network: nn.Module) -> None:
         PekaError: an adapted weight is NaN or infinite (nothing is merged then).
     """
     bone.merge(network)
-    layers = {n: m for n, m in network.named_modules() if hasattr(m, "lora_A") and hasattr(m, "merge") and not m.merged}
+    layers = {
+        n: m
+        for n, m in network.named_modules()
+        if hasattr(m, "lora_A") and hasattr(m, "merge") and not m.merged
+    }
     for name, layer in layers.items():
         if not torch.isfinite(layer.get_delta_weight("default")).all():
-            raise PekaError(f"merged weight of {name} is not finite: the alignment diverged, lower its learning rate")
+            raise PekaError(
+                f"merged weight of {name} is not finite: the alignment diverged, lower its learning rate"
+            )
     for layer in layers.values():
         base = layer.get_base_layer()
-        base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)  # peft adds in place
+        base.weight = nn.Parameter(
+            base.weight.detach().clone(), requires_grad=False
+        )  # peft adds in place
         layer.merge()

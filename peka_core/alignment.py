@@ -7,20 +7,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.linear_model import RidgeCV
-from sklearn.metrics import r2_score
-from sklearn.neighbors import NearestNeighbors
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .batches import batches
+from .checkpoint import Progress
 from .classifier import fit_classifier
-from .encoders import autocast, has_bfloat16
-from .files import PekaError
+from .device import autocast, has_bfloat16
+from .errors import PekaError
 from .losses import kd_loss, structure_loss, total_loss
-from .progress import Progress
 from .recipe import Recipe
 
 LOSSES = ("kd", "struct", "mse", "total")
@@ -66,21 +61,35 @@ def align(
     labels = torch.as_tensor(np.asarray(labels), dtype=torch.long, device=device)  # (n,)
 
     if recipe.classifier_epochs:
-        head = fit_classifier(targets[train], labels[train], recipe, seed)  # frozen: both losses look through it
+        head = fit_classifier(
+            targets[train], labels[train], recipe, seed
+        )  # frozen: both losses look through it
     else:
-        head = nn.Linear(targets.shape[1], recipe.k).to(device)  # serves L_struct only and is dropped afterwards
+        head = nn.Linear(targets.shape[1], recipe.k).to(
+            device
+        )  # serves L_struct only and is dropped afterwards
     parameters = [p for p in [*student.parameters(), *head.parameters()] if p.requires_grad]
     optimiser = torch.optim.Adam(parameters, lr=recipe.lr)
     steps = recipe.epochs * math.ceil(len(train) / recipe.batch_size)
     student.start(steps)
-    past = Progress(student, head, optimiser, generator, checkpoint, keep_best=recipe.keep == "best")
+    past = Progress(
+        student, head, optimiser, generator, checkpoint, keep_best=recipe.keep == "best"
+    )
     past.resume()
-    bar = tqdm(total=steps, initial=past.step, desc=f"align {student.method}", unit="step", disable=not progress)
+    bar = tqdm(
+        total=steps,
+        initial=past.step,
+        desc=f"align {student.method}",
+        unit="step",
+        disable=not progress,
+    )
 
     for epoch in range(len(past.history) + 1, recipe.epochs + 1):
         started, losses = time.perf_counter(), []
         student.train()
-        for some, batch in batches(tiles, train, recipe.batch_size, recipe.flips, generator, ahead=on_gpu):
+        for some, batch in batches(
+            tiles, train, recipe.batch_size, recipe.flips, generator, ahead=on_gpu
+        ):
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(past.step, steps, recipe)
             try:
@@ -88,10 +97,14 @@ def align(
             except torch.OutOfMemoryError:
                 parts = None  # what failed holds memory until this block is left
             if parts is None:
-                raise PekaError(_what_fits(student, head, optimiser, batch, targets[some], labels[some], recipe))
+                raise PekaError(
+                    _what_fits(student, head, optimiser, batch, targets[some], labels[some], recipe)
+                )
             if not torch.isfinite(parts["total"]):
                 where = f"epoch {epoch}, step {past.step}"
-                raise PekaError(f"loss is {parts['total'].item()} in {where}: lower the learning rate {recipe.lr}")
+                raise PekaError(
+                    f"loss is {parts['total'].item()} in {where}: lower the learning rate {recipe.lr}"
+                )
             student.after_step(past.step)
 
             losses.append(_sums(parts, targets[some]))
@@ -112,9 +125,13 @@ def align(
     return pd.DataFrame(past.history).assign(kept=lambda h: h["epoch"] == kept, choice=choice)
 
 
-def _step(student, head, optimiser, batch: Tensor, targets: Tensor, labels: Tensor, recipe: Recipe) -> dict[str, Tensor]:
+def _step(
+    student, head, optimiser, batch: Tensor, targets: Tensor, labels: Tensor, recipe: Recipe
+) -> dict[str, Tensor]:
     """One optimiser step on one batch of tiles uint8; returns its losses. Nothing moves where the loss is not finite."""
-    x_type = torch.bfloat16 if has_bfloat16(student.device) else torch.float32  # what autocast would make of x
+    x_type = (
+        torch.bfloat16 if has_bfloat16(student.device) else torch.float32
+    )  # what autocast would make of x
     x = student.encoder.transform(batch, x_type)  # (b, 3, size, size)
     optimiser.zero_grad(set_to_none=True)
     parts = _losses(student, head, x, targets, labels, recipe)
@@ -132,7 +149,9 @@ def _clip(parameters: list[Tensor], recipe: Recipe) -> None:
         nn.utils.clip_grad_value_(parameters, recipe.clip)
 
 
-def _losses(student, head, x: Tensor, targets: Tensor, labels: Tensor, recipe: Recipe) -> dict[str, Tensor]:
+def _losses(
+    student, head, x: Tensor, targets: Tensor, labels: Tensor, recipe: Recipe
+) -> dict[str, Tensor]:
     """Forward pass of one batch: the losses that the recipe weighs, their total (Eq. 4), and S, here `projected`."""
     with autocast(student.device):
         _, projected = student(x)  # (b, d_t)
@@ -140,7 +159,9 @@ def _losses(student, head, x: Tensor, targets: Tensor, labels: Tensor, recipe: R
         said, heard = (logits, head(targets)) if recipe.classifier_epochs else (projected, targets)
     made = {"projected": projected}
     if recipe.lambda_kd:
-        made["kd"] = kd_loss(said, heard, recipe.tau) * (recipe.tau**2 if recipe.tau_squared else 1.0)
+        made["kd"] = kd_loss(said, heard, recipe.tau) * (
+            recipe.tau**2 if recipe.tau_squared else 1.0
+        )
     if recipe.lambda_struct:
         made["struct"] = structure_loss(logits, labels)
     if recipe.lambda_mse:
@@ -149,7 +170,9 @@ def _losses(student, head, x: Tensor, targets: Tensor, labels: Tensor, recipe: R
     return made | {"total": total + recipe.lambda_mse * made["mse"] if recipe.lambda_mse else total}
 
 
-def _what_fits(student, head, optimiser, batch: Tensor, targets: Tensor, labels: Tensor, recipe: Recipe) -> str:
+def _what_fits(
+    student, head, optimiser, batch: Tensor, targets: Tensor, labels: Tensor, recipe: Recipe
+) -> str:
     """After running out of memory: the largest half, quarter ... of the batch that a whole step fits for, in words."""
     size = len(batch)
     while size > 1:
@@ -176,80 +199,67 @@ def learning_rate(step: int, steps: int, recipe: Recipe) -> float:
     return recipe.lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def alignment_quality(
-    features_train: np.ndarray, x_teacher_train: np.ndarray, features_test: np.ndarray, x_teacher_test: np.ndarray, k: int = 10
-) -> dict[str, float]:
-    """Did it align? How much of the teacher the features of held-out spots contain.
-
-    Args:
-        features_train, features_test: (n, d) and (m, d).
-        x_teacher_train, x_teacher_test: (n, d_t) and (m, d_t); rows with NaN, spots that the teacher left out, are left out.
-
-    Returns:
-        r2: held-out R2 of a ridge from standardised features to X_teacher, components weighted by their
-        variance, penalty by leave-one-out on the training spots. neighbour_overlap: share of a held-out
-        spot's k nearest neighbours in feature space that are among its k nearest in teacher space;
-        chance: the same for random neighbours. n_train, n_test, k. NaN where fewer than two spots are left on a side.
-    """
-    usable, usable_test = np.isfinite(x_teacher_train).all(1), np.isfinite(x_teacher_test).all(1)
-    features_train, x_teacher_train = features_train[usable], x_teacher_train[usable]
-    features_test, x_teacher_test = features_test[usable_test], x_teacher_test[usable_test]
-    if min(len(features_train), len(features_test)) < 2:
-        unknown = dict.fromkeys(("r2", "neighbour_overlap", "chance"), math.nan)
-        return unknown | {"n_train": len(features_train), "n_test": len(features_test), "k": k}
-    scaler = StandardScaler().fit(features_train)
-    ridge = make_pipeline(scaler, RidgeCV(np.logspace(-1, 5, 13))).fit(features_train, x_teacher_train)
-    r2 = r2_score(x_teacher_test, ridge.predict(features_test), multioutput="variance_weighted")
-    m = len(features_test)
-    k = min(k, m - 1)
-    here = _neighbours(scaler.transform(features_test), k)  # (m, k)
-    there = _neighbours(x_teacher_test, k)  # (m, k)
-    shared = np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(here, there, strict=True)])
-    return {
-        "r2": float(r2), "neighbour_overlap": float(shared), "chance": k / (m - 1),
-        "n_train": len(features_train), "n_test": m, "k": k,
-    }  # fmt: skip
-
-
-def _neighbours(x: np.ndarray, k: int) -> np.ndarray:
-    """Rows of the k nearest other rows, (m, k)."""
-    return NearestNeighbors(n_neighbors=k).fit(x).kneighbors(return_distance=False)
-
-
 def _numbers(rows: np.ndarray | None, n: int) -> np.ndarray:
     """Row numbers of the training spots, given as numbers, as a mask (n,), or as None for all n."""
     rows = np.arange(n) if rows is None else np.asarray(rows)
     if rows.dtype == bool and rows.shape == (n,):
         return np.flatnonzero(rows)
-    if rows.ndim != 1 or (rows.size and (rows.dtype.kind not in "iu" or rows.min() < 0 or rows.max() >= n)):
+    if rows.ndim != 1 or (
+        rows.size and (rows.dtype.kind not in "iu" or rows.min() < 0 or rows.max() >= n)
+    ):
         given = f"{rows.dtype} {rows.shape}"
-        raise PekaError(f"rows must be a mask ({n},) or whole numbers from 0 to {n - 1}, not {given}: give the spots of a split.")
+        raise PekaError(
+            f"rows must be a mask ({n},) or whole numbers from 0 to {n - 1}, not {given}: give the spots of a split."
+        )
     if len(np.unique(rows)) < len(rows):
-        raise PekaError(f"rows names {len(rows) - len(np.unique(rows))} spots more than once; expected each training spot once.")
+        raise PekaError(
+            f"rows names {len(rows) - len(np.unique(rows))} spots more than once; expected each training spot once."
+        )
     return rows
 
 
 def _check(student, tiles, targets, labels, groups, rows, recipe) -> None:
-    lengths = {"tiles": len(tiles), "targets": len(targets), "labels": len(labels), "groups": len(groups)}
+    lengths = {
+        "tiles": len(tiles),
+        "targets": len(targets),
+        "labels": len(labels),
+        "groups": len(groups),
+    }
     if len(set(lengths.values())) > 1 or not len(rows):
-        raise PekaError(f"align needs one row a spot everywhere, and training spots: got {lengths}, {len(rows)} rows")
+        raise PekaError(
+            f"align needs one row a spot everywhere, and training spots: got {lengths}, {len(rows)} rows"
+        )
     if student.projector is None:
-        raise PekaError(f"method {student.method!r} trains nothing; use the encoder's features, or projector_only")
+        raise PekaError(
+            f"method {student.method!r} trains nothing; use the encoder's features, or projector_only"
+        )
     if np.ndim(targets) != 2:
-        raise PekaError(f"targets must be (n, {student.d_teacher}), one row a spot, not {np.shape(targets)}")
+        raise PekaError(
+            f"targets must be (n, {student.d_teacher}), one row a spot, not {np.shape(targets)}"
+        )
     d = np.shape(targets)[1]
     if d != student.d_teacher:
-        raise PekaError(f"the student projects to {student.d_teacher} dimensions, the targets have {d}")
+        raise PekaError(
+            f"the student projects to {student.d_teacher} dimensions, the targets have {d}"
+        )
     if not np.isfinite(np.asarray(targets)[rows]).all():
-        raise PekaError("the targets have NaN or infinite values: look at the teacher's spots without counts")
+        raise PekaError(
+            "the targets have NaN or infinite values: look at the teacher's spots without counts"
+        )
     used = np.asarray(labels)[rows]
     if used.dtype.kind not in "iuf" or not np.array_equal(used, np.rint(used)):
         wanted = f"whole numbers from 0 to {recipe.k - 1} on all training spots"
-        raise PekaError(f"labels must be {wanted}, not {used.dtype} with other values: look at the spots without a label")
+        raise PekaError(
+            f"labels must be {wanted}, not {used.dtype} with other values: look at the spots without a label"
+        )
     if used.min() < 0 or used.max() >= recipe.k:
-        raise PekaError(f"labels run from {used.min()} to {used.max()}, the recipe has k = {recipe.k}")
+        raise PekaError(
+            f"labels run from {used.min()} to {used.max()}, the recipe has k = {recipe.k}"
+        )
     if not (recipe.lambda_kd or recipe.lambda_struct or recipe.lambda_mse):
-        raise PekaError("the recipe weighs no loss: one of lambda_kd, lambda_struct and lambda_mse must not be 0")
+        raise PekaError(
+            "the recipe weighs no loss: one of lambda_kd, lambda_struct and lambda_mse must not be 0"
+        )
 
 
 def _set_aside(
@@ -268,14 +278,18 @@ def _set_aside(
 
 
 @torch.no_grad()
-def _score_aside(student, head, tiles, targets, labels, rows: np.ndarray, recipe: Recipe) -> dict[str, float]:
+def _score_aside(
+    student, head, tiles, targets, labels, rows: np.ndarray, recipe: Recipe
+) -> dict[str, float]:
     """Losses and r2 on the rows set aside, named `aside_...`; NaN where there are none."""
     student.eval()
     losses = []
     for start in range(0, len(rows), recipe.batch_size):
         some = rows[start : start + recipe.batch_size]
         x = student.encoder.transform(tiles[some])
-        losses.append(_sums(_losses(student, head, x, targets[some], labels[some], recipe), targets[some]))
+        losses.append(
+            _sums(_losses(student, head, x, targets[some], labels[some], recipe), targets[some])
+        )
     return {f"aside_{name}": value for name, value in _means(losses, targets[rows]).items()}
 
 

@@ -10,7 +10,12 @@ from torch import Tensor
 
 
 def batches(
-    tiles, rows: np.ndarray, batch_size: int, flips: bool, generator: torch.Generator, ahead: bool = False
+    tiles,
+    rows: np.ndarray,
+    batch_size: int,
+    flips: bool,
+    generator: torch.Generator,
+    ahead: bool = False,
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
     """One epoch of shuffled (row numbers, tiles uint8).
 
@@ -25,7 +30,11 @@ def batches(
     order = rows[torch.randperm(len(rows), generator=generator).numpy()]
     turns = torch.randint(8 if flips else 1, (len(rows),), generator=generator).numpy()
     read = _read_pinned if ahead else _read
-    yield from in_turn(lambda some: (order[some], read(tiles, order[some], turns[some])), pieces(len(rows), batch_size), ahead)
+    yield from in_turn(
+        lambda some: (order[some], read(tiles, order[some], turns[some])),
+        pieces(len(rows), batch_size),
+        ahead,
+    )
 
 
 def pieces(n: int, size: int) -> list[slice]:
@@ -49,7 +58,9 @@ def in_turn(read: Callable, chunks: list, ahead: bool) -> Iterator:
 
 def _read(tiles, rows: np.ndarray, turns: np.ndarray) -> Tensor:
     """Tiles uint8 (b, h, w, 3) of these rows, each in its orientation."""
-    return torch.from_numpy(np.stack([orient(tile, turn) for tile, turn in zip(tiles[rows], turns, strict=True)]))
+    return torch.from_numpy(
+        np.stack([orient(tile, turn) for tile, turn in zip(tiles[rows], turns, strict=True)])
+    )
 
 
 def _read_pinned(tiles, rows: np.ndarray, turns: np.ndarray) -> Tensor:

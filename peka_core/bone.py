@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .files import PekaError
+from .errors import PekaError
 
 
 def bone_weight(weight: Tensor, blocks: Tensor) -> Tensor:
@@ -35,7 +35,9 @@ def bone_weight(weight: Tensor, blocks: Tensor) -> Tensor:
 def bat_weight(weight: Tensor, blocks: Tensor) -> Tensor:
     """W + W_g B_g + B_g, Eq. 3; shapes as in `bone_weight`."""
     j, b, _ = blocks.shape
-    rows = weight.reshape(j, -1, b)  # (out/b, b * in/b, b): the rows of all blocks [j, n], n = 0, 1, ...
+    rows = weight.reshape(
+        j, -1, b
+    )  # (out/b, b * in/b, b): the rows of all blocks [j, n], n = 0, 1, ...
     product = torch.bmm(rows, blocks)  # (out/b, b * in/b, b)
     return bone_weight(weight + product.reshape(weight.shape), blocks)
 
@@ -53,10 +55,14 @@ class _BlockProduct(torch.autograd.Function):
     """y = x W'^T + bias with gradients for x and B; saves x (bat) or its block sums (bone), never W'."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, blocks: Tensor, method: str) -> Tensor:
+    def forward(
+        ctx, x: Tensor, weight: Tensor, bias: Tensor | None, blocks: Tensor, method: str
+    ) -> Tensor:
         b = blocks.shape[-1]
         # dtype: CUDA's autocast would make a sum float32, and the product with a bfloat16 gradient would fail
-        kept = x.unflatten(-1, (-1, b)).sum(-2, dtype=x.dtype) if method == "bone" else x  # (..., b) or (..., in)
+        kept = (
+            x.unflatten(-1, (-1, b)).sum(-2, dtype=x.dtype) if method == "bone" else x
+        )  # (..., b) or (..., in)
         ctx.save_for_backward(kept, weight, blocks)
         ctx.method = method
         return F.linear(x, _full_weight(weight, blocks, method).to(x.dtype), bias)  # (..., out)
@@ -70,7 +76,9 @@ class _BlockProduct(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x = grad @ _full_weight(weight, blocks, ctx.method).to(grad.dtype)  # (..., in)
         if ctx.needs_input_grad[3]:
-            outer = grad.flatten(0, -2).mT @ kept.flatten(0, -2)  # (out, b) for bone, (out, in) for bat
+            outer = grad.flatten(0, -2).mT @ kept.flatten(
+                0, -2
+            )  # (out, b) for bone, (out, in) for bat
             outer = outer.to(blocks.dtype)
             grad_blocks = outer.reshape(j, b, -1, b).sum(2)  # (out/b, b, b): through + B
             if ctx.method == "bat":  # and through + W B
@@ -156,7 +164,9 @@ def linear_targets(model: nn.Module, targets: tuple[str, ...]) -> list[str]:
     Raises:
         PekaError: a target that names no Linear layer.
     """
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linears = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)
+    }
     hits = [name for name in linears if any(_ends_with(name, target) for target in targets)]
     for target in targets:
         if not any(_ends_with(name, target) for name in hits):
@@ -182,11 +192,15 @@ def merge(model: nn.Module) -> None:
     Raises:
         PekaError: an adapter makes a weight NaN or infinite (nothing is merged then).
     """
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, BlockLinear) and m.unmerged is None}
+    layers = {
+        n: m for n, m in model.named_modules() if isinstance(m, BlockLinear) and m.unmerged is None
+    }
     full = {name: _full_weight(m.base.weight, m.blocks, m.method) for name, m in layers.items()}
     for name, weight in full.items():
         if not torch.isfinite(weight).all():
-            raise PekaError(f"merged weight of {name} is not finite: the alignment diverged, lower its learning rate")
+            raise PekaError(
+                f"merged weight of {name} is not finite: the alignment diverged, lower its learning rate"
+            )
     for name, layer in layers.items():
         layer.unmerged = layer.base.weight.data
         layer.base.weight = nn.Parameter(full[name].to(layer.unmerged.dtype), requires_grad=False)

@@ -10,12 +10,14 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from .cohort import log_cp10k
-from .protocols import columns_of
+from .genes import log_cp10k
+from .layout.gene_columns import columns_of
 from .statistics import mean_defined, pearson
 
 
-def thin(counts: sparse.csr_matrix, rng: np.random.Generator) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+def thin(
+    counts: sparse.csr_matrix, rng: np.random.Generator
+) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
     """Counts (n, G) as two halves that add up to them: every molecule goes to one of them by a fair coin."""
     counts = sparse.csr_matrix(counts)
     first = counts.copy()
@@ -23,7 +25,9 @@ def thin(counts: sparse.csr_matrix, rng: np.random.Generator) -> tuple[sparse.cs
     return first, (counts - first).tocsr()
 
 
-def split_half_ceiling(adata: ad.AnnData, genes: list[str], repeats: int = 5, seed: int = 0, min_spots: int = 10) -> dict:
+def split_half_ceiling(
+    adata: ad.AnnData, genes: list[str], repeats: int = 5, seed: int = 0, min_spots: int = 10
+) -> dict:
     """Highest PCC that counting noise allows, as `strict` pools it: per section, averaged over genes and sections.
 
     Args:
@@ -41,7 +45,9 @@ def split_half_ceiling(adata: ad.AnnData, genes: list[str], repeats: int = 5, se
     """
     rng, columns = np.random.default_rng(seed), columns_of(adata.var_names, genes)
     samples = adata.obs["sample"].to_numpy()
-    halves = np.stack([_halves(adata, columns, samples, rng, min_spots) for _ in range(repeats)])  # (repeats, sections, g)
+    halves = np.stack(
+        [_halves(adata, columns, samples, rng, min_spots) for _ in range(repeats)]
+    )  # (repeats, sections, g)
     half = mean_defined(np.moveaxis(halves, 0, -1))  # (sections, g)
     reliability = 2 * half / (1 + half)
     ceiling = mean_defined(np.sqrt(np.clip(reliability, 0, None)).T)  # (g,)
@@ -53,13 +59,22 @@ def split_half_ceiling(adata: ad.AnnData, genes: list[str], repeats: int = 5, se
 
 def _halves(adata, columns, samples, rng, min_spots) -> np.ndarray:
     """PCC of the two halves' targets, (sections, g); one section in memory at a time."""
-    return np.stack([pearson(*_targets_of_halves(adata[samples == s], columns, rng), min_spots) for s in pd.unique(samples)])
+    return np.stack(
+        [
+            pearson(*_targets_of_halves(adata[samples == s], columns, rng), min_spots)
+            for s in pd.unique(samples)
+        ]
+    )
 
 
 def _targets_of_halves(section: ad.AnnData, columns, rng) -> list[np.ndarray]:
     """Targets (n, g) of the two halves of a section's counts."""
     targets = []
     for counts in thin(section.X, rng):
-        half = ad.AnnData(counts, obs=section.obs.assign(total_counts=np.asarray(counts.sum(1)).ravel()), var=section.var)
+        half = ad.AnnData(
+            counts,
+            obs=section.obs.assign(total_counts=np.asarray(counts.sum(1)).ravel()),
+            var=section.var,
+        )
         targets.append(log_cp10k(half, dense=False)[:, columns].toarray())
     return targets

@@ -7,7 +7,9 @@ from torch.nn import functional as F
 from .recipe import Recipe
 
 
-def fit_classifier(x_teacher: Tensor, labels: Tensor, recipe: Recipe, seed: int = 0) -> nn.Sequential:
+def fit_classifier(
+    x_teacher: Tensor, labels: Tensor, recipe: Recipe, seed: int = 0
+) -> nn.Sequential:
     """Train MLP d_t -> hidden -> hidden -> k to say the pseudo-label from X_teacher; returned frozen.
 
     Args:
@@ -21,7 +23,11 @@ def fit_classifier(x_teacher: Tensor, labels: Tensor, recipe: Recipe, seed: int 
         model = _mlp(x_teacher.shape[1], recipe).to(x_teacher.device)
     optimiser = torch.optim.Adam(model.parameters(), lr=recipe.lr)
     for _ in range(recipe.classifier_epochs):
-        for some in torch.randperm(len(labels), generator=generator).to(labels.device).split(recipe.batch_size):
+        for some in (
+            torch.randperm(len(labels), generator=generator)
+            .to(labels.device)
+            .split(recipe.batch_size)
+        ):
             optimiser.zero_grad(set_to_none=True)
             F.cross_entropy(model(x_teacher[some]), labels[some]).backward()  # (b, k), (b,)
             optimiser.step()
@@ -32,5 +38,9 @@ def fit_classifier(x_teacher: Tensor, labels: Tensor, recipe: Recipe, seed: int 
 def _mlp(d_teacher: int, recipe: Recipe) -> nn.Sequential:
     width = recipe.hidden
     return nn.Sequential(
-        nn.Linear(d_teacher, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, recipe.k)
+        nn.Linear(d_teacher, width),
+        nn.ReLU(),
+        nn.Linear(width, width),
+        nn.ReLU(),
+        nn.Linear(width, recipe.k),
     )

@@ -17,14 +17,15 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from . import cohort_checks
-from .cohort_files import Section, open_section, read_counts, read_spots
-from .cohort_tables import odd_splits, read_genes, read_samples, read_splits
-from .cohort_writing import write_cohort_tables, write_sample
-from .files import PekaError
+from .errors import PekaError
+from .layout import checks as cohort_checks
+from .layout.gene_columns import joined_genes, on_genes
+from .layout.sections import Section, open_section, read_counts, read_spots
+from .layout.tables import odd_splits, read_genes, read_samples, read_splits
+from .layout.writing import write_cohort_tables, write_sample
 from .tiles import TileReader
 
-__all__ = ["Cohort", "Split", "log_cp10k", "open_cohort", "write_cohort_tables", "write_sample"]
+__all__ = ["Cohort", "Split", "open_cohort", "write_cohort_tables", "write_sample"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +77,9 @@ class Cohort:
     def __repr__(self) -> str:
         spots = sum(len(section.barcodes) for section in self.sections)
         checkout, path = Path(__file__).parents[1], self.path.resolve()
-        where = path.relative_to(checkout).as_posix() if path.is_relative_to(checkout) else path.name  # no path of this machine
+        where = (
+            path.relative_to(checkout).as_posix() if path.is_relative_to(checkout) else path.name
+        )  # no path of this machine
         return (
             f"Cohort {where}: {spots} spots, {len(self.samples)} sections, "
             f"{self.samples.group.nunique()} patients, {len(self.split_ids)} splits, tiles: {self.has_tiles}"
@@ -103,17 +106,26 @@ class Cohort:
             "patient": row.patient,
             "group": row.group,
             "duplicate_of": row.duplicate_of,
-            "total_counts": np.asarray(read_counts(section).sum(axis=1, dtype=np.float64)).ravel(),  # (n,)
+            "total_counts": np.asarray(
+                read_counts(section).sum(axis=1, dtype=np.float64)
+            ).ravel(),  # (n,)
         }
-        table = pd.DataFrame(own, index=section.sample + ":" + pd.Index(section.barcodes, dtype=object))
+        table = pd.DataFrame(
+            own, index=section.sample + ":" + pd.Index(section.barcodes, dtype=object)
+        )
         extra = extra.drop(columns=[c for c in own if c in extra]).set_axis(table.index)
-        kinds = {c: np.int64 if extra[c].dtype == bool else object for c in extra.select_dtypes(["category", "bool"])}
+        kinds = {
+            c: np.int64 if extra[c].dtype == bool else object
+            for c in extra.select_dtypes(["category", "bool"])
+        }
         return pd.concat([table, extra.astype(kinds)], axis=1)
 
     @cached_property
     def splits(self) -> list[Split]:
         """The held-out splits of the directory, in the order of their numbers."""
-        names = np.repeat([s.sample for s in self.sections], [len(s.barcodes) for s in self.sections])
+        names = np.repeat(
+            [s.sample for s in self.sections], [len(s.barcodes) for s in self.sections]
+        )
         group = self.samples.group
         splits = []
         for i, (train, test) in enumerate(self.split_ids):
@@ -143,7 +155,9 @@ class Cohort:
         """
         chosen = self._chosen(samples)
         genes = joined_genes([section.genes for section in chosen], join)
-        counts = sparse.vstack([on_genes(read_counts(s), s.genes, genes) for s in chosen], format="csr")
+        counts = sparse.vstack(
+            [on_genes(read_counts(s), s.genes, genes) for s in chosen], format="csr"
+        )
         _, arrays, var, notes = zip(*(read_spots(section) for section in chosen))
         for note in sum(notes, []):
             warnings.warn(note, stacklevel=2)
@@ -153,9 +167,14 @@ class Cohort:
     def restricted(self, spots: dict[str, np.ndarray]) -> "Cohort":
         """The same cohort with some of each section's spots alone: sample -> positions in `section.barcodes`."""
         pick = lambda section, rows: replace(
-            section, barcodes=section.barcodes[rows], h5ad_rows=section.h5ad_rows[rows], tile_rows=section.tile_rows[rows]
+            section,
+            barcodes=section.barcodes[rows],
+            h5ad_rows=section.h5ad_rows[rows],
+            tile_rows=section.tile_rows[rows],
         )
-        return replace(self, sections=tuple(pick(section, spots[section.sample]) for section in self.sections))
+        return replace(
+            self, sections=tuple(pick(section, spots[section.sample]) for section in self.sections)
+        )
 
     def _chosen(self, samples: Iterable[str] | None) -> list[Section]:
         if samples is None:
@@ -163,7 +182,9 @@ class Cohort:
         samples = [samples] if isinstance(samples, str) else list(samples)
         unknown = sorted(set(samples) - set(self.samples.index))
         if unknown or not samples:
-            raise PekaError(f"{self.path}: no sample {unknown or '(empty list)'}; it has {list(self.samples.index)}.")
+            raise PekaError(
+                f"{self.path}: no sample {unknown or '(empty list)'}; it has {list(self.samples.index)}."
+            )
         return [section for section in self.sections if section.sample in samples]
 
     def tiles(self) -> TileReader:
@@ -202,7 +223,9 @@ def open_cohort(path: str | Path) -> Cohort:
     samples, notes = read_samples(path)
     has_tiles = any(not file.name.startswith(".") for file in path.glob("patches/*.h5"))
     sections = tuple(
-        open_section(s, path / "adata" / f"{s}.h5ad", path / "patches" / f"{s}.h5" if has_tiles else None)
+        open_section(
+            s, path / "adata" / f"{s}.h5ad", path / "patches" / f"{s}.h5" if has_tiles else None
+        )
         for s in samples.index
     )
     unknown = samples.um_per_px.isna()
@@ -211,62 +234,15 @@ def open_cohort(path: str | Path) -> Cohort:
     notes += odd_splits(path)
     for note in notes:
         warnings.warn(note, stacklevel=2)
-    return Cohort(path, samples, sections, read_genes(path), read_splits(path, samples), has_tiles, tuple(notes))
-
-
-def log_cp10k(adata: ad.AnnData, dense: bool = True) -> np.ndarray | sparse.csr_matrix:
-    """ln(1 + 1e4 c / total) as float32 (n, G), total = obs["total_counts"]; 0 for a spot without counts.
-
-    Args:
-        adata: raw counts in X. Without obs["total_counts"], as in an AnnData of one's own, the total is taken over all its genes;
-            a cohort's has the total from before genes were joined.
-        dense: an array, G values a spot; otherwise CSR, which keeps the zeros of counts that have tens of thousands of spots.
-
-    Raises:
-        PekaError: no X, or a total that is NaN, infinite or negative.
-    """
-    total = _totals(adata)  # (n,)
-    scale = np.divide(1e4, total, out=np.zeros_like(total), where=total > 0)  # (n,)
-    logged = np.log1p(sparse.csr_matrix(adata.X, dtype=np.float64).multiply(scale[:, None]))  # (n, G)
-    logged = logged.tocsr().astype(np.float32)
-    return logged.toarray() if dense else logged
-
-
-def _totals(adata: ad.AnnData) -> np.ndarray:
-    """Total counts (n,) float64 of each spot."""
-    if adata.X is None:
-        raise PekaError("this AnnData has no X; expected raw counts (n, G) there. Copy them from the layer that holds them.")
-    given = adata.obs["total_counts"] if "total_counts" in adata.obs else np.asarray(adata.X.sum(axis=1)).ravel()
-    total = np.asarray(given, dtype=np.float64)
-    bad = ~(np.isfinite(total) & (total >= 0))
-    if bad.any():
-        raise PekaError(
-            f"total counts of {bad.sum()} of {len(bad)} spots are NaN, infinite or negative (first: {adata.obs_names[bad][0]}); expected "
-            "sums of raw counts. Look at X and obs['total_counts']."
-        )
-    return total
-
-
-def joined_genes(lists: list[pd.Index], join: str = "inner") -> pd.Index:
-    """Genes of several sections, in order of first appearance."""
-    if join not in ("inner", "outer"):
-        raise ValueError(f"join is 'inner' or 'outer', not {join!r}")
-    genes = lists[0]
-    for other in lists[1:]:
-        genes = genes[genes.isin(other)] if join == "inner" else genes.append(other[~other.isin(genes)])
-    return genes
-
-
-def on_genes(counts: sparse.csr_matrix, own: pd.Index, genes: pd.Index) -> sparse.csr_matrix:
-    """Columns of `counts` (n, own) arranged as `genes`; 0 where the section did not measure one."""
-    if own.equals(genes):
-        return counts
-    place = genes.get_indexer(own)  # (own,) column of each measured gene, -1 where it is not asked for
-    kept = np.flatnonzero(place >= 0)
-    counts = counts[:, kept]
-    joined = sparse.csr_matrix((counts.data, place[kept][counts.indices], counts.indptr), (counts.shape[0], len(genes)))
-    joined.sort_indices()
-    return joined
+    return Cohort(
+        path,
+        samples,
+        sections,
+        read_genes(path),
+        read_splits(path, samples),
+        has_tiles,
+        tuple(notes),
+    )
 
 
 def _agreed(tables: tuple[pd.DataFrame, ...], genes: pd.Index) -> pd.DataFrame:

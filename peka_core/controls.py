@@ -13,8 +13,8 @@ import pandas as pd
 from scipy.spatial import cKDTree
 
 from .evaluation import Predictor, head_answers
-from .protocols import Task, columns_of
-from .tiles import in_chunks
+from .layout.patches import in_chunks
+from .protocols import Task
 
 NEIGHBOURS = 8
 
@@ -37,6 +37,7 @@ def permuted_targets(features, seed: int = 0) -> Predictor:
 
     The penalty is chosen on the permuted targets too.
     """
+
     def predict(task: Task, train: np.ndarray, test: np.ndarray) -> dict:
         targets = task.targets.copy()
         targets[train] = targets[np.random.default_rng(seed).permutation(train)]  # whole rows move
@@ -62,6 +63,7 @@ def nearest_spots(cohort, k: int = NEIGHBOURS) -> Predictor:
     out there are none, so they are the other measured spots of the held-out section itself. Where zeros
     are dropped, each gene looks among the spots that count it.
     """
+
     def predict(task: Task, train: np.ndarray, test: np.ndarray) -> np.ndarray:
         samples = task.obs["sample"].to_numpy()
         known = train if task.split.scheme == "spots" else np.arange(len(samples))
@@ -74,34 +76,20 @@ def nearest_spots(cohort, k: int = NEIGHBOURS) -> Predictor:
     return predict
 
 
-def oracle(cohort, redraws: int = 32, seed: int = 0) -> Predictor:
-    """Demo only: the mean target over redraws of counts and depth given the drawn tile.
-
-    Patient and section effects are redrawn too where patients are held out, kept where spots are shuffled; where
-    zeros are dropped the mean is over non-zero draws.
-    """
-    from .sources import demo  # the drawing code, needed by demo cohorts alone
-
-    names, drawn = cohort.adata().var_names, {}
-
-    def predict(task: Task, train: np.ndarray, test: np.ndarray) -> np.ndarray:
-        how = ("nothing" if task.split.scheme == "spots" else "patients", task.protocol.zeros == "drop")
-        if how not in drawn:
-            drawn[how] = demo.oracle(cohort.path, redraw=how[0], redraws=redraws, seed=seed, positive_only=how[1])
-        return drawn[how][np.ix_(test, columns_of(names, task.genes))]
-
-    return predict
-
-
 CONTROLS = {"slide_one_hot": slide_one_hot, "colour": colour}
-REFERENCES = {"library_size": library_size, "slide_and_library_size": slide_and_library_size,
-              "nearest_spots": nearest_spots}
+REFERENCES = {
+    "library_size": library_size,
+    "slide_and_library_size": slide_and_library_size,
+    "nearest_spots": nearest_spots,
+}
 
 
 def _colour_of(tile):
     """18 statistics of one tile `(224, 224, 3)`, all from its three histograms."""
     levels = np.arange(256)
-    counts = np.stack([np.bincount(tile[..., c].ravel(), minlength=256) for c in range(3)])  # (3, 256)
+    counts = np.stack(
+        [np.bincount(tile[..., c].ravel(), minlength=256) for c in range(3)]
+    )  # (3, 256)
     share = counts / counts.sum(1, keepdims=True)
     mean = share @ levels  # (3,)
     sd = np.sqrt(np.maximum(share @ levels**2 - mean**2, 0))
@@ -116,7 +104,10 @@ def _mean_of_nearest(task, rows, near, k):
     finite = finite if task.fit is None else finite & task.fit[near]
     if finite.all():
         return _neighbour_mean(task, rows, near, k, slice(None))
-    columns = [_neighbour_mean(task, rows, near[finite[:, j]], k, slice(j, j + 1)) for j in range(finite.shape[1])]
+    columns = [
+        _neighbour_mean(task, rows, near[finite[:, j]], k, slice(j, j + 1))
+        for j in range(finite.shape[1])
+    ]
     return np.hstack(columns)
 
 
@@ -124,7 +115,9 @@ def _neighbour_mean(task, rows, near, k, genes):
     targets = task.targets[:, genes]
     if len(near) == 0:
         return np.full((len(rows), targets.shape[1]), np.nan)
-    _, order = cKDTree(task.spatial[near]).query(task.spatial[rows], k=np.arange(1, min(k + 1, len(near)) + 1))
+    _, order = cKDTree(task.spatial[near]).query(
+        task.spatial[rows], k=np.arange(1, min(k + 1, len(near)) + 1)
+    )
     found = near[order]  # (m, k + 1), nearest first
     other = found != rows[:, None]
     used = other & (other.cumsum(1) <= k)  # the k nearest that are not the spot itself

@@ -5,7 +5,6 @@ and what they are compared with; any other name is a timm model, with timm's own
 take weights from a local file instead.
 """
 
-import contextlib
 import hashlib
 import math
 from collections.abc import Callable
@@ -19,12 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from . import backbones
 from .batches import in_turn, pieces
-from .encoder_files import BUNDLED, Row, find_weights, rows
-from .files import PekaError
-from .network import check_network, told
-from .provenance import MINI_WEIGHTS, check_device, weights_digest
+from .device import autocast, check_device, has_bfloat16
+from .downloads.network import check_network, told
+from .errors import PekaError
+from .models import backbones
+from .models.encoder_files import BUNDLED, MINI_WEIGHTS, Row, find_weights, rows, weights_digest
 
 
 @dataclass
@@ -70,18 +69,31 @@ class Encoder:
         Raises:
             PekaError: tiles of another type or shape.
         """
-        tiles = np.ascontiguousarray(tiles) if isinstance(tiles, np.ndarray) else tiles  # torch takes no reversed views
+        tiles = (
+            np.ascontiguousarray(tiles) if isinstance(tiles, np.ndarray) else tiles
+        )  # torch takes no reversed views
         tiles = torch.as_tensor(tiles)
         if tiles.dtype != torch.uint8 or tiles.ndim != 4 or tiles.shape[-1] != 3:
-            raise PekaError(f"tiles must be uint8 (n, height, width, 3), not {tiles.dtype} {tuple(tiles.shape)}")
-        pixels = self._resize(tiles.to(self.device, non_blocking=True))  # (n, size, size, 3), 0..255
+            raise PekaError(
+                f"tiles must be uint8 (n, height, width, 3), not {tiles.dtype} {tuple(tiles.shape)}"
+            )
+        pixels = self._resize(
+            tiles.to(self.device, non_blocking=True)
+        )  # (n, size, size, 3), 0..255
         rows = pixels.flatten(2)  # (n, size, size * 3): long rows, the colours side by side
-        mean, std = (torch.tensor(v).repeat(self.size).to(self.device, non_blocking=True) for v in (self.mean, self.std))
+        mean, std = (
+            torch.tensor(v).repeat(self.size).to(self.device, non_blocking=True)
+            for v in (self.mean, self.std)
+        )
         scale, shift = 1 / (255 * std), -mean / std  # (size * 3,)
         x = torch.empty(rows.shape, dtype=dtype, device=self.device)
-        for some in pieces(len(x), 4 if x.device.type == "cpu" else len(x)):  # a few tiles fit the CPU's cache
+        for some in pieces(
+            len(x), 4 if x.device.type == "cpu" else len(x)
+        ):  # a few tiles fit the CPU's cache
             x[some] = torch.addcmul(shift, rows[some].float(), scale)
-        return x.unflatten(2, (-1, 3)).permute(0, 3, 1, 2)  # (n, 3, size, size), channels last in memory
+        return x.unflatten(2, (-1, 3)).permute(
+            0, 3, 1, 2
+        )  # (n, 3, size, size), channels last in memory
 
     def _resize(self, pixels: Tensor) -> Tensor:
         """Shorter side to `resize`, then the centre `size` x `size`: (n, h, w, 3) -> (n, size, size, 3), 0..255."""
@@ -90,12 +102,18 @@ class Encoder:
             return pixels
         if self.resize is None:
             wanted = f"{self.size} x {self.size}"
-            raise PekaError(f"{self.name} takes tiles of {wanted} px as they are, not {height} x {width}: cut others")
+            raise PekaError(
+                f"{self.name} takes tiles of {wanted} px as they are, not {height} x {width}: cut others"
+            )
         scale = self.resize / min(height, width)
         sides = [int(height * scale + 1e-9), int(width * scale + 1e-9)]
-        x = F.interpolate(pixels.permute(0, 3, 1, 2).float(), sides, mode=self.interpolation, antialias=True)
+        x = F.interpolate(
+            pixels.permute(0, 3, 1, 2).float(), sides, mode=self.interpolation, antialias=True
+        )
         top, left = (round((side - self.size) / 2) for side in sides)
-        x = x[:, :, top : top + self.size, left : left + self.size].clamp(0, 255)  # bicubic overshoots
+        x = x[:, :, top : top + self.size, left : left + self.size].clamp(
+            0, 255
+        )  # bicubic overshoots
         return x.permute(0, 2, 3, 1).contiguous()
 
     def encode(self, x: Tensor) -> Tensor:
@@ -106,7 +124,9 @@ class Encoder:
         """
         if tuple(x.shape[1:]) != (3, self.size, self.size):
             wanted = f"(n, 3, {self.size}, {self.size})"
-            raise PekaError(f"{self.name} expects x {wanted}, not {tuple(x.shape)}: see its transform")
+            raise PekaError(
+                f"{self.name} expects x {wanted}, not {tuple(x.shape)}: see its transform"
+            )
         if self.pool == "cls+mean":
             return backbones.cls_and_mean(self.model(x), self.model.num_prefix_tokens)
         return self.model(x)
@@ -117,7 +137,11 @@ class Encoder:
 
 
 def in_batches(
-    encoder: Encoder, tiles, forward: Callable[[Tensor], tuple[Tensor, ...]], batch_size: int, progress: bool
+    encoder: Encoder,
+    tiles,
+    forward: Callable[[Tensor], tuple[Tensor, ...]],
+    batch_size: int,
+    progress: bool,
 ) -> list[np.ndarray]:
     """Each output of `forward(x)` for all tiles, float32, in the encoder's precision and without gradients.
 
@@ -132,12 +156,16 @@ def in_batches(
     on_cpu = torch.device(encoder.device).type == "cpu"
     size = min(batch_size, 32) if on_cpu else batch_size  # small batches stay in a CPU's cache
     parts = []
-    bar = tqdm(total=len(tiles), desc=f"embed with {encoder.name}", unit="tile", disable=not progress)
+    bar = tqdm(
+        total=len(tiles), desc=f"embed with {encoder.name}", unit="tile", disable=not progress
+    )
     for chunk in in_turn(lambda some: tiles[some], pieces(len(tiles), size), ahead=not on_cpu):
         while len(chunk):
             outputs = _outputs(encoder, chunk[:size], forward)
             if outputs is None and size == 1:
-                raise PekaError(f"no memory for a single tile on {encoder.device}: take a smaller encoder, or another device")
+                raise PekaError(
+                    f"no memory for a single tile on {encoder.device}: take a smaller encoder, or another device"
+                )
             if outputs is None:  # no memory for so many
                 torch.cuda.empty_cache()
                 size = max(1, min(size, len(chunk)) // 2)
@@ -149,7 +177,9 @@ def in_batches(
     return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
 
-def _outputs(encoder: Encoder, tiles: np.ndarray, forward: Callable[[Tensor], tuple[Tensor, ...]]) -> list[np.ndarray] | None:
+def _outputs(
+    encoder: Encoder, tiles: np.ndarray, forward: Callable[[Tensor], tuple[Tensor, ...]]
+) -> list[np.ndarray] | None:
     """Outputs of one batch, or None where the device has no memory for it."""
     try:
         x = encoder.transform(tiles)
@@ -160,7 +190,10 @@ def _outputs(encoder: Encoder, tiles: np.ndarray, forward: Callable[[Tensor], tu
 
 
 def load_encoder(
-    name: str, weights: str | Path | None = None, device: str | torch.device | None = None, seed: int = 0
+    name: str,
+    weights: str | Path | None = None,
+    device: str | torch.device | None = None,
+    seed: int = 0,
 ) -> Encoder:
     """Load an encoder, frozen, on `device` (the best one where it is not given).
 
@@ -186,12 +219,15 @@ def load_encoder(
 
 def _bundled(name: str, seed: int, weights: str | Path | None) -> Encoder:
     """`mini` with the weights of the package or of a file, or `random`: its network as drawn from `seed`."""
-    from .mini import MINI_MEAN, MINI_STD, build_mini
+    from .models.mini import MINI_MEAN, MINI_STD, build_mini
 
     model = build_mini(seed)
     if name == "mini":
         _load(model, weights or MINI_WEIGHTS, name)
-    facts = {"digest": weights_digest(name, weights, seed), "revision": "" if name == "mini" else f"seed {seed}"}
+    facts = {
+        "digest": weights_digest(name, weights, seed),
+        "revision": "" if name == "mini" else f"seed {seed}",
+    }
     return Encoder(name, model, tuple(MINI_MEAN), tuple(MINI_STD), model.num_features, **facts)
 
 
@@ -226,7 +262,11 @@ def _from_timm(name: str, weights: str | Path | None) -> Encoder:
     if weights is not None:
         _load(model, weights, name)
     size = cfg["input_size"][-1]
-    source = "" if weights else str(model.pretrained_cfg.get("hf_hub_id") or model.pretrained_cfg.get("url") or "")
+    source = (
+        ""
+        if weights
+        else str(model.pretrained_cfg.get("hf_hub_id") or model.pretrained_cfg.get("url") or "")
+    )
     return Encoder(
         name, model, tuple(cfg["mean"]), tuple(cfg["std"]), model.num_features, size, math.floor(size / cfg["crop_pct"]),
         "bicubic" if cfg["interpolation"] == "bicubic" else "bilinear", pool=str(getattr(model, "global_pool", "avg")),
@@ -244,7 +284,10 @@ def _state_digest(model: nn.Module) -> str:
     """sha256 over names and bytes of all parameters and buffers."""
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
-        digest.update(key.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(
+            key.encode()
+            + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()
 
 
@@ -260,22 +303,3 @@ def embeds_in_bfloat16(name: str, model: nn.Module) -> bool:
     `mini` and `random` stay in float32 too: they are so small that they would gain nothing, and features would be off by 5 %.
     """
     return isinstance(model, timm.models.VisionTransformer) and name not in BUNDLED
-
-
-def has_bfloat16(device: str | torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware (CPU: AVX512_BF16 or AMX)."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, check, bool)() for check in checks)
-
-
-def autocast(device: str | torch.device, precision: str = "bfloat16") -> contextlib.AbstractContextManager:
-    """bfloat16 autocast where it is asked for and the device has it, otherwise float32 that is float32.
-
-    On a GPU cuDNN's convolutions would round to TF32, ten bits, by torch's default: features would be off by 1e-3.
-    """
-    kind = torch.device(device).type
-    if precision == "bfloat16" and has_bfloat16(device):
-        return torch.autocast(kind, dtype=torch.bfloat16)
-    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if kind == "cuda" else contextlib.nullcontext()

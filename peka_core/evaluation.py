@@ -9,14 +9,26 @@ import anndata
 import numpy as np
 import pandas as pd
 
-from .files import PekaError, write_whole
+from .errors import PekaError
+from .files import write_whole
 from .head import N_COMPONENTS, choose_alpha, fit_predict
 from .protocols import PROTOCOLS, Protocol, Task, make_tasks
 from .statistics import mean_defined, partial_pearson, pearson
 
 # (task, train rows, test rows) -> predictions (m, g), or those of named penalties as `head_answers` returns them
 Predictor = Callable[[Task, np.ndarray, np.ndarray], np.ndarray | dict]
-TEXT = ("protocol", "split", "scheme", "pooling", "patient", "section", "genes", "alpha", "gene", "group")
+TEXT = (
+    "protocol",
+    "split",
+    "scheme",
+    "pooling",
+    "patient",
+    "section",
+    "genes",
+    "alpha",
+    "gene",
+    "group",
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +61,9 @@ class Evaluation:
         if self.predictions is not None:
             write_whole(folder / "predictions.h5ad", self.predictions.write_h5ad)
         write_whole(folder / "genes.csv", lambda path: self.genes.to_csv(path, index=False))
-        packed = gzip.compress(self.scores.to_csv(index=False).encode(), mtime=0)  # a tenth; same scores, same bytes
+        packed = gzip.compress(
+            self.scores.to_csv(index=False).encode(), mtime=0
+        )  # a tenth; same scores, same bytes
         write_whole(folder / "scores.csv.gz", lambda path: path.write_bytes(packed))
 
     @classmethod
@@ -58,10 +72,14 @@ class Evaluation:
         folder = Path(folder)
         path = folder / "predictions.h5ad"
         predictions = anndata.read_h5ad(path) if path.exists() else None
-        return cls(predictions, _read_table(folder / "scores.csv.gz"), _read_table(folder / "genes.csv"))
+        return cls(
+            predictions, _read_table(folder / "scores.csv.gz"), _read_table(folder / "genes.csv")
+        )
 
 
-def evaluate(cohort, features, protocol: Protocol | str, tasks=None, alpha: float | None = None) -> Evaluation:
+def evaluate(
+    cohort, features, protocol: Protocol | str, tasks=None, alpha: float | None = None
+) -> Evaluation:
     """Score features, or a predictor, on a cohort.
 
     Args:
@@ -80,7 +98,9 @@ def evaluate(cohort, features, protocol: Protocol | str, tasks=None, alpha: floa
     units, parts = [], []
     for task in tasks:
         if task.protocol != protocol:
-            raise PekaError(f"tasks were made for {task.protocol.name}, not for {protocol.name}: make them again.")
+            raise PekaError(
+                f"tasks were made for {task.protocol.name}, not for {protocol.name}: make them again."
+            )
         answers = _answers(features, task, alpha)
         for name, (value, predicted) in answers.items():
             units += _score(task, predicted, dict(alpha=name, alpha_value=value))
@@ -89,7 +109,9 @@ def evaluate(cohort, features, protocol: Protocol | str, tasks=None, alpha: floa
     return Evaluation(predictions, _score_table(units), _gene_table(units, protocol))
 
 
-def head_answers(features: np.ndarray, task: Task, alpha: float | None = None) -> dict[str, tuple[float, np.ndarray]]:
+def head_answers(
+    features: np.ndarray, task: Task, alpha: float | None = None
+) -> dict[str, tuple[float, np.ndarray]]:
     """The head's test predictions `(m, g)`: name -> (alpha, predictions).
 
     `chosen` is the penalty given, the protocol's only one, or the best of several by inner cross-validation
@@ -105,10 +127,24 @@ def head_answers(features: np.ndarray, task: Task, alpha: float | None = None) -
         named = {"chosen": choices[0]}
     else:
         rules = task.protocol
-        best = choose_alpha(features, task.targets, train, task.obs, choices, rules.min_section_spots, rules.standardise)
+        best = choose_alpha(
+            features,
+            task.targets,
+            train,
+            task.obs,
+            choices,
+            rules.min_section_spots,
+            rules.standardise,
+        )
         named = {"chosen": best, "x0.1": best / 10, "x10": best * 10}
     predicted = fit_predict(
-        features, task.targets, train, test, list(named.values()), task.protocol.standardise, task.fit
+        features,
+        task.targets,
+        train,
+        test,
+        list(named.values()),
+        task.protocol.standardise,
+        task.fit,
     )  # (a, m, g)
     return {name: (value, predicted[i]) for i, (name, value) in enumerate(named.items())}
 
@@ -125,12 +161,16 @@ def _answers(features, task, alpha):
         features = features[name]
     features = np.asarray(features)
     if features.ndim != 2 or len(features) != len(task.obs):
-        raise PekaError(f"features {features.shape} for split {name}: expected (n, d) with n = {len(task.obs)} spots, "
-                        "in the order of cohort.obs.")
+        raise PekaError(
+            f"features {features.shape} for split {name}: expected (n, d) with n = {len(task.obs)} spots, "
+            "in the order of cohort.obs."
+        )
     broken = ~np.isfinite(features).all(1)
     if broken.any():
-        raise PekaError(f"features of {broken.sum()} of {len(features)} spots hold NaN or infinity (split {name}), "
-                        f"first {task.obs.index[broken.argmax()]}: embed those tiles again.")
+        raise PekaError(
+            f"features of {broken.sum()} of {len(features)} spots hold NaN or infinity (split {name}), "
+            f"first {task.obs.index[broken.argmax()]}: embed those tiles again."
+        )
     return head_answers(features, task, alpha)
 
 
@@ -138,27 +178,49 @@ def _score(task, predicted, labels):
     """Per-gene PCC of one split, pooled over its test spots and in each of its sections."""
     test = np.flatnonzero(task.split.test)
     observed = task.observed[test]  # (m, g)
-    labels = dict(protocol=task.protocol.name, split=task.split.name, scheme=task.split.scheme, **labels)
+    labels = dict(
+        protocol=task.protocol.name, split=task.split.name, scheme=task.split.scheme, **labels
+    )
     depth = np.log1p(task.obs["total_counts"].to_numpy(np.float64)[test])  # (m,)
-    units = [_unit(task, observed, predicted, depth, 2, dict(labels, pooling="pooled", patient="", section=""))]
+    units = [
+        _unit(
+            task,
+            observed,
+            predicted,
+            depth,
+            2,
+            dict(labels, pooling="pooled", patient="", section=""),
+        )
+    ]
     samples, groups = (task.obs[column].to_numpy()[test] for column in ("sample", "group"))
     for section in pd.unique(samples):
         here = samples == section
         place = dict(labels, pooling="section", patient=groups[here][0], section=section)
-        units.append(_unit(task, observed[here], predicted[here], depth[here], task.protocol.min_section_spots, place))
+        units.append(
+            _unit(
+                task,
+                observed[here],
+                predicted[here],
+                depth[here],
+                task.protocol.min_section_spots,
+                place,
+            )
+        )
     return units
 
 
 def _unit(task, observed, predicted, depth, min_spots, labels):
     """One scored set of spots: labels, and per gene its name, group, PCC and number of scored spots."""
-    genes = pd.DataFrame({
-        "gene": task.genes,
-        "group": task.gene_groups,
-        "pcc": pearson(observed, predicted, min_spots),
-        "beyond_depth": partial_pearson(observed, predicted, depth, min_spots),
-        "n_spots": np.isfinite(observed).sum(0),
-        "skipped": ~np.isfinite(task.targets).any(0),
-    })
+    genes = pd.DataFrame(
+        {
+            "gene": task.genes,
+            "group": task.gene_groups,
+            "pcc": pearson(observed, predicted, min_spots),
+            "beyond_depth": partial_pearson(observed, predicted, depth, min_spots),
+            "n_spots": np.isfinite(observed).sum(0),
+            "skipped": ~np.isfinite(task.targets).any(0),
+        }
+    )
     return labels, genes
 
 
@@ -170,28 +232,52 @@ def _score_table(units):
         for name in ("all", *sorted(set(group) - {""})):
             part = (group == name) | (name == "all")
             used = part & ~skipped
-            rows.append(dict(
-                labels, genes=name, pcc=float(mean_defined(pcc[used])), beyond_depth=float(mean_defined(beyond[used])),
-                n_spots=round(n_spots[used].mean()) if used.any() else 0, n_genes=int(used.sum()),
-                n_undefined=int(np.isnan(pcc[used]).sum()), n_skipped=int(skipped[part].sum()),
-            ))
-    first = ["protocol", "split", "scheme", "pooling", "patient", "section", "genes", "alpha", "alpha_value"]
+            rows.append(
+                dict(
+                    labels,
+                    genes=name,
+                    pcc=float(mean_defined(pcc[used])),
+                    beyond_depth=float(mean_defined(beyond[used])),
+                    n_spots=round(n_spots[used].mean()) if used.any() else 0,
+                    n_genes=int(used.sum()),
+                    n_undefined=int(np.isnan(pcc[used]).sum()),
+                    n_skipped=int(skipped[part].sum()),
+                )
+            )
+    first = [
+        "protocol",
+        "split",
+        "scheme",
+        "pooling",
+        "patient",
+        "section",
+        "genes",
+        "alpha",
+        "alpha_value",
+    ]
     table = pd.DataFrame(rows)
     return table[first + [column for column in table if column not in first]]
 
 
 def _gene_table(units, protocol):
     """Mean PCC of each gene at the chosen alpha over folds, or over patients' means over their sections."""
-    long = pd.concat([
-        genes[~genes["skipped"]].assign(scheme=labels["scheme"], split=labels["split"],
-                                        unit=labels["patient"] or labels["split"])
-        for labels, genes in units if labels["alpha"] == "chosen" and labels["pooling"] == protocol.pooling
-    ])
+    long = pd.concat(
+        [
+            genes[~genes["skipped"]].assign(
+                scheme=labels["scheme"],
+                split=labels["split"],
+                unit=labels["patient"] or labels["split"],
+            )
+            for labels, genes in units
+            if labels["alpha"] == "chosen" and labels["pooling"] == protocol.pooling
+        ]
+    )
     keys = ["scheme", "gene", "group"]
     by_unit = long.groupby([*keys, "unit"], sort=False)["pcc"].mean()
     table = by_unit.groupby(keys, sort=False).agg(pcc="mean", n="count")
-    counts = long.groupby(keys, sort=False).agg(n_undefined=("pcc", lambda pcc: pcc.isna().sum()),
-                                                n_splits=("split", "nunique"))
+    counts = long.groupby(keys, sort=False).agg(
+        n_undefined=("pcc", lambda pcc: pcc.isna().sum()), n_splits=("split", "nunique")
+    )
     return table.join(counts).reset_index()
 
 
@@ -202,7 +288,9 @@ def _prediction(task, predicted):
     observed = task.observed[test]
     predicted = np.where(np.isfinite(observed), predicted, np.nan).astype(np.float32)
     return anndata.AnnData(
-        obs=spots.assign(split=task.split.name, spot=spots.index).set_axis(task.split.name + "|" + spots.index),
+        obs=spots.assign(split=task.split.name, spot=spots.index).set_axis(
+            task.split.name + "|" + spots.index
+        ),
         var=pd.DataFrame({"group": task.gene_groups}, index=pd.Index(task.genes, dtype=object)),
         layers={"observed": observed, "predicted": predicted},
         obsm={"spatial": task.spatial[test]},
@@ -213,4 +301,6 @@ def _read_table(path):
     header = pd.read_csv(path, nrows=0).columns
     text = {column: str for column in header if column in TEXT}
     numbers = {column: [""] for column in header if column not in TEXT}
-    return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=numbers, float_precision="round_trip")
+    return pd.read_csv(
+        path, dtype=text, keep_default_na=False, na_values=numbers, float_precision="round_trip"
+    )

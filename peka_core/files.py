@@ -5,8 +5,8 @@ import errno
 import functools
 import hashlib
 import json
-import multiprocessing
 import math
+import multiprocessing
 import os
 import re
 import shutil
@@ -17,14 +17,20 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from .errors import PekaError
+
 # errors of the system that mean: this place takes no (more) files
-CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ENOTDIR)
+CANNOT_WRITE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EFBIG,
+    errno.ENOTDIR,
+)
 
 TEMPORARY = ".peka-tmp-"  # how names of our temporary files and folders begin: what else is hidden is not ours to remove
-
-
-class PekaError(Exception):
-    """Bad input or a missing step: says which file, what was expected and what to do next."""
 
 
 def one_name(name, what: str) -> str:
@@ -37,8 +43,15 @@ def one_name(name, what: str) -> str:
         PekaError: it is empty, hidden, too long, or more than one part of a path.
     """
     name = str(name)
-    if not name.strip() or name.startswith(".") or re.search(r"[/\\:\x00-\x1f]", name) or len(name.encode()) > 200:
-        raise PekaError(f"{what} {name!r} becomes the name of a file; expected one name without / and \\, and no dot in front. Rename it.")
+    if (
+        not name.strip()
+        or name.startswith(".")
+        or re.search(r"[/\\:\x00-\x1f]", name)
+        or len(name.encode()) > 200
+    ):
+        raise PekaError(
+            f"{what} {name!r} becomes the name of a file; expected one name without / and \\, and no dot in front. Rename it."
+        )
     return name
 
 
@@ -121,13 +134,17 @@ def cannot_write(path: str | Path, why: str) -> PekaError:
 
 def not_readable(path: str | Path) -> PekaError:
     """The one message about a file that is there and may not be read."""
-    return PekaError(f"{path} may not be read (permission denied). Ask its owner for the right to read it, or use a copy of your own.")
+    return PekaError(
+        f"{path} may not be read (permission denied). Ask its owner for the right to read it, or use a copy of your own."
+    )
 
 
 def no_access(error: OSError) -> PekaError:
     """What an error in `CANNOT_WRITE` means: a file that is there and may not be read, or a place that takes no files."""
     file = _file_of(error)
-    return not_readable(file) if _is_closed(file) else cannot_write(file or "the disk", error.strerror)
+    return (
+        not_readable(file) if _is_closed(file) else cannot_write(file or "the disk", error.strerror)
+    )
 
 
 def _file_of(error: BaseException) -> str | None:
@@ -157,7 +174,11 @@ def alone(path: Path):
         locks.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"{Path(path).name} is being made by another process: waiting for it", file=sys.stderr, flush=True)
+        print(
+            f"{Path(path).name} is being made by another process: waiting for it",
+            file=sys.stderr,
+            flush=True,
+        )
         lock.acquire()
     except OSError as error:
         if error.errno in CANNOT_WRITE:
@@ -176,12 +197,18 @@ def not_in_a_starting_worker() -> None:
         PekaError: this is such a worker: it runs its parent's script again, and would start workers of its own or wait for its parent.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise PekaError('a script that draws a cohort needs its lines under `if __name__ == "__main__":` (it is run again by each worker)')
+        raise PekaError(
+            'a script that draws a cohort needs its lines under `if __name__ == "__main__":` (it is run again by each worker)'
+        )
 
 
 def _is_near(filename, path: Path) -> bool:
     """Whether an error speaks of a file in the folder that is being written, not of one that could not be read."""
-    return filename is None or path.parent in [Path(str(filename)), *Path(str(filename)).parents] or Path(str(filename)) in path.parents
+    return (
+        filename is None
+        or path.parent in [Path(str(filename)), *Path(str(filename)).parents]
+        or Path(str(filename)) in path.parents
+    )
 
 
 def free_bytes(path: Path) -> int:
@@ -237,6 +264,8 @@ def what_is(path: str | Path) -> str:
     text = first.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if text.startswith((b"<!doctype html", b"<html")):
         return PAGE
-    if first[8:9] == b"{" and 2 <= int.from_bytes(first[:8], "little") <= 100_000_000:  # the header's length, then JSON
+    if (
+        first[8:9] == b"{" and 2 <= int.from_bytes(first[:8], "little") <= 100_000_000
+    ):  # the header's length, then JSON
         return SAFETENSORS
     return "a text" if first.isascii() and b"\0" not in first else ""

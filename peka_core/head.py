@@ -39,12 +39,17 @@ class Head:
         """Predictions `(a, m, g)` for each of `a` penalties: the factorisation is shared by all of them."""
         shrink = 1 / (self.power + np.asarray(alphas, np.float64)[:, None])  # (a, k)
         weights = shrink[..., None] * self.moments  # (a, k, g)
-        parts = [(z @ self.components) @ weights for z in _blocks(x, self.mean, self.scale)]  # (m, d)(d, k)(a, k, g) = (a, m, g)
+        parts = [
+            (z @ self.components) @ weights for z in _blocks(x, self.mean, self.scale)
+        ]  # (m, d)(d, k)(a, k, g) = (a, m, g)
         return np.concatenate(parts, axis=1) + self.intercept
 
 
 def fit_head(
-    x_train: np.ndarray, y_train: np.ndarray, n_components: int = N_COMPONENTS, standardise: bool = True
+    x_train: np.ndarray,
+    y_train: np.ndarray,
+    n_components: int = N_COMPONENTS,
+    standardise: bool = True,
 ) -> Head:
     """Fit StandardScaler, PCA(min(n_components, n, d)) and ridge on `x_train (n, d)`, `y_train (n, g)`.
 
@@ -55,7 +60,9 @@ def fit_head(
     x, y = np.asarray(x_train), np.asarray(y_train, np.float64)
     (n, d), intercept = x.shape, y.mean(0)
     mean, scale = _mean_and_scale(x, standardise)
-    if n > d:  # eigenvectors of the (d, d) covariance; otherwise of the (n, n) Gram matrix, the smaller one
+    if (
+        n > d
+    ):  # eigenvectors of the (d, d) covariance; otherwise of the (n, n) Gram matrix, the smaller one
         covariance, moments = np.zeros((d, d)), np.zeros((d, y.shape[1]))
         for start, z in zip(range(0, n, BLOCK), _blocks(x, mean, scale)):
             covariance += z.T @ z  # (d, n)(n, d) = (d, d)
@@ -64,11 +71,18 @@ def fit_head(
     else:
         z = np.concatenate(list(_blocks(x, mean, scale)))
         power, vectors = _leading(z @ z.T, min(n_components, n), d)
-        components, moments = z.T @ vectors / np.sqrt(power), z.T @ (y - intercept)  # (d, n)(n, k) = (d, k)
-    return Head(mean, scale, components, power, components.T @ moments, intercept)  # (k, d)(d, g) = (k, g)
+        components, moments = (
+            z.T @ vectors / np.sqrt(power),
+            z.T @ (y - intercept),
+        )  # (d, n)(n, k) = (d, k)
+    return Head(
+        mean, scale, components, power, components.T @ moments, intercept
+    )  # (k, d)(d, g) = (k, g)
 
 
-def fit_predict(features, targets, train, test, alphas, standardise: bool = True, fit=None) -> np.ndarray:
+def fit_predict(
+    features, targets, train, test, alphas, standardise: bool = True, fit=None
+) -> np.ndarray:
     """Fit on rows `train`, predict rows `test` for every alpha: `(a, m, g)`.
 
     `features (n, d)`; `targets (n, g)`, NaN where the protocol drops a spot; `fit (n, g)` bool, where a protocol fits
@@ -77,7 +91,9 @@ def fit_predict(features, targets, train, test, alphas, standardise: bool = True
     usable = np.isfinite(targets[train])  # (t, g)
     usable = usable if fit is None else usable & fit[train]
     if usable.all():
-        return fit_head(features[train], targets[train], standardise=standardise).path(features[test], alphas)
+        return fit_head(features[train], targets[train], standardise=standardise).path(
+            features[test], alphas
+        )
     predicted = np.full((len(alphas), len(test), targets.shape[1]), np.nan)
     patterns, of_gene = np.unique(usable, axis=1, return_inverse=True)  # (t, patterns), (g,)
     for i in np.flatnonzero(patterns.any(0)):
@@ -87,7 +103,9 @@ def fit_predict(features, targets, train, test, alphas, standardise: bool = True
     return predicted
 
 
-def choose_alpha(features, targets, train, obs, alphas, min_spots: int, standardise: bool = True) -> float:
+def choose_alpha(
+    features, targets, train, obs, alphas, min_spots: int, standardise: bool = True
+) -> float:
     """The penalty with the best mean per-section PCC in an inner cross-validation over rows `train`.
 
     Inner folds hold out whole groups (patients), sections where there is one group, spots where there is one
@@ -99,7 +117,9 @@ def choose_alpha(features, targets, train, obs, alphas, min_spots: int, standard
     curve = []  # one (a,) per inner held-out section
     for inside, held_out in _inner_folds(obs.iloc[train]):
         rows = train[held_out]
-        predicted = fit_predict(features, targets, train[inside], rows, alphas, standardise)  # (a, m, g)
+        predicted = fit_predict(
+            features, targets, train[inside], rows, alphas, standardise
+        )  # (a, m, g)
         samples = obs["sample"].to_numpy()[rows]
         for section in np.unique(samples):
             here = samples == section

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 from scipy.spatial import cKDTree
 
-from .cohort_files import Section, read_spots
-from .files import PekaError
-from .tiles import TileReader, in_chunks
+from .errors import PekaError
+from .layout.patches import in_chunks
+from .layout.sections import Section, read_spots
+from .tiles import TileReader
 
 SIDE = 8  # of the picture that is hashed
 NEAR = 1.5  # neighbours are spots closer than this many times the pitch
@@ -25,7 +26,12 @@ def difference_hash(tiles) -> np.ndarray:
 
 
 def _hash(images: np.ndarray) -> np.ndarray:
-    small = [cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (SIDE + 1, SIDE), interpolation=cv2.INTER_AREA) for image in images]
+    small = [
+        cv2.resize(
+            cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (SIDE + 1, SIDE), interpolation=cv2.INTER_AREA
+        )
+        for image in images
+    ]
     small = np.stack(small)  # (b, 8, 9)
     bits = (small[:, :, :-1] > small[:, :, 1:]).reshape(len(small), -1)  # (b, 64)
     return np.packbits(bits, axis=1).view(np.uint64).ravel()
@@ -36,7 +42,9 @@ def tile_digests(cohort) -> pd.Series:
 
     Reads every tile once, some hundred at a time.
     """
-    return pd.Series({section.sample: _digest(section) for section in cohort.sections}, dtype=object)
+    return pd.Series(
+        {section.sample: _digest(section) for section in cohort.sections}, dtype=object
+    )
 
 
 def _digest(section: Section) -> str:
@@ -50,7 +58,9 @@ def _digest(section: Section) -> str:
 def _reader(section: Section, rows: np.ndarray) -> TileReader:
     """Tiles of some of a section's spots, in the order of `rows`."""
     if section.patches is None:
-        raise PekaError(f"{section.sample}: no tiles here; expected patches/{section.sample}.h5. Build the cohort with its tiles.")
+        raise PekaError(
+            f"{section.sample}: no tiles here; expected patches/{section.sample}.h5. Build the cohort with its tiles."
+        )
     return TileReader([(section.patches, section.tile_rows[rows])])
 
 
@@ -69,7 +79,9 @@ def compare_tiles(cohort, sample: str, original: str, at_most: int | None = None
     count = len(shared) if at_most is None else min(at_most, len(shared))
     pick = np.unique(np.linspace(0, len(shared) - 1, count).astype(int))
     pairs = zip(*(in_chunks(_reader(s, at[pick])) for s, at in zip(sections, rows)))
-    differ = [np.abs(a.astype(np.int16) - b).mean(axis=(1, 2, 3)) for a, b in pairs]  # grey levels, a chunk each
+    differ = [
+        np.abs(a.astype(np.int16) - b).mean(axis=(1, 2, 3)) for a, b in pairs
+    ]  # grey levels, a chunk each
     differ = np.concatenate([np.zeros(0), *differ])  # (m,)
     return {
         "of": original, "shared_barcodes": len(shared), "tiles_compared": len(pick),
@@ -91,7 +103,11 @@ def across_splits(cohort, splits, hashes: np.ndarray | None = None) -> pd.DataFr
     group = obs["group"].to_numpy()
     rows = []
     for split in splits:
-        copies = np.nan if hashes is None else int(np.isin(hashes[split.test], hashes[split.train]).sum())
+        copies = (
+            np.nan
+            if hashes is None
+            else int(np.isin(hashes[split.test], hashes[split.train]).sum())
+        )
         beside = sum(bool(split.train[near[spot]].any()) for spot in np.flatnonzero(split.test))
         rows.append({
             "split": split.name, "train": int(split.train.sum()), "test": int(split.test.sum()),
@@ -118,7 +134,9 @@ def without_leaks(cohort, split, hashes: np.ndarray) -> dict[str, np.ndarray]:
 def _neighbours(cohort) -> list[np.ndarray]:
     """Rows of the spots around each spot, in its own section, within 1.5 times the section's median distance to the nearest."""
     samples = cohort.obs["sample"].to_numpy()
-    spatial = np.concatenate([read_spots(section)[1]["spatial"] for section in cohort.sections])  # (n, 2); no counts are read
+    spatial = np.concatenate(
+        [read_spots(section)[1]["spatial"] for section in cohort.sections]
+    )  # (n, 2); no counts are read
     found: list[np.ndarray] = [np.zeros(0, int)] * len(samples)
     for sample in pd.unique(samples):
         rows = np.flatnonzero(samples == sample)

@@ -20,7 +20,9 @@ def structure_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), labels)
 
 
-def total_loss(kd: Tensor, struct: Tensor, lambda_kd: float = 0.5, lambda_struct: float = 0.5) -> Tensor:
+def total_loss(
+    kd: Tensor, struct: Tensor, lambda_kd: float = 0.5, lambda_struct: float = 0.5
+) -> Tensor:
     """lambda_1 L_KD + lambda_2 L_struct: Eq. 4. A loss with weight 0 leaves the sum, so it cannot spoil it."""
     terms = [weight * loss for weight, loss in ((lambda_kd, kd), (lambda_struct, struct)) if weight]
     return sum(terms)

@@ -4,22 +4,23 @@ The same features give 0.3 or 0.7 depending on these choices, so they travel as 
 score's name always carries it.
 """
 
-import warnings
 from dataclasses import dataclass, replace
 
-import anndata
 import numpy as np
 import pandas as pd
-import scanpy as sc
-from scipy import sparse
 from sklearn.model_selection import KFold, train_test_split
 
-from .cohort import Cohort, Split, joined_genes, log_cp10k
-from .cohort_tables import copies
-from .files import PekaError
+from .cohort import Split
+from .errors import PekaError
+from .genes import authors_genes, log_cp10k, variable_genes
+from .layout.gene_columns import columns_of
+from .layout.tables import copies
 from .recipe import mixes_patients
 
-HELD_OUT = {"patients": "group", "sections": "sample"}  # scheme -> the column whose values a split must not share
+HELD_OUT = {
+    "patients": "group",
+    "sections": "sample",
+}  # scheme -> the column whose values a split must not share
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,15 @@ class Protocol:
     """
 
     name: str
-    scheme: str  # "spots": shuffled folds over all spots; "cohort": the cohort's own held-out splits
+    scheme: (
+        str  # "spots": shuffled folds over all spots; "cohort": the cohort's own held-out splits
+    )
     genes_from: str  # who chooses the target genes, among those that every section measured: "all" spots, or the split's "train"
     # spots; "file": the cohort's own list. Among those that any section measured: "authors", by the rule of `authors_genes`;
     # "given", the list `genes`. There a gene is 0 in a section that did not measure it.
-    alphas: tuple[float, ...]  # ridge penalties: one is fixed, several are chosen from by inner cross-validation;
+    alphas: tuple[
+        float, ...
+    ]  # ridge penalties: one is fixed, several are chosen from by inner cross-validation;
     # none: HEST-Benchmark's rule, 100 / (components x genes)
     pooling: str  # PCC over all test spots of a fold ("pooled") or in each section ("section"), then patients
     merge_duplicates: bool  # leave copies of a section out, of training and of test
@@ -42,8 +47,12 @@ class Protocol:
     zeros: str = "keep"  # "drop": a gene is fitted and scored only where it was counted
     target: str = "ln_cp10k"  # TARGETS: what is predicted
     standardise: bool = True  # features before the PCA
-    gene_folds: bool = False  # scheme "spots": each gene shuffles its own usable spots, as the authors do
-    inner_holdout: bool = False  # with gene_folds: a fifth of each training fold is left unused, as the authors do
+    gene_folds: bool = (
+        False  # scheme "spots": each gene shuffles its own usable spots, as the authors do
+    )
+    inner_holdout: bool = (
+        False  # with gene_folds: a fifth of each training fold is left unused, as the authors do
+    )
     n_genes: int = 50
     genes: tuple[str, ...] = ()  # with genes_from "given"
     folds: int = 5  # of scheme "spots"
@@ -62,8 +71,10 @@ class Protocol:
         if self.scheme == "spots":
             return _shuffled(keep, self)
         if not cohort.splits:
-            raise PekaError(f"{cohort.path}: protocol {self.name} needs the cohort's own splits; "
-                            "expected splits/train_0.csv and splits/test_0.csv.")
+            raise PekaError(
+                f"{cohort.path}: protocol {self.name} needs the cohort's own splits; "
+                "expected splits/train_0.csv and splits/test_0.csv."
+            )
         splits = [Split(s.name, s.train & keep, s.test & keep) for s in cohort.splits]
         for split in splits:
             _check(cohort, split)
@@ -72,18 +83,52 @@ class Protocol:
 
 PROTOCOLS = {
     # The paper as written (Methods; KFold seed and scaler from the authors' code and our reading, see 04).
-    "peka_paper": Protocol("peka_paper", "spots", "all", alphas=(1.0,), pooling="pooled",
-                           merge_duplicates=False, scope="all"),
+    "peka_paper": Protocol(
+        "peka_paper",
+        "spots",
+        "all",
+        alphas=(1.0,),
+        pooling="pooled",
+        merge_duplicates=False,
+        scope="all",
+    ),
     # The authors' code (RunningStone/PEKA bf9c6f5): rules that their text does not give. A gene is kept with more than 321 spots.
-    "peka_official": Protocol("peka_official", "spots", "authors", alphas=(1.0,), pooling="pooled", merge_duplicates=False,
-                              scope="all", zeros="drop", target="log2_cp10k", standardise=False, gene_folds=True,
-                              inner_holdout=True, min_spots=322),
+    "peka_official": Protocol(
+        "peka_official",
+        "spots",
+        "authors",
+        alphas=(1.0,),
+        pooling="pooled",
+        merge_duplicates=False,
+        scope="all",
+        zeros="drop",
+        target="log2_cp10k",
+        standardise=False,
+        gene_folds=True,
+        inner_holdout=True,
+        min_spots=322,
+    ),
     # HEST-Benchmark (mahmoodlab/HEST afd42c3), on its own splits and genes.
-    "hest_bench": Protocol("hest_bench", "cohort", "file", alphas=(), pooling="pooled", merge_duplicates=False,
-                           scope="given", target="ln_counts"),
+    "hest_bench": Protocol(
+        "hest_bench",
+        "cohort",
+        "file",
+        alphas=(),
+        pooling="pooled",
+        merge_duplicates=False,
+        scope="given",
+        target="ln_counts",
+    ),
     # What a new patient's slide would get.
-    "strict": Protocol("strict", "cohort", "train", alphas=tuple(np.logspace(-1, 5, 13)), pooling="section",
-                       merge_duplicates=True, scope="nested"),
+    "strict": Protocol(
+        "strict",
+        "cohort",
+        "train",
+        alphas=tuple(np.logspace(-1, 5, 13)),
+        pooling="section",
+        merge_duplicates=True,
+        scope="nested",
+    ),
 }
 
 
@@ -98,7 +143,9 @@ class Task:
 
     split: Split  # train and test (n,), without the copies where the protocol merges duplicates
     genes: list[str]
-    targets: np.ndarray  # (n, g) float32, the protocol's target; NaN where the zero rule drops a spot
+    targets: (
+        np.ndarray
+    )  # (n, g) float32, the protocol's target; NaN where the zero rule drops a spot
     gene_groups: list[str]  # var["group"] of each gene, "" where the cohort has none
     obs: pd.DataFrame  # the cohort's obs
     spatial: np.ndarray  # (n, 2) spot centres, px
@@ -119,120 +166,26 @@ def make_tasks(cohort, protocol: Protocol) -> list[Task]:
         PekaError: as `Protocol.splits`; a target gene that no section, or not every section, measured.
     """
     splits = protocol.splits(cohort)
-    adata = cohort.adata(join="outer") if protocol.genes_from in ("authors", "given") else cohort.adata()
+    adata = (
+        cohort.adata(join="outer")
+        if protocol.genes_from in ("authors", "given")
+        else cohort.adata()
+    )
     if protocol.genes_from in ("all", "train"):
         log, seen = log_cp10k(adata, dense=False), {}  # (n, G) float32, made once for all splits
         everywhere = protocol.genes_from == "all"
         rows = [np.ones(adata.n_obs, bool)] if everywhere else [split.train for split in splits]
-        lists = [variable_genes(log, adata, some, protocol.n_genes, seen) for some in rows] * (len(splits) if everywhere else 1)
+        lists = [variable_genes(log, adata, some, protocol.n_genes, seen) for some in rows] * (
+            len(splits) if everywhere else 1
+        )
     else:
         genes = _fixed_genes(cohort, adata, protocol)
-        adata = adata[:, columns_of(adata.var_names, genes)].copy()  # (n, g): nothing else is needed of the others
+        adata = adata[
+            :, columns_of(adata.var_names, genes)
+        ].copy()  # (n, g): nothing else is needed of the others
         log, lists = log_cp10k(adata, dense=False), [genes] * len(splits)
     tasks = [_task(adata, log, split, genes, protocol) for split, genes in zip(splits, lists)]
     return _gene_folds(tasks) if protocol.gene_folds else tasks
-
-
-def columns_of(names: pd.Index, genes: list[str]) -> np.ndarray:
-    """Column `(g,)` of each gene among `names (G,)`.
-
-    Raises:
-        PekaError: a gene that is not there.
-    """
-    columns = names.get_indexer(genes)
-    if missing := [gene for gene, column in zip(genes, columns) if column < 0]:
-        raise PekaError(f"{len(missing)} of {len(genes)} genes are not among the {len(names)} at hand (first: {missing[0]}); "
-                        "expected genes that these sections measured: open the cohort's counts with join=\"outer\", or ask for others.")
-    return columns
-
-
-def variable_genes(log, adata: anndata.AnnData, rows: np.ndarray, n_genes: int, seen: dict | None = None) -> list[str]:
-    """The `n_genes` most variable genes over `rows (n,)` of `log (n, G)`, in the order of `adata.var_names`.
-
-    scanpy's highly_variable_genes with flavor seurat and batch_key sample: genes by the number of sections in
-    which they are variable, then by mean normalised dispersion. The step within a section depends on nothing else,
-    so `seen` keeps its tables from one split to the next.
-    """
-    seen = {} if seen is None else seen
-    samples = adata.obs["sample"].to_numpy()
-    tables = []
-    for sample in sorted(set(samples[rows])):
-        here = np.flatnonzero(rows & (samples == sample))
-        key = here.tobytes()
-        if key not in seen:
-            seen[key] = section_table(log[here], adata.var_names, n_genes)
-        tables.append(seen[key])
-    return best_genes(tables, adata.var_names, n_genes)
-
-
-def best_genes(tables: list[pd.DataFrame], names: pd.Index, n_genes: int) -> list[str]:
-    """The second step of `variable_genes`: the best genes over the `section_table`s, in the order of `names`.
-
-    Raises:
-        PekaError: no section says which genes vary.
-    """
-    tables = [table for table in tables if table.to_numpy().any()]  # a section of which nothing can be said has no say
-    if not tables:
-        raise PekaError("no target genes can be chosen: in no section of these spots does any gene vary. Look at their counts.")
-    table = pd.concat(tables).groupby(level=0).agg({"highly_variable": "sum", "dispersions_norm": "mean"})
-    best = table.sort_values(["highly_variable", "dispersions_norm"], ascending=False).index[:n_genes]
-    return list(names[names.isin(best)])
-
-
-def section_table(log: np.ndarray | sparse.csr_matrix, names: pd.Index, n_genes: int) -> pd.DataFrame:
-    """The first step of `variable_genes`: scanpy's table of one section, `log (n, G)`, one row a gene of `names (G,)`.
-
-    Genes that it does not express count as 0, as in scanpy's batches; all do where no gene can be ranked, as in a section
-    without counts, of one spot, or without a gene that varies.
-    """
-    log = log.toarray() if sparse.issparse(log) else log
-    expressed = log.any(0)
-    section = anndata.AnnData(log[:, expressed], var=pd.DataFrame(index=names[expressed]))
-    silent = pd.DataFrame(0.0, index=names, columns=["highly_variable", "dispersions_norm"])
-    if len(log) < 2 or not expressed.any():
-        return silent
-    try:
-        table = sc.pp.highly_variable_genes(section, n_top_genes=n_genes, flavor="seurat", inplace=False)
-    except (ValueError, IndexError):
-        if _some_vary(log):
-            raise
-        return silent
-    return table[["highly_variable", "dispersions_norm"]].astype(float).reindex(names, fill_value=0)
-
-
-def _some_vary(log: np.ndarray) -> bool:
-    """Whether two genes of `log (n, G)` differ in their dispersion, variance / mean of counts, so that genes can be ranked by it."""
-    counts = np.expm1(log[:, log.any(0)])
-    dispersion = counts.var(0) / counts.mean(0)  # (expressed,)
-    return bool(dispersion.max() > dispersion.min() * (1 + 1e-5))
-
-
-def top_genes(cohort: Cohort, n_genes: int) -> list[str]:
-    """`variable_genes` over all spots, among the genes that every section measured; one section in memory at a time."""
-    common = joined_genes([section.genes for section in cohort.sections])
-    logs = (log_cp10k(cohort.adata([sample])[:, common]) for sample in cohort.samples.index)
-    return best_genes([section_table(log, common, n_genes) for log in logs], common, n_genes)
-
-
-def authors_genes(adata: anndata.AnnData, n_genes: int) -> list[str]:
-    """The authors' choice of target genes (their step1_process_hvg.py) from raw counts `adata (n, G)` of all sections, outer join.
-
-    scanpy's normalize_total to the median depth, log1p, and highly_variable_genes(flavor="seurat") with the section as batch; one
-    section is dense at a time. A gene that a section did not measure counts as one that it does not express.
-
-    Returns:
-        in the order of `adata.var_names`.
-    """
-    total, samples = np.asarray(adata.X.sum(1)).ravel(), adata.obs["sample"].to_numpy()  # (n,)
-    depth, tables = np.median(total[total > 0]), []
-    for name in sorted(set(samples)):
-        section = adata[samples == name].copy()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Some cells have zero counts")  # they stay 0
-            sc.pp.normalize_total(section, target_sum=depth)
-        sc.pp.log1p(section)
-        tables.append(section_table(section.X, adata.var_names, n_genes))
-    return best_genes(tables, adata.var_names, n_genes)
 
 
 def _task(adata, log, split, genes, protocol):
@@ -241,9 +194,17 @@ def _task(adata, log, split, genes, protocol):
     if protocol.zeros == "drop":
         targets[targets == 0] = np.nan
         usable = np.isfinite(targets[split.train | split.test]).sum(0)
-        targets[:, usable < protocol.min_spots] = np.nan  # a gene without any target is skipped everywhere
-    groups = adata.var["group"].astype(str).iloc[columns].tolist() if "group" in adata.var else [""] * len(genes)
-    return Task(split, genes, targets, groups, adata.obs, np.asarray(adata.obsm["spatial"]), protocol)
+        targets[:, usable < protocol.min_spots] = (
+            np.nan
+        )  # a gene without any target is skipped everywhere
+    groups = (
+        adata.var["group"].astype(str).iloc[columns].tolist()
+        if "group" in adata.var
+        else [""] * len(genes)
+    )
+    return Task(
+        split, genes, targets, groups, adata.obs, np.asarray(adata.obsm["spatial"]), protocol
+    )
 
 
 def _fixed_genes(cohort, adata, protocol) -> list[str]:
@@ -253,8 +214,10 @@ def _fixed_genes(cohort, adata, protocol) -> list[str]:
     if protocol.genes_from == "authors":
         return authors_genes(adata, protocol.n_genes)
     if protocol.genes_from != "given" or not protocol.genes:
-        raise PekaError(f"protocol {protocol.name}: genes_from {protocol.genes_from!r} with {len(protocol.genes)} genes; expected all, "
-                        "train, file or authors, or given and a list.")
+        raise PekaError(
+            f"protocol {protocol.name}: genes_from {protocol.genes_from!r} with {len(protocol.genes)} genes; expected all, "
+            "train, file or authors, or given and a list."
+        )
     return list(protocol.genes)
 
 
@@ -262,8 +225,14 @@ def _listed_genes(cohort, adata) -> list[str]:
     """The cohort's own target genes, in the order of their file."""
     missing = [gene for gene in cohort.genes if gene not in adata.var_names]
     if missing or not cohort.genes:
-        what = f"{len(missing)} of its genes are not in every section (first: {missing[0]})" if missing else "no gene in it"
-        raise PekaError(f"{cohort.path}/var_*genes.json: {what}; expected the target genes of this cohort.")
+        what = (
+            f"{len(missing)} of its genes are not in every section (first: {missing[0]})"
+            if missing
+            else "no gene in it"
+        )
+        raise PekaError(
+            f"{cohort.path}/var_*genes.json: {what}; expected the target genes of this cohort."
+        )
     return list(cohort.genes)
 
 
@@ -280,7 +249,9 @@ def _gene_folds(tasks: list[Task]) -> list[Task]:
             fit[i, rows[train], gene] = scored[i, rows[test], gene] = True
     everywhere = tasks[0].split.train | tasks[0].split.test
     return [
-        replace(task, split=Split(task.split.name, everywhere, everywhere), fit=fit[i], scored=scored[i])
+        replace(
+            task, split=Split(task.split.name, everywhere, everywhere), fit=fit[i], scored=scored[i]
+        )
         for i, task in enumerate(tasks)
     ]
 
@@ -297,7 +268,11 @@ def _ln_counts(adata, log, columns) -> np.ndarray:
     return np.log1p(adata[:, columns].X.toarray())
 
 
-TARGETS = {"ln_cp10k": _ln_cp10k, "log2_cp10k": _log2_cp10k, "ln_counts": _ln_counts}  # name -> (n, g) float32
+TARGETS = {
+    "ln_cp10k": _ln_cp10k,
+    "log2_cp10k": _log2_cp10k,
+    "ln_counts": _ln_counts,
+}  # name -> (n, g) float32
 
 
 def _copies(obs):
@@ -309,8 +284,10 @@ def _copies(obs):
 def _shuffled(keep, protocol):
     rows = np.flatnonzero(keep)
     folds = KFold(protocol.folds, shuffle=True, random_state=protocol.seed).split(rows)
-    return [Split(f"spots/{i}", _mask(keep, rows[train]), _mask(keep, rows[test]))
-            for i, (train, test) in enumerate(folds)]
+    return [
+        Split(f"spots/{i}", _mask(keep, rows[train]), _mask(keep, rows[test]))
+        for i, (train, test) in enumerate(folds)
+    ]
 
 
 def _mask(like, rows):
@@ -323,8 +300,12 @@ def _check(cohort, split):
     labels = cohort.obs[HELD_OUT[split.scheme]].to_numpy()
     shared = sorted(set(labels[split.train]) & set(labels[split.test]))
     if shared:
-        raise PekaError(f"{cohort.path}: split {split.name} has {', '.join(map(str, shared))} in training and in "
-                        f"test; scheme {split.scheme} holds them out. Correct its splits/*.csv or samples.csv.")
+        raise PekaError(
+            f"{cohort.path}: split {split.name} has {', '.join(map(str, shared))} in training and in "
+            f"test; scheme {split.scheme} holds them out. Correct its splits/*.csv or samples.csv."
+        )
     if not split.train.any() or not split.test.any():
-        raise PekaError(f"{cohort.path}: split {split.name} has {split.train.sum()} training and "
-                        f"{split.test.sum()} test spots; expected some on both sides.")
+        raise PekaError(
+            f"{cohort.path}: split {split.name} has {split.train.sum()} training and "
+            f"{split.test.sum()} test spots; expected some on both sides."
+        )

@@ -2,8 +2,18 @@
 
 from dataclasses import dataclass, replace
 
-from .files import PekaError
+from .errors import PekaError
 from .values import fitted_fields
+
+METHODS = {
+    "none": "frozen encoder",
+    "bat": "block-affine adapter, W + W_g B_g + B_g (Eq. 3)",
+    "bone": "the additive tiling alone, W + B_g",
+    "lora": "low-rank adapter, W + (alpha / r) B A, by peft",
+    "adalora": "low-rank adapter whose ranks move between layers while training, by peft",
+    "full": "every weight of the encoder, no adapter",
+    "projector_only": "adapter off, projector trained",
+}
 
 
 @dataclass(frozen=True)
@@ -132,5 +142,9 @@ RECIPES = {
 
 def name_of_recipe(recipe: Recipe) -> str:
     """`as_written` or `as_run` where a recipe is one of them but for its batch size, which memory decides; else empty."""
-    same = (name for name, known in RECIPES.items() if replace(recipe, batch_size=known.batch_size) == known)
+    same = (
+        name
+        for name, known in RECIPES.items()
+        if replace(recipe, batch_size=known.batch_size) == known
+    )
     return next(same, "")

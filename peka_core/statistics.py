@@ -11,10 +11,12 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .files import PekaError
+from .errors import PekaError
 
 MIN_PATIENTS = 3
-CONSTANT = 1e-6  # a column whose sd is below this share of its largest value is constant up to float noise
+CONSTANT = (
+    1e-6  # a column whose sd is below this share of its largest value is constant up to float noise
+)
 
 
 class Interval(NamedTuple):
@@ -49,20 +51,31 @@ def pearson(observed: np.ndarray, predicted: np.ndarray, min_spots: int = 2) -> 
     b, b_constant = _centre(np.where(np.isfinite(predicted), predicted, 0), scored, count)
     undefined = (count < min_spots) | missing | a_constant | b_constant
     norm = np.sqrt((a * a).sum(-2) * (b * b).sum(-2))
-    return np.where(undefined, np.nan, np.clip((a * b).sum(-2) / np.where(undefined, 1, norm), -1, 1))
+    return np.where(
+        undefined, np.nan, np.clip((a * b).sum(-2) / np.where(undefined, 1, norm), -1, 1)
+    )
 
 
-def partial_pearson(observed: np.ndarray, predicted: np.ndarray, given: np.ndarray, min_spots: int = 3) -> np.ndarray:
+def partial_pearson(
+    observed: np.ndarray, predicted: np.ndarray, given: np.ndarray, min_spots: int = 3
+) -> np.ndarray:
     """Correlation of each column of `observed (m, g)` and `predicted (m, g)` with `given (m,)` taken out of both: `(g,)`.
 
     With `given` the log depth of a spot this is what a prediction knows beyond how much was counted. NaN as in `pearson`,
     and where depth alone explains a side.
     """
     given = np.broadcast_to(np.asarray(given, np.float64)[:, None], observed.shape)
-    scored = np.where(np.isfinite(observed), given, np.nan)  # the same spots for all three correlations
-    r_op, r_od, r_pd = (pearson(a, b, min_spots) for a, b in ((observed, predicted), (scored, observed), (scored, predicted)))
+    scored = np.where(
+        np.isfinite(observed), given, np.nan
+    )  # the same spots for all three correlations
+    r_op, r_od, r_pd = (
+        pearson(a, b, min_spots)
+        for a, b in ((observed, predicted), (scored, observed), (scored, predicted))
+    )
     rest = (1 - r_od**2) * (1 - r_pd**2)
-    return np.where(rest > CONSTANT, (r_op - r_od * r_pd) / np.sqrt(np.maximum(rest, CONSTANT)), np.nan)
+    return np.where(
+        rest > CONSTANT, (r_op - r_od * r_pd) / np.sqrt(np.maximum(rest, CONSTANT)), np.nan
+    )
 
 
 def mean_defined(values: np.ndarray) -> np.ndarray:
@@ -95,8 +108,11 @@ def paired_t(differences: np.ndarray, level: float = 0.95) -> Paired:
         PekaError: as `t_interval`.
     """
     differences = _replicates(differences)
-    return Paired(*t_interval(differences, level), stats.ttest_1samp(differences, 0, axis=-1).pvalue,
-                  differences.shape[-1])
+    return Paired(
+        *t_interval(differences, level),
+        stats.ttest_1samp(differences, 0, axis=-1).pvalue,
+        differences.shape[-1],
+    )
 
 
 def summarise(scores: pd.DataFrame, protocol, pooling: str | None = None) -> pd.DataFrame:
@@ -116,7 +132,9 @@ def summarise(scores: pd.DataFrame, protocol, pooling: str | None = None) -> pd.
     return pd.DataFrame(rows)
 
 
-def paired(scores_a: pd.DataFrame, scores_b: pd.DataFrame, genes: str = "all", scheme: str | None = None) -> dict:
+def paired(
+    scores_a: pd.DataFrame, scores_b: pd.DataFrame, genes: str = "all", scheme: str | None = None
+) -> dict:
     """Per-section PCC of `a` minus `b` at the chosen alpha, averaged within patients, tested over patients.
 
     Returns a dict: mean, low, high, p (NaN under three patients), n, and values, the differences by patient.
@@ -127,9 +145,13 @@ def paired(scores_a: pd.DataFrame, scores_b: pd.DataFrame, genes: str = "all", s
     """
     a, b = (_by_section(scores, genes, scheme) for scores in (scores_a, scores_b))
     if not a.index.equals(b.index):
-        raise PekaError(f"paired scores must cover the same splits and sections: {len(a)} against {len(b)} values, "
-                        f"{len(a.index.intersection(b.index))} in common. Evaluate both with the same tasks.")
-    values = (a - b).groupby("patient").mean()  # sections first, then patients; undefined ones left out
+        raise PekaError(
+            f"paired scores must cover the same splits and sections: {len(a)} against {len(b)} values, "
+            f"{len(a.index.intersection(b.index))} in common. Evaluate both with the same tasks."
+        )
+    values = (
+        (a - b).groupby("patient").mean()
+    )  # sections first, then patients; undefined ones left out
     return dict(over_patients(values), values=values)
 
 
@@ -152,10 +174,14 @@ def _centre(values, scored, count):
 def _replicates(values):
     values = np.asarray(values, np.float64)
     if values.shape[-1] < MIN_PATIENTS:
-        raise PekaError(f"a t interval needs at least {MIN_PATIENTS} patients, here {values.shape[-1]}: "
-                        "show the single values instead.")
+        raise PekaError(
+            f"a t interval needs at least {MIN_PATIENTS} patients, here {values.shape[-1]}: "
+            "show the single values instead."
+        )
     if not np.isfinite(values).all():
-        raise PekaError("a t interval over undefined values: leave those patients out first, and say how many.")
+        raise PekaError(
+            "a t interval over undefined values: leave those patients out first, and say how many."
+        )
     return values
 
 
@@ -165,7 +191,14 @@ def _summary(part, pooling):
     defined = values.dropna()
     if len(defined) < len(values):
         notes.append(f"{len(values) - len(defined)} of {len(values)} values undefined")
-    row = dict(mean=defined.mean(), low=np.nan, high=np.nan, n=len(defined), unit=unit, values=_listed(values))
+    row = dict(
+        mean=defined.mean(),
+        low=np.nan,
+        high=np.nan,
+        n=len(defined),
+        unit=unit,
+        values=_listed(values),
+    )
     if unit == "patient" and len(defined) >= MIN_PATIENTS:
         row |= dict(t_interval(defined.to_numpy())._asdict(), values="")
     row["beyond_depth"] = _mean_beyond_depth(part, pooling)
@@ -185,9 +218,15 @@ def _replicated(part, pooling):
     """The values that a score is the mean of, what each of them is, and notes on what they can carry."""
     if pooling == "pooled":
         return part.set_index("split")["pcc"], "fold", ["folds share training spots: no interval"]
-    by_patient = part.groupby("patient", sort=False)["pcc"].mean()  # undefined sections are left out
+    by_patient = part.groupby("patient", sort=False)[
+        "pcc"
+    ].mean()  # undefined sections are left out
     if len(by_patient) == 1:
-        return part.groupby("section", sort=False)["pcc"].mean(), "section", ["one patient: no interval"]
+        return (
+            part.groupby("section", sort=False)["pcc"].mean(),
+            "section",
+            ["one patient: no interval"],
+        )
     notes = [f"{len(by_patient)} patients: no interval"] if len(by_patient) < MIN_PATIENTS else []
     if part["scheme"].iat[0] != "patients":
         notes.append("the head saw other spots of these patients")
@@ -204,7 +243,11 @@ def _short(value):
 
 
 def _by_section(scores, genes, scheme):
-    rows = scores[(scores["pooling"] == "section") & (scores["genes"] == genes) & (scores["alpha"] == "chosen")]
+    rows = scores[
+        (scores["pooling"] == "section")
+        & (scores["genes"] == genes)
+        & (scores["alpha"] == "chosen")
+    ]
     schemes = list(rows["scheme"].unique())
     if scheme is None and len(schemes) > 1:
         raise PekaError(f"the scores hold several schemes, {schemes}: name one of them.")

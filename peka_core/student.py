@@ -11,12 +11,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from . import adapters
+from .device import versions
 from .encoders import Encoder, in_batches
-from .files import PekaError, sha256, write_json, write_whole
-from .ladder import METHODS
-from .provenance import versions
-from .recipe import CHOICES, Recipe
-from .weight_files import load_safely
+from .errors import PekaError
+from .files import sha256, write_json, write_whole
+from .models.weight_files import load_safely
+from .recipe import CHOICES, METHODS, Recipe
 
 RAW = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}  # a transform that leaves pixels at 0..255
 
@@ -40,14 +40,23 @@ class Student(nn.Module):
         PekaError: unknown method, targets that name no Linear layer, or a block size that does not divide one.
     """
 
-    def __init__(self, encoder: Encoder, method: str, d_teacher: int, recipe: Recipe | None = None, seed: int = 0):
+    def __init__(
+        self,
+        encoder: Encoder,
+        method: str,
+        d_teacher: int,
+        recipe: Recipe | None = None,
+        seed: int = 0,
+    ):
         super().__init__()
         if method not in METHODS:
             raise PekaError(f"method {method!r} is unknown; there are {', '.join(METHODS)}")
         recipe = recipe or Recipe()
         self.method, self.d_teacher, self.recipe = method, d_teacher, recipe
         self.network = copy.deepcopy(encoder.model) if method == "full" else _share(encoder.model)
-        self.encoder = dataclasses.replace(encoder, model=self.network, **(RAW if recipe.pixels == "raw" else {}))
+        self.encoder = dataclasses.replace(
+            encoder, model=self.network, **(RAW if recipe.pixels == "raw" else {})
+        )
         self.allocation = adapters.add(self.network, method, recipe, seed)
         self.projector = None
         if method != "none":
@@ -90,7 +99,11 @@ class Student(nn.Module):
 
     def ranks(self) -> dict[str, int]:
         """adalora's ranks in use as `rank_<layer>`, empty for the other methods."""
-        return {} if self.allocation is None else {f"rank_{name}": r for name, r in self.allocation.ranks().items()}
+        return (
+            {}
+            if self.allocation is None
+            else {f"rank_{name}": r for name, r in self.allocation.ranks().items()}
+        )
 
     def project(self, features: Tensor) -> Tensor:
         """Features (n, d) -> teacher space (n, d_t)."""
@@ -98,7 +111,9 @@ class Student(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor] | tuple[Tensor]:
         """x (n, 3, size, size) -> features (n, d) and, but for `none`, their projection (n, d_t)."""
-        features = self.encoder.encode(x)  # (n, d); without an adapter nothing here asks for a gradient
+        features = self.encoder.encode(
+            x
+        )  # (n, d); without an adapter nothing here asks for a gradient
         return (features,) if self.projector is None else (features, self.project(features))
 
     def save(self, folder: str | Path, extra: dict | None = None) -> None:
@@ -108,11 +123,24 @@ class Student(nn.Module):
             extra: further entries of the card that JSON can hold (teacher, split, seed, ...).
         """
         folder = Path(folder)
-        trained = {name: p.detach().cpu().contiguous() for name, p in self.named_parameters() if p.requires_grad}
+        trained = {
+            name: p.detach().cpu().contiguous()
+            for name, p in self.named_parameters()
+            if p.requires_grad
+        }
         for part, prefix in (("adapter", "network."), ("projector", "projector.")):
-            tensors = {name.removeprefix(prefix): t for name, t in trained.items() if name.startswith(prefix)}
-            write_whole(folder / f"{part}.safetensors", lambda path, tensors=tensors: save_file(tensors, path))
-        digests = {part: sha256(folder / f"{part}.safetensors") for part in ("adapter", "projector")}
+            tensors = {
+                name.removeprefix(prefix): t
+                for name, t in trained.items()
+                if name.startswith(prefix)
+            }
+            write_whole(
+                folder / f"{part}.safetensors",
+                lambda path, tensors=tensors: save_file(tensors, path),
+            )
+        digests = {
+            part: sha256(folder / f"{part}.safetensors") for part in ("adapter", "projector")
+        }
         write_json(folder / "card.json", {**(extra or {}), **self._card(), "sha256": digests})
 
     def _card(self) -> dict:
@@ -134,8 +162,19 @@ class Student(nn.Module):
         """
         folder = Path(folder)
         card = _read_card(folder, encoder)
-        written = ("block", "rank", "alpha", "hidden", "dropout", "projector", "reallocate", "pixels")
-        options = {name: card[name] for name in written if name in card}  # older cards lack some: then the default was used
+        written = (
+            "block",
+            "rank",
+            "alpha",
+            "hidden",
+            "dropout",
+            "projector",
+            "reallocate",
+            "pixels",
+        )
+        options = {
+            name: card[name] for name in written if name in card
+        }  # older cards lack some: then the default was used
         recipe = Recipe(**options, targets=tuple(card["targets"]))
         student = cls(encoder, card["method"], card["d_teacher"], recipe)
         state = {}
@@ -153,17 +192,25 @@ class Student(nn.Module):
 def _share(model: nn.Module) -> nn.Module:
     """A copy of the modules around the same tensors; safe because they are frozen and nobody writes to them."""
     tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, memo={id(tensor): tensor for tensor in tensors}).requires_grad_(False).eval()
+    return (
+        copy.deepcopy(model, memo={id(tensor): tensor for tensor in tensors})
+        .requires_grad_(False)
+        .eval()
+    )
 
 
 def _projector(dim: int, d_teacher: int, recipe: Recipe) -> nn.Sequential:
     """MLP d -> hidden -> d_teacher; with `relu` and no dropout it is the authors' Linear, ReLU, Linear."""
     if recipe.projector not in CHOICES["projector"]:
-        raise PekaError(f"projector {recipe.projector!r} is unknown: {' or '.join(CHOICES['projector'])}")
+        raise PekaError(
+            f"projector {recipe.projector!r} is unknown: {' or '.join(CHOICES['projector'])}"
+        )
     between: list[nn.Module] = [nn.GELU(), nn.Dropout(recipe.dropout)]
     if recipe.projector == "relu":
         between = [nn.ReLU(), nn.Dropout(recipe.dropout)] if recipe.dropout else [nn.ReLU()]
-    return nn.Sequential(nn.Linear(dim, recipe.hidden), *between, nn.Linear(recipe.hidden, d_teacher))
+    return nn.Sequential(
+        nn.Linear(dim, recipe.hidden), *between, nn.Linear(recipe.hidden, d_teacher)
+    )
 
 
 def _read_card(folder: Path, encoder: Encoder) -> dict:
@@ -194,8 +241,16 @@ def count_parameters(student: Student) -> dict[str, int]:
     """Trainable values of adapter and projector, and those of the encoder (for `full` the same that are trained)."""
     counts = {"adapter": 0, "projector": 0, "encoder": 0}
     for name, p in student.named_parameters():
-        part = "encoder" if not p.requires_grad else "adapter" if name.startswith("network.") else "projector"
-        counts[part] += p.numel() if "lora_ranknum" not in name else 0  # peft keeps a rank's number as a parameter
+        part = (
+            "encoder"
+            if not p.requires_grad
+            else "adapter"
+            if name.startswith("network.")
+            else "projector"
+        )
+        counts[part] += (
+            p.numel() if "lora_ranknum" not in name else 0
+        )  # peft keeps a rank's number as a parameter
     return counts if student.method != "full" else counts | {"encoder": counts["adapter"]}
 
 

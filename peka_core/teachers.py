@@ -9,10 +9,10 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.neighbors import KNeighborsClassifier
 
-from .cohort import log_cp10k
-from .files import PekaError
-from .provenance import check_device
-from .scfoundation import ScFoundation  # torch is imported when its network is
+from .device import check_device
+from .errors import PekaError
+from .genes import log_cp10k
+from .models.scfoundation import ScFoundation  # torch is imported when its network is
 
 
 class PcaTeacher:
@@ -41,7 +41,11 @@ class PcaTeacher:
         if most < 1:
             raise PekaError(f"the pca teacher needs two spots and a gene, got counts {x.shape}")
         d = min(self.n_components, most)
-        self.note = "" if d == self.n_components else f"{d} components, not {self.n_components}: {x.shape} counts"
+        self.note = (
+            ""
+            if d == self.n_components
+            else f"{d} components, not {self.n_components}: {x.shape} counts"
+        )
         if self.note:
             warnings.warn(f"pca teacher: {self.note}", stacklevel=2)
         solver = "arpack" if d < min(x.shape) else "full"
@@ -53,7 +57,9 @@ class PcaTeacher:
     def embed(self, adata: anndata.AnnData) -> np.ndarray:
         """Raw counts of spots, with the genes of the fit -> X_teacher float32 (n, d_t)."""
         if not hasattr(self, "pca"):
-            raise PekaError("the pca teacher is not fitted: call fit(adata of the training spots) first")
+            raise PekaError(
+                "the pca teacher is not fitted: call fit(adata of the training spots) first"
+            )
         if not adata.var_names.equals(self.genes):
             raise PekaError(
                 f"the pca teacher was fitted on {len(self.genes)} genes; "
@@ -65,7 +71,12 @@ class PcaTeacher:
     def facts(self, adata: anndata.AnnData) -> dict:
         """Settings and what was fitted, for uns["teacher"]."""
         ratio = self.pca.explained_variance_ratio_
-        return {"scale": self.scale, "seed": self.seed, "explained_variance_ratio": ratio, "note": self.note}
+        return {
+            "scale": self.scale,
+            "seed": self.seed,
+            "explained_variance_ratio": ratio,
+            "note": self.note,
+        }
 
 
 TEACHERS = {"pca": PcaTeacher, "scfoundation": ScFoundation}
@@ -96,7 +107,9 @@ def fit_pseudo_labels(x_teacher: np.ndarray, k: int, seed: int = 0) -> KMeans:
 
     The paper writes l = KNN(X_seq) and cites clustering (Eq. 6); the authors' code runs k-means.
     """
-    return KMeans(min(k, len(x_teacher)), n_init=4, random_state=seed).fit(np.asarray(x_teacher, np.float32))
+    return KMeans(min(k, len(x_teacher)), n_init=4, random_state=seed).fit(
+        np.asarray(x_teacher, np.float32)
+    )
 
 
 class Leiden:
@@ -122,7 +135,9 @@ class Leiden:
         labels = spots.obs["leiden"].astype(int).to_numpy()
         self.n_clusters = int(labels.max()) + 1
         if self.n_clusters > self.k:
-            raise PekaError(f"leiden found {self.n_clusters} communities, the recipe allows k = {self.k}: raise k")
+            raise PekaError(
+                f"leiden found {self.n_clusters} communities, the recipe allows k = {self.k}: raise k"
+            )
         self.vote = KNeighborsClassifier(min(self.neighbours, len(labels))).fit(x_teacher, labels)
         return self
 
@@ -158,14 +173,22 @@ def embed_spots(
     if train.dtype != bool or train.shape != (adata.n_obs,) or not train.any():
         has = f"{train.dtype} {train.shape}, {train.sum()} True"
         raise PekaError(f"train_mask must be bool ({adata.n_obs},) with a True, not {has}")
-    x_teacher = teacher.fit(adata[train]).embed(adata) if x_teacher is None else np.asarray(x_teacher)  # (n, d_t)
+    x_teacher = (
+        teacher.fit(adata[train]).embed(adata) if x_teacher is None else np.asarray(x_teacher)
+    )  # (n, d_t)
     if x_teacher.ndim != 2 or len(x_teacher) != adata.n_obs:
-        raise PekaError(f"x_teacher {x_teacher.shape} for {adata.n_obs} spots; expected (n, d_t), one row a spot in their order")
+        raise PekaError(
+            f"x_teacher {x_teacher.shape} for {adata.n_obs} spots; expected (n, d_t), one row a spot in their order"
+        )
     usable = np.isfinite(x_teacher).all(1)  # (n,)
     fitted = x_teacher[train & usable]
     if not len(fitted):
-        raise PekaError(f"teacher {teacher.name!r} could use none of {train.sum()} training spots: look at their counts")
-    clusters = Leiden(k, seed).fit(fitted) if labels == "leiden" else fit_pseudo_labels(fitted, k, seed)
+        raise PekaError(
+            f"teacher {teacher.name!r} could use none of {train.sum()} training spots: look at their counts"
+        )
+    clusters = (
+        Leiden(k, seed).fit(fitted) if labels == "leiden" else fit_pseudo_labels(fitted, k, seed)
+    )
     pseudo_label = np.full(adata.n_obs, -1, np.int64)
     pseudo_label[usable] = clusters.predict(x_teacher[usable])
     facts = teacher.facts(adata) | {
@@ -174,4 +197,6 @@ def embed_spots(
     }  # fmt: skip
     marks = {"teacher_usable": usable} if "dropped" in facts else {}
     obs = adata.obs.assign(pseudo_label=pseudo_label, teacher_train=train, **marks)
-    return anndata.AnnData(obs=pd.DataFrame(obs), obsm={"X_teacher": x_teacher}, uns={"teacher": facts})
+    return anndata.AnnData(
+        obs=pd.DataFrame(obs), obsm={"X_teacher": x_teacher}, uns={"teacher": facts}
+    )

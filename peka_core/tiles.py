@@ -1,22 +1,20 @@
 """Tiles: cut from a slide by HEST's current rule, and read back from the patches files of a cohort."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from .files import PekaError
-from .hdf5 import open_h5, reading
+from .errors import PekaError
+from .layout.patches import TILE, TILE_UM_PER_PX, as_pixels, read_rows
 
-TILE = 224  # px
-TILE_UM_PER_PX = 0.5
 KEEP_IN_MEMORY = 2e9  # bytes
-CHUNK = 256  # tiles read at a time
 
 
-def cut_tile(image: np.ndarray, centre_xy: tuple[float, float], um_per_px: float) -> tuple[np.ndarray, tuple[int, int]]:
+def cut_tile(
+    image: np.ndarray, centre_xy: tuple[float, float], um_per_px: float
+) -> tuple[np.ndarray, tuple[int, int]]:
     """Cut the 112 um window around a spot and resize it to 224 px.
 
     The rule of hestcore (mahmoodlab/HEST since August 2024), for slides read at full resolution: with
@@ -38,7 +36,9 @@ def cut_tile(image: np.ndarray, centre_xy: tuple[float, float], um_per_px: float
     centre = np.asarray(centre_xy, dtype=np.float64)
     if centre.shape != (2,) or not np.isfinite(centre).all() or not 0 < um_per_px < math.inf:
         given = f"{centre_xy} and {um_per_px}"
-        raise PekaError(f"a tile needs a centre (x, y) and a pixel size above 0 in um, not {given}: look at this spot's place.")
+        raise PekaError(
+            f"a tile needs a centre (x, y) and a pixel size above 0 in um, not {given}: look at this spot's place."
+        )
     s = TILE * TILE_UM_PER_PX / um_per_px
     side = round(s)
     x, y = (math.trunc(c - math.floor(s / 2)) for c in centre.tolist())
@@ -50,32 +50,16 @@ def cut_tile(image: np.ndarray, centre_xy: tuple[float, float], um_per_px: float
     return cv2.resize(crop, (TILE, TILE), interpolation=cv2.INTER_LINEAR), (x, y)
 
 
-def cut_tiles(image: np.ndarray, centres: np.ndarray, um_per_px: float) -> tuple[np.ndarray, np.ndarray]:
+def cut_tiles(
+    image: np.ndarray, centres: np.ndarray, um_per_px: float
+) -> tuple[np.ndarray, np.ndarray]:
     """`cut_tile` around centres (n, 2): tiles uint8 (n, 224, 224, 3) and their top-left corners (n, 2)."""
     if not len(centres):
-        raise PekaError("there are no spot centres to cut tiles around: look at the spots that were selected.")
+        raise PekaError(
+            "there are no spot centres to cut tiles around: look at the spots that were selected."
+        )
     tiles, corners = zip(*(cut_tile(image, centre, um_per_px) for centre in centres))
     return np.stack(tiles), np.array(corners)
-
-
-def as_pixels(pixels, what: str, axes: int = 4) -> np.ndarray:
-    """Pixels as they are, if they are uint8 RGB with `axes` axes, the last of three colours: nothing else is cast to it.
-
-    Raises:
-        PekaError: another type, such as float 0..1 or uint16, or another shape.
-    """
-    pixels = np.asarray(pixels)
-    if pixels.dtype != np.uint8 or pixels.ndim != axes or pixels.shape[-1] != 3:
-        raise PekaError(
-            f"{what}: pixels are {pixels.dtype} {pixels.shape}; expected uint8, {axes} axes, the last of three colours (RGB, 0 to "
-            "255). Scale other ranges to 0..255, round, and convert to uint8 first."
-        )
-    return pixels
-
-
-def in_chunks(tiles) -> Iterator[np.ndarray]:
-    """Tiles of an array or a reader, `CHUNK` at a time."""
-    return (tiles[start : start + CHUNK] for start in range(0, len(tiles), CHUNK))
 
 
 class TileReader:
@@ -124,15 +108,3 @@ class TileReader:
             places = np.flatnonzero(part == i)
             tiles[places] = read_rows(path, rows[spots[places] - self._starts[i]])
         return tiles
-
-
-def read_rows(path: Path, rows: np.ndarray) -> np.ndarray:
-    """Rows of a patches file in any order, read once each as ascending runs of neighbours."""
-    wanted, back = np.unique(rows, return_inverse=True)
-    tiles = np.empty((len(wanted), TILE, TILE, 3), dtype=np.uint8)
-    breaks = np.flatnonzero(np.diff(wanted) != 1) + 1
-    with open_h5(path) as file, reading(file, "img") as images:
-        for run in np.split(np.arange(len(wanted)), breaks):
-            if len(run):
-                images.read_direct(tiles, np.s_[wanted[run[0]] : wanted[run[-1]] + 1], np.s_[run[0] : run[-1] + 1])
-    return tiles[back]

@@ -14,16 +14,28 @@ from pathlib import Path
 
 import yaml
 
-from .files import PekaError
+from .errors import PekaError
 
-WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path", type(None): "nothing", dict: "a mapping"}
+WORDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    Path: "a path",
+    type(None): "nothing",
+    dict: "a mapping",
+}
 
 
 class Yaml(yaml.SafeLoader):
     """YAML with the numbers of version 1.2: `1e-4` is one, `010` is ten and `1:30` is text; a name twice in a mapping is an error."""
 
     yaml_implicit_resolvers = {
-        first: [(tag, rule) for tag, rule in rules if tag not in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")]
+        first: [
+            (tag, rule)
+            for tag, rule in rules
+            if tag not in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+        ]
         for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -32,13 +44,17 @@ class Yaml(yaml.SafeLoader):
         seen = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"{key.value} stands here twice", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key.value} stands here twice", problem_mark=key.start_mark
+                )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
 Yaml.add_implicit_resolver("!whole", re.compile(r"[-+]?\d+$"), list("-+0123456789"))
-Yaml.add_implicit_resolver("!number", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$"), list("-+.0123456789"))
+Yaml.add_implicit_resolver(
+    "!number", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$"), list("-+.0123456789")
+)
 Yaml.add_constructor("!whole", lambda loader, node: int(loader.construct_scalar(node)))
 Yaml.add_constructor("!number", lambda loader, node: float(loader.construct_scalar(node)))
 
@@ -70,14 +86,20 @@ def read_mapping(path: Path, expected: str) -> dict:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise PekaError(f"{path}: cannot be read ({error.strerror}); expected {expected}. Correct the path or its permissions.") from error
+        raise PekaError(
+            f"{path}: cannot be read ({error.strerror}); expected {expected}. Correct the path or its permissions."
+        ) from error
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        raise PekaError(f"{path}, line {line}: not UTF-8; expected {expected}, as UTF-8 text. Save it so.") from error
+        raise PekaError(
+            f"{path}, line {line}: not UTF-8; expected {expected}, as UTF-8 text. Save it so."
+        ) from error
     values = read_yaml(text, path, expected)
     if not isinstance(values, dict):
         found = "nothing" if values is None else f"a {type(values).__name__}"
-        raise PekaError(f"{path}, line 1: {found}; expected {expected}. Write one `name: value` a line.")
+        raise PekaError(
+            f"{path}, line 1: {found}; expected {expected}. Write one `name: value` a line."
+        )
     return {str(key): value for key, value in values.items()}
 
 
@@ -105,12 +127,18 @@ def fitted(value, kind, name: str):
     Raises:
         PekaError: another type, or a number that is not finite.
     """
-    choices = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+    choices = (
+        typing.get_args(kind)
+        if typing.get_origin(kind) in (typing.Union, types.UnionType)
+        else (kind,)
+    )
     for choice in choices:
         found = _as(value, choice, name)
         if found is not _UNFIT:
             return found
-    raise PekaError(f"{name} must be {' or '.join(_words(choice) for choice in choices)}, not {_shown(value)}")
+    raise PekaError(
+        f"{name} must be {' or '.join(_words(choice) for choice in choices)}, not {_shown(value)}"
+    )
 
 
 _UNFIT = object()
@@ -121,7 +149,12 @@ def _as(value, kind, name: str):
     origin = typing.get_origin(kind) or kind
     if origin in (tuple, Iterable) and isinstance(value, (list, tuple)):
         return _items(value, kind, origin, name)
-    if kind is float and isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
+    if (
+        kind is float
+        and isinstance(value, Real)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+    ):
         return float(value)
     if kind is int and isinstance(value, Integral) and not isinstance(value, bool):
         return int(value)
@@ -140,7 +173,11 @@ def _items(values, kind, origin, name: str):
             return _UNFIT
     else:
         inner = inner[:1] * len(values)
-    members = [fitted(value, part, f"each of {name}") for value, part in zip(values, inner, strict=True)] if inner else list(values)
+    members = (
+        [fitted(value, part, f"each of {name}") for value, part in zip(values, inner, strict=True)]
+        if inner
+        else list(values)
+    )
     return tuple(members) if origin is tuple else members
 
 
@@ -152,7 +189,13 @@ def _words(kind) -> str:
 
 
 def _shown(value) -> str:
-    return "nothing" if value is None else f"the text {value!r}" if isinstance(value, str) else repr(value)
+    return (
+        "nothing"
+        if value is None
+        else f"the text {value!r}"
+        if isinstance(value, str)
+        else repr(value)
+    )
 
 
 def fitted_fields(record, checks: Mapping[str, tuple[str, Callable]], name: str = "") -> dict:
@@ -167,7 +210,11 @@ def fitted_fields(record, checks: Mapping[str, tuple[str, Callable]], name: str 
     """
     kinds = typing.get_type_hints(type(record))
     return {
-        field.name: within(fitted(getattr(record, field.name), kinds[field.name], name + field.name), checks.get(field.name), name + field.name)
+        field.name: within(
+            fitted(getattr(record, field.name), kinds[field.name], name + field.name),
+            checks.get(field.name),
+            name + field.name,
+        )
         for field in dataclasses.fields(record)
     }
 
@@ -187,4 +234,8 @@ def options_of(function: Callable) -> dict[str, object]:
     """Name -> declared type of a function's parameters, by annotation, else by the type of the default."""
     hints = typing.get_type_hints(function)
     parameters = inspect.signature(function).parameters.values()
-    return {p.name: hints.get(p.name, typing.Any if p.default in (None, p.empty) else type(p.default)) for p in parameters if p.name != "self"}
+    return {
+        p.name: hints.get(p.name, typing.Any if p.default in (None, p.empty) else type(p.default))
+        for p in parameters
+        if p.name != "self"
+    }

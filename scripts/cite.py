@@ -30,7 +30,14 @@ ROOT = Path(__file__).parents[1]
 NAMES = ("table", "cohort", "method", "protocol", "world", "scheme", "scope", "pooling", "zeros", "alpha", "split", "genes",
          "label", "rung", "predictor", "space", "training", "step", "curve", "value", "a", "minus b", "difference",
          "component")  # fmt: skip
-ASIDE = (r"```.*?```", r"`[^`]*`", r"\$\$.*?\$\$", r"\$[^$\n]*\$", r"\]\([^)\n]*\)", r"</?[A-Za-z][^>\n]*>")
+ASIDE = (
+    r"```.*?```",
+    r"`[^`]*`",
+    r"\$\$.*?\$\$",
+    r"\$[^$\n]*\$",
+    r"\]\([^)\n]*\)",
+    r"</?[A-Za-z][^>\n]*>",
+)
 SCORE = re.compile(r"(?<![\w.,])[+−-]?0?\.\d{2,}(?!\d|\.\d|\s?(?:µm|px|MB|GB|M\b|s\b|min\b|h\b))")
 ANY_NUMBER = r"(?<![\w.,])([+−-]?(?:\d{1,3}(?:,\d{3})+|\d*\.?\d+))(?!\d|[.,]\d)"
 
@@ -49,7 +56,11 @@ def parts_of(path: Path) -> list[str]:
     """The prose of a file: a notebook's markdown cells, or one text."""
     if path.suffix != ".ipynb":
         return [path.read_text(encoding="utf-8")]
-    return [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"]
+    return [
+        cell.source
+        for cell in nbformat.read(path, as_version=4).cells
+        if cell.cell_type == "markdown"
+    ]
 
 
 def scores_of(text: str) -> list[re.Match]:
@@ -88,7 +99,7 @@ def values_of(cell: dict, root: Path = ROOT) -> list[float]:
     Raises:
         ValueError: the selector does not name exactly one row, or a column is missing.
     """
-    (words, row), = cell.items()
+    ((words, row),) = cell.items()
     if words == "difference":
         (first,), (second,) = (values_of(part, root) for part in row)
         return [first - second]
@@ -119,10 +130,12 @@ def texts_of(root: Path, name: str, columns: list[str], row: dict) -> list[str]:
 
 def replicates(root: Path, cell: dict) -> pd.Series:
     """A column "1001:0.012 1002:…": one value a patient or cohort, by its name."""
-    (words, row), = cell.items()
+    ((words, row),) = cell.items()
     name, column = words.split(" | ")
-    text, = texts_of(root, name, [column], row)
-    return pd.Series({key: float(value) for key, value in (pair.split(":") for pair in text.split())})
+    (text,) = texts_of(root, name, [column], row)
+    return pd.Series(
+        {key: float(value) for key, value in (pair.split(":") for pair in text.split())}
+    )
 
 
 def as_written(written: str, value: float) -> str:
@@ -141,17 +154,27 @@ def pattern_of(piece: str) -> re.Pattern:
     return re.compile(ANY_NUMBER.join(words))
 
 
-def citations(parts: list[str], entries: dict, root: Path = ROOT) -> tuple[list[Citation], list[str]]:
+def citations(
+    parts: list[str], entries: dict, root: Path = ROOT
+) -> tuple[list[Citation], list[str]]:
     """What the entries of one file find in its parts, and what is wrong with the entries themselves."""
     found, complaints = [], []
     for piece, cells in entries.items():
-        places = [(number, match) for number, part in enumerate(parts) for match in pattern_of(piece).finditer(part)]
+        places = [
+            (number, match)
+            for number, part in enumerate(parts)
+            for match in pattern_of(piece).finditer(part)
+        ]
         if len(places) != 1:
             complaints.append(f"{len(places)} places read “{piece}”, not one")
             continue
-        (part, match), = places
+        ((part, match),) = places
         if isinstance(cells, str):
-            inside = [s for s in scores_of(parts[part]) if match.start() <= s.start() and s.end() <= match.end()]
+            inside = [
+                s
+                for s in scores_of(parts[part])
+                if match.start() <= s.start() and s.end() <= match.end()
+            ]
             found += [Citation(piece, part, score.span(), score[0], None) for score in inside]
             complaints += [] if inside else [f"“{piece}” holds no number"]
             continue
@@ -164,7 +187,8 @@ def citations(parts: list[str], entries: dict, root: Path = ROOT) -> tuple[list[
             complaints.append(f"“{piece}” has {match.re.groups} numbers and {len(values)} cells")
             continue
         found += [
-            Citation(piece, part, match.span(i), match[i], as_written(match[i], value)) for i, value in enumerate(values, 1)
+            Citation(piece, part, match.span(i), match[i], as_written(match[i], value))
+            for i, value in enumerate(values, 1)
         ]
     return found, complaints
 
@@ -173,21 +197,29 @@ def complaints_of(parts: list[str], entries: dict, root: Path = ROOT) -> list[st
     """Everything wrong with the numbers of one file: another value than the cell's, no cell, two cells."""
     found, complaints = citations(parts, entries, root)
     wrong = [cited for cited in found if cited.right not in (None, cited.written)]
-    complaints += [f"“{cited.piece}”: {cited.written}, and the cell says {cited.right}" for cited in wrong]
+    complaints += [
+        f"“{cited.piece}”: {cited.written}, and the cell says {cited.right}" for cited in wrong
+    ]
     spans = [(cited.part, *cited.span) for cited in found]
     for number, part in enumerate(parts):
         for score in scores_of(part):
-            times = sum(where == number and start <= score.start() < end for where, start, end in spans)
+            times = sum(
+                where == number and start <= score.start() < end for where, start, end in spans
+            )
             if times != 1:
                 around = " ".join(part[max(0, score.start() - 60) : score.end() + 20].split())
-                complaints.append(f"{score[0]} in “{around}” stands for {times} cells of cited.yaml, not for one")
+                complaints.append(
+                    f"{score[0]} in “{around}” stands for {times} cells of cited.yaml, not for one"
+                )
     return complaints
 
 
 def refreshed(parts: list[str], entries: dict, root: Path = ROOT) -> tuple[list[str], list[str]]:
     """The parts of a file with every number as its cell has it, and a line for each that changed."""
     parts, lines = list(parts), []
-    for cited in sorted(citations(parts, entries, root)[0], key=lambda cited: (cited.part, cited.span), reverse=True):
+    for cited in sorted(
+        citations(parts, entries, root)[0], key=lambda cited: (cited.part, cited.span), reverse=True
+    ):
         if cited.right not in (None, cited.written):
             text, (start, end) = parts[cited.part], cited.span
             around = " ".join(text[max(0, start - 80) : end + 40].split())
@@ -202,7 +234,9 @@ def write_parts(path: Path, parts: list[str]) -> None:
         path.write_text(parts[0], encoding="utf-8")
         return
     book = nbformat.read(path, as_version=4)
-    for cell, source in zip((cell for cell in book.cells if cell.cell_type == "markdown"), parts, strict=True):
+    for cell, source in zip(
+        (cell for cell in book.cells if cell.cell_type == "markdown"), parts, strict=True
+    ):
         cell.source = source
     nbformat.write(book, path)
 
@@ -213,11 +247,16 @@ def candidates(written: str, root: Path = ROOT) -> list[str]:
     for path in sorted((root / "results").glob("*.csv")):
         rows = table(root, path.stem)
         numbers = rows.apply(pd.to_numeric, errors="coerce")
-        for at, column in zip(*((numbers.abs() - abs(as_number(written))).abs() < 0.01).to_numpy().nonzero(), strict=True):
+        for at, column in zip(
+            *((numbers.abs() - abs(as_number(written))).abs() < 0.01).to_numpy().nonzero(),
+            strict=True,
+        ):
             value, row = numbers.iat[at, column], rows.iloc[at]
             if as_written(written, value) == written:
                 keys = {key: row[key] for key in rows if key in NAMES and row[key]}
-                lines.append(f"- {path.stem} | {rows.columns[column]}: {json.dumps(keys, ensure_ascii=False)}")
+                lines.append(
+                    f"- {path.stem} | {rows.columns[column]}: {json.dumps(keys, ensure_ascii=False)}"
+                )
     return lines
 
 
@@ -228,14 +267,22 @@ def as_number(written: str) -> float:
 
 def entries_of(root: Path = ROOT) -> dict[str, dict]:
     """scripts/cited.yaml, every value as text (`on` is a world, not true)."""
-    return yaml.load((root / "scripts" / "cited.yaml").read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    return yaml.load(
+        (root / "scripts" / "cited.yaml").read_text(encoding="utf-8"), Loader=yaml.BaseLoader
+    )
 
 
 def main(words: list[str] | None = None, root: Path = ROOT) -> int:
     """Check, or with `--write` refresh and check, every file that cited.yaml names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="bring every number to its cell's value")
-    parser.add_argument("--find", metavar="NUMBER", help="list the cells that a number could stand for, and do nothing else")
+    parser.add_argument(
+        "--write", action="store_true", help="bring every number to its cell's value"
+    )
+    parser.add_argument(
+        "--find",
+        metavar="NUMBER",
+        help="list the cells that a number could stand for, and do nothing else",
+    )
     arguments, failed = parser.parse_args(words), 0
     table.cache_clear()
     if arguments.find:

@@ -69,10 +69,19 @@ def single_values(ours: pd.Series, theirs: pd.Series) -> str:
     if a.keys() != b.keys():
         return f"values of {sorted(a)}, committed of {sorted(b)}"
     gap, name = max(((abs(float(a[name]) - float(b[name])), name) for name in b), default=(0.0, ""))
-    return f"the value of {name} differs by {gap:.4f}, allowed {TOLERANCE_SINGLE}" if gap > TOLERANCE_SINGLE else ""
+    return (
+        f"the value of {name} differs by {gap:.4f}, allowed {TOLERANCE_SINGLE}"
+        if gap > TOLERANCE_SINGLE
+        else ""
+    )
 
 
-def compare(fresh: Path, committed: Path, trained: float = TOLERANCE_TRAINED, untrained: float = TOLERANCE_UNTRAINED):
+def compare(
+    fresh: Path,
+    committed: Path,
+    trained: float = TOLERANCE_TRAINED,
+    untrained: float = TOLERANCE_UNTRAINED,
+):
     """Compare two tables.
 
     Returns:
@@ -94,7 +103,9 @@ def compare(fresh: Path, committed: Path, trained: float = TOLERANCE_TRAINED, un
         kind = "trained" if TRAINED.search(" ".join(key)) else "untrained"
         largest[kind] = max(largest.get(kind, (-1.0, key)), (gap, key), key=lambda pair: pair[0])
         if reason or gap > allowed:
-            complaints.append(f"{' · '.join(filter(None, key[:-1]))}: {reason or f'differs by {gap:.4f}, allowed {allowed}'}")
+            complaints.append(
+                f"{' · '.join(filter(None, key[:-1]))}: {reason or f'differs by {gap:.4f}, allowed {allowed}'}"
+            )
         else:
             passed += 1
     return passed, complaints, largest
@@ -105,8 +116,12 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pairs", nargs="+", metavar="PREFIX=FOLDER")
     parser.add_argument("--committed", type=Path, default=Path(__file__).parents[1] / "results")
-    parser.add_argument("--trained", type=float, default=TOLERANCE_TRAINED, help="default %(default)s")
-    parser.add_argument("--untrained", type=float, default=TOLERANCE_UNTRAINED, help="default %(default)s")
+    parser.add_argument(
+        "--trained", type=float, default=TOLERANCE_TRAINED, help="default %(default)s"
+    )
+    parser.add_argument(
+        "--untrained", type=float, default=TOLERANCE_UNTRAINED, help="default %(default)s"
+    )
     arguments = parser.parse_args(words)
     passed = failed = 0
     for pair in arguments.pairs:
@@ -116,14 +131,22 @@ def main(words: list[str] | None = None) -> int:
             if not committed.exists():
                 if name == "differences" and not (Path(folder) / f"{name}.csv").exists():
                     continue  # a run without students has none
-                good, complaints, largest = 0, [f"{committed} is missing: run `make publish` after the runs"], {}
+                good, complaints, largest = (
+                    0,
+                    [f"{committed} is missing: run `make publish` after the runs"],
+                    {},
+                )
             else:
                 fresh = Path(folder) / f"{name}.csv"
-                good, complaints, largest = compare(fresh, committed, arguments.trained, arguments.untrained)
+                good, complaints, largest = compare(
+                    fresh, committed, arguments.trained, arguments.untrained
+                )
             passed, failed = passed + good, failed + len(complaints)
             print(f"{committed.name}: {good} rows agree, {len(complaints)} do not")
             for kind, (gap, key) in largest.items():
-                print(f"  largest difference, {kind}: {gap:.5f} ({' · '.join(filter(None, key[:-1]))})")
+                print(
+                    f"  largest difference, {kind}: {gap:.5f} ({' · '.join(filter(None, key[:-1]))})"
+                )
             for complaint in complaints[:10]:
                 print(f"  {complaint}")
     print(f"{passed} passed, {failed} failed")

@@ -20,11 +20,13 @@ from peka_core.evaluation import evaluate
 from peka_core.protocols import PROTOCOLS, make_tasks
 from peka_core.sources import her2st
 from peka_core.statistics import summarise
-from peka_core.tables import LABELS, made_here, save_table
+from peka_core.studies.tables import LABELS, made_here, save_table
 
 ROOT = Path(__file__).parents[1]
 OFFICIAL = PROTOCOLS["peka_official"]
-HELD_OUT = replace(OFFICIAL, name="peka_official_held_out", scheme="cohort", gene_folds=False, inner_holdout=False)
+HELD_OUT = replace(
+    OFFICIAL, name="peka_official_held_out", scheme="cohort", gene_folds=False, inner_holdout=False
+)
 PREDICTORS = ("slide_one_hot", "library_size", "slide_and_library_size", "nearest_spots")
 
 
@@ -32,8 +34,13 @@ def counted() -> SimpleNamespace:
     """What scoring reads of a cohort: spots, patients' splits, and counts of all genes that any section measured."""
     adata = her2st.read_counts([section for section in her2st.section_names() if section != "C6"])
     patients = adata.obs["group"].to_numpy()
-    splits = [Split(f"patients/{i}", patients != name, patients == name) for i, name in enumerate(np.unique(patients))]
-    return SimpleNamespace(path="her2st", obs=adata.obs, splits=splits, adata=lambda join: adata)  # the outer join
+    splits = [
+        Split(f"patients/{i}", patients != name, patients == name)
+        for i, name in enumerate(np.unique(patients))
+    ]
+    return SimpleNamespace(
+        path="her2st", obs=adata.obs, splits=splits, adata=lambda join: adata
+    )  # the outer join
 
 
 def main() -> None:
@@ -46,12 +53,26 @@ def main() -> None:
             made = (controls.CONTROLS | controls.REFERENCES)[name](cohort)
             scores = evaluate(cohort, made, rule, tasks).scores.query("genes == 'all'")
             for pooling in ("pooled", "section"):
-                row = summarise(scores, rule, pooling).drop(columns=["genes", "alpha", "values"]).iloc[0]
+                row = (
+                    summarise(scores, rule, pooling)
+                    .drop(columns=["genes", "alpha", "values"])
+                    .iloc[0]
+                )
                 genes = scores["n_genes"].iloc[0]
                 what = {"genes": genes, "spots": len(cohort.obs), "protocol": rule.name}
                 rows.append({"label": LABELS[name], "zeros": rule.zeros, **row, **what})
-    table = pd.DataFrame(rows).assign(sections=cohort.obs["sample"].nunique(), patients=cohort.obs["group"].nunique(), **made_here("cpu"))
-    print(table.pivot_table(index="label", columns=["scheme", "zeros", "pooling"], values="mean", sort=False).round(3).to_string())
+    table = pd.DataFrame(rows).assign(
+        sections=cohort.obs["sample"].nunique(),
+        patients=cohort.obs["group"].nunique(),
+        **made_here("cpu"),
+    )
+    print(
+        table.pivot_table(
+            index="label", columns=["scheme", "zeros", "pooling"], values="mean", sort=False
+        )
+        .round(3)
+        .to_string()
+    )
     print(save_table(table, ROOT / "results", "controls_her2st"))
 
 

@@ -1,12 +1,12 @@
 """What the index of HEST-1k that the paper used has of its four cohorts, beside the paper's n: writes results/hest_cohorts.csv.
 
-    PEKA_MIRROR=../shared/data python scripts/hest_cohorts.py
+PEKA_MIRROR=../shared/data python scripts/hest_cohorts.py
 """
 
 from pathlib import Path
 
 from peka_core.sources import hest
-from peka_core.tables import made_here, save_table
+from peka_core.studies.tables import made_here, save_table
 
 
 def main() -> None:
@@ -14,7 +14,9 @@ def main() -> None:
     table = hest.counts_table()
     groups = {name: hest.groups(hest.slides(name)) for name in table.index}
     table["groups"] = [found["patient"].nunique() for found in groups.values()]
-    table["slides of unknown patients"] = [int((found["basis"] == "unknown").sum()) for found in groups.values()]
+    table["slides of unknown patients"] = [
+        int((found["basis"] == "unknown").sum()) for found in groups.values()
+    ]
     table["copies"] = [int((found["duplicate_of"] != "").sum()) for found in groups.values()]
     print(table.to_string())
     table = table.assign(**made_here("cpu") | {"code": ""})  # no score

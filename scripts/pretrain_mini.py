@@ -30,10 +30,10 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from tqdm.auto import tqdm
 
+from peka_core.drawn import drawing, painting
 from peka_core.files import sha256, write_whole
-from peka_core.mini import MINI_DIM, MINI_MEAN, MINI_STD, build_mini
-from peka_core.provenance import MINI_WEIGHTS
-from peka_core.sources import drawing, painting
+from peka_core.models.encoder_files import MINI_WEIGHTS
+from peka_core.models.mini import MINI_DIM, MINI_MEAN, MINI_STD, build_mini
 
 RECIPE = {
     "seed": 90_001,  # of tissue, weights and batches; demo cohorts use small seeds
@@ -70,9 +70,13 @@ def crop_with_label(rng, section, image, scale, recipe):
     centre = rng.uniform(side / 2, [width - side / 2, height - side / 2])
     shift = (np.array([drawing.TILE, drawing.TILE]) - 1) / 2 - scale * centre
     matrix = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
-    crop = cv2.warpAffine(image, matrix, (drawing.TILE, drawing.TILE), borderMode=cv2.BORDER_REFLECT)
+    crop = cv2.warpAffine(
+        image, matrix, (drawing.TILE, drawing.TILE), borderMode=cv2.BORDER_REFLECT
+    )
     kinds = section.cells.kind[drawing.inside_window(section, centre, side)]
-    weight = np.bincount(kinds, minlength=6) * np.array(recipe["label_weights"]) + recipe["label_offset"]
+    weight = (
+        np.bincount(kinds, minlength=6) * np.array(recipe["label_weights"]) + recipe["label_offset"]
+    )
     if rng.random() < 0.5:
         crop = crop.transpose(1, 0, 2)
     return np.rot90(crop, rng.integers(4)), weight / weight.sum()
@@ -88,14 +92,18 @@ def draw_batch(rng, tissue, recipe):
             crop, share = crop_with_label(rng, section, image, scale, recipe)
             crops.append(crop)
             shares.append(share)
-    x = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 255  # (B, h, w, 3) -> (B, 3, h, w)
+    x = (
+        torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 255
+    )  # (B, h, w, 3) -> (B, 3, h, w)
     return x, torch.tensor(np.array(shares), dtype=torch.float32)
 
 
 def jitter_stain(x, recipe):
     """Gain and exponent of the optical density, another for each image. x (B, 3, h, w) in 0..1."""
     image_sd, channel_sd = recipe["density_gain"]
-    gain = torch.exp(image_sd * torch.randn(len(x), 1, 1, 1) + channel_sd * torch.randn(len(x), 3, 1, 1))
+    gain = torch.exp(
+        image_sd * torch.randn(len(x), 1, 1, 1) + channel_sd * torch.randn(len(x), 3, 1, 1)
+    )
     gamma = torch.exp(recipe["density_gamma"] * torch.randn(len(x), 1, 1, 1))
     return torch.exp(-gain * (-torch.log(x.clamp(min=1 / 255))) ** gamma)
 
@@ -113,7 +121,11 @@ def half_size(model):
 
 def has_bf16():
     """Whether this CPU multiplies in bfloat16."""
-    return "avx512_bf16" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
+    return (
+        "avx512_bf16" in Path("/proc/cpuinfo").read_text()
+        if Path("/proc/cpuinfo").exists()
+        else False
+    )
 
 
 def train(tissue, recipe):
@@ -166,8 +178,12 @@ def probe(model, tissue):
     patient = np.repeat(np.arange(len(tissue)), [len(c) for c, _ in described])
     train_rows = patient < PROBE_TRAIN
     features = embed(model, tissue)
-    line = make_pipeline(StandardScaler(), Ridge(alpha=30)).fit(features[train_rows], targets[train_rows])
-    scores = r2_score(targets[~train_rows], line.predict(features[~train_rows]), multioutput="raw_values")
+    line = make_pipeline(StandardScaler(), Ridge(alpha=30)).fit(
+        features[train_rows], targets[train_rows]
+    )
+    scores = r2_score(
+        targets[~train_rows], line.predict(features[~train_rows]), multioutput="raw_values"
+    )
     return dict(zip([*drawing.TYPES, "nuclear size", "chromatin"], scores.round(3).tolist()))
 
 
@@ -180,15 +196,22 @@ def processor():
 
 def save(model, facts, out):
     """Weights in float16, then the facts with their digest; both whole or not at all."""
-    state = {name: v.half().contiguous() if v.is_floating_point() else v for name, v in model.state_dict().items()}
+    state = {
+        name: v.half().contiguous() if v.is_floating_point() else v
+        for name, v in model.state_dict().items()
+    }
     write_whole(out, lambda path: path.write_bytes(to_bytes(state)))
     facts = {"sha256": sha256(out), **facts}
-    write_whole(out.with_suffix(".json"), lambda path: path.write_text(json.dumps(facts, indent=1) + "\n"))
+    write_whole(
+        out.with_suffix(".json"), lambda path: path.write_text(json.dumps(facts, indent=1) + "\n")
+    )
     print(json.dumps(facts, indent=1))
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=RECIPE["steps"])
     parser.add_argument("--patients", type=int, default=RECIPE["patients"])
     parser.add_argument("--threads", type=int, default=2)
@@ -201,15 +224,25 @@ def main():
     tissue = draw_tissue(recipe["seed"], recipe["patients"], recipe["spots"])
     drawn = time.time()
     model, loss = train(tissue, recipe)
-    minutes = {"drawing": round((drawn - start) / 60, 2), "training": round((time.time() - drawn) / 60, 2)}
+    minutes = {
+        "drawing": round((drawn - start) / 60, 2),
+        "training": round((time.time() - drawn) / 60, 2),
+    }
     others = draw_tissue(PROBE_SEED, PROBE_PATIENTS, 60)
     facts = {
         "made": str(date.today()),
         "minutes": minutes,
         "hardware": f"{processor()}, {options.threads} threads, bf16 {has_bf16()}",
         "final_kl": round(loss, 4),
-        "held_out_r2": {"mini": probe(model, others), "random": probe(half_size(build_mini(seed=0)).eval(), others)},
-        "versions": {"torch": torch.__version__, "timm": timm.__version__, "drawing": drawing.VERSION},
+        "held_out_r2": {
+            "mini": probe(model, others),
+            "random": probe(half_size(build_mini(seed=0)).eval(), others),
+        },
+        "versions": {
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+            "drawing": drawing.VERSION,
+        },
         "mean": MINI_MEAN,
         "std": MINI_STD,
         "recipe": recipe,

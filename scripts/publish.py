@@ -17,12 +17,21 @@ import pandas as pd
 
 from peka_core.cohort import open_cohort
 from peka_core.files import write_whole
-from peka_core.provenance import commit
-from peka_core.units import AGAIN
-from peka_core.workspace import PUBLISHED
+from peka_core.runner.provenance import commit
+from peka_core.runner.run import PUBLISHED
+from peka_core.runner.units import AGAIN
 
 ROOT = Path(__file__).parents[1]
-KEEP_ALWAYS = ("unit.json", "history.csv", "card.json", "scores.csv.gz", "genes.csv", "umap.csv", "quality.json", "hashes.npy")
+KEEP_ALWAYS = (
+    "unit.json",
+    "history.csv",
+    "card.json",
+    "scores.csv.gz",
+    "genes.csv",
+    "umap.csv",
+    "quality.json",
+    "hashes.npy",
+)
 LIMIT_MB = 5.0
 
 
@@ -30,7 +39,9 @@ def kept(unit: dict, name: str, main_digest: str) -> bool:
     """Whether a file of a unit is small or needed enough to be committed."""
     if name in KEEP_ALWAYS:
         return True
-    shown = unit["method"] == "bat" and unit["split"] == "patients/0" and unit["cohort"] == main_digest
+    shown = (
+        unit["method"] == "bat" and unit["split"] == "patients/0" and unit["cohort"] == main_digest
+    )
     return name.endswith(".safetensors") and shown  # one adapter to look at
 
 
@@ -43,8 +54,14 @@ def repack(path: Path, target: Path) -> None:
             if isinstance(item, h5py.Group):
                 compact.require_group(name).attrs.update(item.attrs)
                 return
-            value = item.asstr()[()].astype("S") if item.dtype.kind == "O" and item.shape else item[()]
-            packed = {"compression": "gzip", "compression_opts": 9, "chunks": item.shape} if item.shape and item.size else {}
+            value = (
+                item.asstr()[()].astype("S") if item.dtype.kind == "O" and item.shape else item[()]
+            )
+            packed = (
+                {"compression": "gzip", "compression_opts": 9, "chunks": item.shape}
+                if item.shape and item.size
+                else {}
+            )
             compact.create_dataset(name, data=value, **packed).attrs.update(item.attrs)
 
         source.visititems(copy)
@@ -57,13 +74,23 @@ def shorten(path: Path, target: Path) -> None:
 
 def _six(text: str) -> str:
     whole, point, decimals = text.partition(".")
-    return f"{float(text):.6f}" if point and len(decimals) > 6 and whole.lstrip("-").isdigit() else text
+    return (
+        f"{float(text):.6f}"
+        if point and len(decimals) > 6 and whole.lstrip("-").isdigit()
+        else text
+    )
 
 
 def prune(run: Path) -> None:
     """Remove from a run what is large and can be made again."""
     digest = open_cohort(run / "cohort").digest
-    for folder in (run / "cohort" / "patches", *run.glob("cohort_*"), *run.glob("units/.*"), *run.glob(f"units/*{AGAIN}"), *run.rglob(".locks")):
+    for folder in (
+        run / "cohort" / "patches",
+        *run.glob("cohort_*"),
+        *run.glob("units/.*"),
+        *run.glob(f"units/*{AGAIN}"),
+        *run.rglob(".locks"),
+    ):
         folder.unlink() if folder.is_file() else shutil.rmtree(folder, ignore_errors=True)
     for path in run.rglob("*.h5ad"):
         write_whole(path, lambda target, path=path: repack(path, target))
@@ -82,7 +109,9 @@ def prune(run: Path) -> None:
 def copy_notebook(path: Path) -> None:
     """An executed notebook without papermill's cell of injected parameters: it opens with its own defaults."""
     book = nbformat.read(path, as_version=4)
-    book.cells = [cell for cell in book.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    book.cells = [
+        cell for cell in book.cells if "injected-parameters" not in cell.metadata.get("tags", [])
+    ]
     nbformat.write(book, ROOT / "notebooks" / path.name)
 
 
@@ -98,7 +127,10 @@ def main() -> int:
     shutil.copy(demo / "figures" / "scores.png", ROOT / "results" / "figures" / "demo_scores.png")
     prune(demo)
     units = "\n".join(sorted(path.parent.name for path in demo.glob("units/*/unit.json")))
-    (demo / PUBLISHED).write_text(f"Published at commit {commit()}. Nothing here is changed by opening it. Units:\n{units}\n", encoding="utf-8")
+    (demo / PUBLISHED).write_text(
+        f"Published at commit {commit()}. Nothing here is changed by opening it. Units:\n{units}\n",
+        encoding="utf-8",
+    )
     cited = subprocess.run([sys.executable, ROOT / "scripts" / "cite.py", "--write"], check=False)
     tracked = [path for part in ("cohort", "units") for path in (demo / part).rglob("*")]
     size = sum(path.stat().st_size for path in tracked if path.is_file()) / 1e6

@@ -16,16 +16,26 @@ import pandas as pd  # noqa: E402
 import pytest  # noqa: E402
 from scipy import sparse  # noqa: E402
 
-from peka_core import manifest, workspace  # noqa: E402
+from peka_core import places
 from peka_core.cohort import write_cohort_tables, write_sample  # noqa: E402
+from peka_core.downloads import manifest
 from peka_core.files import sha256  # noqa: E402
+from peka_core.runner import run as workspace  # noqa: E402
 from peka_core.sources import hest_index  # noqa: E402
 
-SMALL = {"patients": 4, "spots": 12, "folds": 2, "epochs": 1, "batch_size": 16}  # of a run that tests can afford
+SMALL = {
+    "patients": 4,
+    "spots": 12,
+    "folds": 2,
+    "epochs": 1,
+    "batch_size": 16,
+}  # of a run that tests can afford
 SHARED = Path(__file__).parents[2] / "shared"
 
 
-def write_tiny_cohort(path: Path, patients: int = 4, spots: int = 12, genes: int = 30, seed: int = 0) -> Path:
+def write_tiny_cohort(
+    path: Path, patients: int = 4, spots: int = 12, genes: int = 30, seed: int = 0
+) -> Path:
     """Write a cohort of drawn noise: `patients` x 2 sections, tiles whose brightness raises the first ten genes.
 
     Samples P1A, P1B, P2A, …; splits leave one patient out; the last spot's tile comes first in its file.
@@ -37,15 +47,32 @@ def write_tiny_cohort(path: Path, patients: int = 4, spots: int = 12, genes: int
     for sample in [f"P{p}{s}" for p in range(1, patients + 1) for s in "AB"]:
         bright = rng.uniform(0.3, 1.0, spots)  # (n,)
         noise = rng.integers(0, 256, (spots, 28, 28, 3))
-        tiles = (noise * bright[:, None, None, None]).astype(np.uint8).repeat(8, 1).repeat(8, 2)  # (n, 224, 224, 3)
+        tiles = (
+            (noise * bright[:, None, None, None]).astype(np.uint8).repeat(8, 1).repeat(8, 2)
+        )  # (n, 224, 224, 3)
         mean = base * np.where(np.arange(genes) < 10, 3 * bright[:, None], 1.0)  # (n, G)
         xy = np.stack([np.arange(spots) % 4, np.arange(spots) // 4], 1) * 400.0 + 500  # (n, 2) px
-        obs = pd.DataFrame({"tissue_type": rng.choice(["tumour", "stroma"], spots)}, index=[f"{i}x1" for i in range(spots)])
-        adata = ad.AnnData(sparse.csr_matrix(rng.poisson(mean), dtype=np.float32), obs, pd.DataFrame(index=names))
+        obs = pd.DataFrame(
+            {"tissue_type": rng.choice(["tumour", "stroma"], spots)},
+            index=[f"{i}x1" for i in range(spots)],
+        )
+        adata = ad.AnnData(
+            sparse.csr_matrix(rng.poisson(mean), dtype=np.float32), obs, pd.DataFrame(index=names)
+        )
         adata.obsm["spatial"] = xy
         back = np.arange(spots)[::-1]
-        digest = write_sample(path, sample, tiles[back], (xy - 112)[back], obs.index[back], adata, um_per_px=0.5)
-        rows.append({"sample_id": sample, "patient": sample[:-1], "technology": "drawn", "um_per_px": 0.5, "tiles_sha256": digest})
+        digest = write_sample(
+            path, sample, tiles[back], (xy - 112)[back], obs.index[back], adata, um_per_px=0.5
+        )
+        rows.append(
+            {
+                "sample_id": sample,
+                "patient": sample[:-1],
+                "technology": "drawn",
+                "um_per_px": 0.5,
+                "tiles_sha256": digest,
+            }
+        )
     table = pd.DataFrame(rows)
     splits = [
         (table.sample_id[table.patient != patient], table.sample_id[table.patient == patient])
@@ -109,7 +136,10 @@ def papers_index(request, tmp_path, monkeypatch) -> Path:
         mirror, listed = tmp_path / "index", copy.deepcopy(manifest.load_manifest())
         groups = pd.read_csv(hest_index.GROUPS, keep_default_na=False)
         path = draw_hest.draw_papers_index(mirror / hest_index.NAME, hest_index.COHORTS, groups)
-        listed["sources"]["hest"]["files"][hest_index.NAME] = {"size": path.stat().st_size, "sha256": sha256(path)}
+        listed["sources"]["hest"]["files"][hest_index.NAME] = {
+            "size": path.stat().st_size,
+            "sha256": sha256(path),
+        }
         monkeypatch.setattr(manifest, "load_manifest", lambda: listed)
     monkeypatch.setenv("PEKA_MIRROR", str(mirror))
     monkeypatch.setenv("PEKA_CACHE", str(tmp_path / "index-cache"))
@@ -121,5 +151,5 @@ def work(tmp_path_factory):
     """A run of a very small drawn cohort in a checkout of its own, shared by the tests of a module."""
     root = tmp_path_factory.mktemp("root")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workspace, "root", lambda: root)
+        patch.setattr(places, "root", lambda: root)
         yield workspace.open_run("smoke", "small", "cpu", {}, SMALL)

@@ -9,9 +9,10 @@ import torch
 from test_encoders import tiny_encoder
 
 from peka_core import alignment
-from peka_core.alignment import Recipe, align, alignment_quality, learning_rate
+from peka_core.alignment import Recipe, align, learning_rate
 from peka_core.batches import batches, orient
-from peka_core.files import PekaError
+from peka_core.errors import PekaError
+from peka_core.quality import alignment_quality
 from peka_core.student import Student, embed_tiles
 
 RECIPE = Recipe(epochs=3, lr=3e-3, batch_size=8, warmup=2, k=3, block=8, hidden=24, set_aside=0.2)
@@ -35,7 +36,12 @@ def world():
     tiles = (colour[:, None, None, :] + rng.integers(-9, 10, (N, 64, 64, 1))).astype(np.uint8)
     x_teacher = (colour / 64 - 2) @ rng.normal(size=(3, 4))
     labels = colour.argmax(1)
-    return {"tiles": tiles, "targets": x_teacher.astype(np.float32), "labels": labels, "groups": np.arange(N) // 8}
+    return {
+        "tiles": tiles,
+        "targets": x_teacher.astype(np.float32),
+        "labels": labels,
+        "groups": np.arange(N) // 8,
+    }
 
 
 def train(world, method="bat", recipe=RECIPE, device="cpu", **options):
@@ -50,7 +56,11 @@ def trained(student):
 @pytest.mark.parametrize("method", ["bat", "bone", "projector_only"])
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_the_loop_learns_on_groups_that_it_did_not_train_on(world, monkeypatch, method, bfloat16):
-    context = (lambda _: torch.autocast("cpu", dtype=torch.bfloat16)) if bfloat16 else (lambda _: contextlib.nullcontext())
+    context = (
+        (lambda _: torch.autocast("cpu", dtype=torch.bfloat16))
+        if bfloat16
+        else (lambda _: contextlib.nullcontext())
+    )
     monkeypatch.setattr(alignment, "autocast", context)
     monkeypatch.setattr(alignment, "has_bfloat16", lambda device: bfloat16)
     recipe = Recipe(**{**vars(RECIPE), "epochs": 6, "lr": 1e-2})
@@ -59,11 +69,15 @@ def test_the_loop_learns_on_groups_that_it_did_not_train_on(world, monkeypatch, 
     assert last.aside_total < 0.95 * first.aside_total and last.aside_r2 > first.aside_r2
     assert last.total < 0.95 * first.total
     blocks = [p for name, p in student.named_parameters() if name.endswith(".blocks")]
-    assert all(p.abs().max() > 0 for p in blocks) and len(blocks) == (0 if method == "projector_only" else 2)
+    assert all(p.abs().max() > 0 for p in blocks) and len(blocks) == (
+        0 if method == "projector_only" else 2
+    )
 
 
 def test_history_has_a_row_an_epoch_and_the_losses_of_the_kept_weights(world):
-    student, history = train(world, "projector_only", Recipe(**{**vars(RECIPE), "lambda_struct": 0.0}))
+    student, history = train(
+        world, "projector_only", Recipe(**{**vars(RECIPE), "lambda_struct": 0.0})
+    )
     assert history["epoch"].tolist() == [1, 2, 3]
     assert history["kept"].sum() == 1 and (history["choice"] == "lowest aside_total").all()
     assert history.loc[history["kept"], "aside_total"].item() == history["aside_total"].min()
@@ -72,12 +86,18 @@ def test_history_has_a_row_an_epoch_and_the_losses_of_the_kept_weights(world):
     generator = torch.Generator().manual_seed(0)
     group = torch.randperm(5, generator=generator)[0].item()  # the group that seed 0 sets aside
     aside = world["groups"] == group
-    projected = embed_tiles(student, world["tiles"][aside], progress=False)["projected"].astype(float)
-    log_s, log_t = (x - np.log(np.exp(x).sum(1, keepdims=True)) for x in (projected, world["targets"][aside]))
+    projected = embed_tiles(student, world["tiles"][aside], progress=False)["projected"].astype(
+        float
+    )
+    log_s, log_t = (
+        x - np.log(np.exp(x).sum(1, keepdims=True)) for x in (projected, world["targets"][aside])
+    )
     kept = history[history["kept"]].iloc[0]
     assert kept.aside_kd == pytest.approx((np.exp(log_t) * (log_t - log_s)).sum(1).mean(), rel=0.05)
     s, t = (x - x.mean(1, keepdims=True) for x in (projected, world["targets"][aside]))
-    assert kept.aside_r2 == pytest.approx(1 - ((s - t) ** 2).sum() / ((t - t.mean(0)) ** 2).sum(), abs=0.03)
+    assert kept.aside_r2 == pytest.approx(
+        1 - ((s - t) ** 2).sum() / ((t - t.mean(0)) ** 2).sum(), abs=0.03
+    )
 
 
 def test_best_epoch_is_kept_not_the_last(world, monkeypatch):
@@ -97,7 +117,9 @@ def test_best_epoch_is_kept_not_the_last(world, monkeypatch):
 @pytest.mark.parametrize("change", [{"set_aside": 0.0}, {"groups": np.zeros(N, int)}])
 def test_nothing_to_set_aside_keeps_the_last_epoch_and_says_so(world, change):
     recipe = Recipe(**{**vars(RECIPE), "set_aside": change.get("set_aside", RECIPE.set_aside)})
-    _, history = train(world | {k: v for k, v in change.items() if k == "groups"}, "projector_only", recipe)
+    _, history = train(
+        world | {k: v for k, v in change.items() if k == "groups"}, "projector_only", recipe
+    )
     assert history["kept"].tolist() == [False, False, True]
     assert history["choice"].iloc[0] == "last epoch, nothing set aside"
     assert history["aside_total"].isna().all()
@@ -115,12 +137,19 @@ def test_whole_groups_are_set_aside_and_never_read_for_training(world):
             return world["tiles"][rows]
 
     rows = np.flatnonzero(world["groups"] != 4)
-    train(world | {"tiles": Reader()}, "projector_only", Recipe(**{**vars(RECIPE), "epochs": 1}), rows=rows)
+    train(
+        world | {"tiles": Reader()},
+        "projector_only",
+        Recipe(**{**vars(RECIPE), "epochs": 1}),
+        rows=rows,
+    )
     *batches, aside = Reader.seen
     trained_on = np.concatenate(batches)
     assert len(trained_on) == len(set(trained_on)) == 24
     assert sorted([*trained_on, *aside]) == rows.tolist()
-    assert len(set(world["groups"][aside])) == 1 and not set(world["groups"][aside]) & set(world["groups"][trained_on])
+    assert len(set(world["groups"][aside])) == 1 and not set(world["groups"][aside]) & set(
+        world["groups"][trained_on]
+    )
 
 
 def test_rows_outside_the_training_spots_change_nothing(world):
@@ -133,11 +162,27 @@ def test_rows_outside_the_training_spots_change_nothing(world):
 
 def test_a_mask_of_rows_is_its_numbers(world):
     mask = world["groups"] != 4
-    runs = [trained(train(world, rows=rows)[0]) for rows in (mask, np.flatnonzero(mask), list(np.flatnonzero(mask)))]
+    runs = [
+        trained(train(world, rows=rows)[0])
+        for rows in (mask, np.flatnonzero(mask), list(np.flatnonzero(mask)))
+    ]
     assert all(torch.equal(run[name], runs[0][name]) for run in runs for name in runs[0])
 
 
-@pytest.mark.parametrize("rows", [np.ones(N - 1, bool), np.zeros(N, bool), [0.0, 1.0], [-1, 2], [0, N], [3, 3, 4], np.ones((N, 1), bool), [[1, 2]], []])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        np.ones(N - 1, bool),
+        np.zeros(N, bool),
+        [0.0, 1.0],
+        [-1, 2],
+        [0, N],
+        [3, 3, 4],
+        np.ones((N, 1), bool),
+        [[1, 2]],
+        [],
+    ],
+)
 def test_rows_that_are_no_spots_are_refused(world, rows):
     with pytest.raises(PekaError, match="rows"):
         train(world, rows=rows)
@@ -163,7 +208,11 @@ def test_same_seed_same_weights_whatever_was_drawn_before(world):
 
 def test_the_seed_draws_order_and_groups_set_aside(world, monkeypatch):
     seen = []
-    monkeypatch.setattr(alignment, "batches", lambda tiles, rows, *a, **k: seen.append(rows) or batches(tiles, rows, *a, **k))
+    monkeypatch.setattr(
+        alignment,
+        "batches",
+        lambda tiles, rows, *a, **k: seen.append(rows) or batches(tiles, rows, *a, **k),
+    )
     for seed in range(4):
         train(world, "projector_only", Recipe(**{**vars(RECIPE), "epochs": 1}), seed=seed)
     assert len({rows.tobytes() for rows in seen}) > 1
@@ -184,7 +233,15 @@ def test_the_frozen_encoder_is_as_before(world):
 def test_three_steps_equal_adam_written_out(world, monkeypatch):
     monkeypatch.setattr(alignment, "has_bfloat16", lambda device: False)
     monkeypatch.setattr(alignment, "autocast", lambda _: contextlib.nullcontext())
-    change = {"epochs": 3, "batch_size": N, "warmup": 2, "schedule": "constant", "flips": False, "clip": 0.1, "set_aside": 0.0}
+    change = {
+        "epochs": 3,
+        "batch_size": N,
+        "warmup": 2,
+        "schedule": "constant",
+        "flips": False,
+        "clip": 0.1,
+        "set_aside": 0.0,
+    }
     recipe = Recipe(**{**vars(RECIPE), **change})
     student, reference = (Student(tiny_encoder(64), "projector_only", 4, recipe) for _ in range(2))
     align(student, **world, recipe=recipe, progress=False, seed=7)
@@ -223,7 +280,10 @@ def test_learning_rate_warms_up_then_falls_to_zero():
 def test_orientations_are_the_eight_of_a_square():
     tile = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     made = {orient(tile, turn).tobytes() for turn in range(8)}
-    expected = {np.ascontiguousarray(np.rot90(t, k)).tobytes() for t, k in itertools.product((tile, tile[:, ::-1]), range(4))}
+    expected = {
+        np.ascontiguousarray(np.rot90(t, k)).tobytes()
+        for t, k in itertools.product((tile, tile[:, ::-1]), range(4))
+    }
     assert made == expected and len(made) == 8
     assert np.array_equal(orient(tile, 0), tile)
 
@@ -233,7 +293,11 @@ def test_flips_show_each_tile_in_many_orientations_and_can_be_off():
     for flips in (True, False):
         generator = torch.Generator().manual_seed(0)
         epoch = batches(tiles, np.arange(N), 8, flips, generator)
-        pairs = [(row, tile) for rows, batch in epoch for row, tile in zip(rows, batch.numpy(), strict=True)]
+        pairs = [
+            (row, tile)
+            for rows, batch in epoch
+            for row, tile in zip(rows, batch.numpy(), strict=True)
+        ]
         assert sorted(row for row, _ in pairs) == list(range(N))
         same = [np.array_equal(tile, tiles[row]) for row, tile in pairs]
         assert sum(same) < N / 3 if flips else all(same)
@@ -244,7 +308,9 @@ def test_flips_show_each_tile_in_many_orientations_and_can_be_off():
 def test_diverging_loss_names_epoch_step_and_rate(world):
     student = Student(tiny_encoder(64), "projector_only", 4, RECIPE)
     student.projector[0].weight.data[0, 0] = torch.nan
-    with pytest.raises(PekaError, match=r"loss is nan in epoch 1, step 0: lower the learning rate 0.003"):
+    with pytest.raises(
+        PekaError, match=r"loss is nan in epoch 1, step 0: lower the learning rate 0.003"
+    ):
         align(student, **world, recipe=RECIPE, progress=False)
 
 
@@ -300,19 +366,29 @@ def test_quality_is_one_for_a_rotated_teacher_and_chance_for_noise():
     rng = np.random.default_rng(0)
     x_teacher = rng.normal(size=(400, 5))
     rotation = np.linalg.qr(rng.normal(size=(5, 5)))[0]
-    good = alignment_quality(x_teacher[:300] @ rotation, x_teacher[:300], x_teacher[300:] @ rotation, x_teacher[300:])
+    good = alignment_quality(
+        x_teacher[:300] @ rotation, x_teacher[:300], x_teacher[300:] @ rotation, x_teacher[300:]
+    )
     assert good["r2"] > 0.999 and good["neighbour_overlap"] > 0.8
-    assert good["chance"] == pytest.approx(10 / 99) and (good["n_train"], good["n_test"]) == (300, 100)
+    assert good["chance"] == pytest.approx(10 / 99) and (good["n_train"], good["n_test"]) == (
+        300,
+        100,
+    )
     noise = rng.normal(size=(400, 5))
     bad = alignment_quality(noise[:300], x_teacher[:300], noise[300:], x_teacher[300:])
-    assert abs(bad["r2"]) < 0.1 and bad["neighbour_overlap"] == pytest.approx(bad["chance"], abs=0.03)
+    assert abs(bad["r2"]) < 0.1 and bad["neighbour_overlap"] == pytest.approx(
+        bad["chance"], abs=0.03
+    )
 
 
 def test_quality_is_unknown_where_the_teacher_read_no_held_out_spot():
     x = np.random.default_rng(0).normal(size=(40, 5))
     unread = np.full((10, 5), np.nan)
     found = alignment_quality(x[:30], x[:30], x[30:], unread)
-    assert np.isnan([found["r2"], found["neighbour_overlap"]]).all() and (found["n_train"], found["n_test"]) == (30, 0)
+    assert np.isnan([found["r2"], found["neighbour_overlap"]]).all() and (
+        found["n_train"],
+        found["n_test"],
+    ) == (30, 0)
 
 
 @pytest.mark.gpu

@@ -9,7 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from peka_core.bone import BlockLinear, bat_weight, bone_weight, inject, merge, unmerge
-from peka_core.files import PekaError
+from peka_core.errors import PekaError
 
 PEFT = {"bone": True, "bat": "bat"}
 
@@ -20,10 +20,14 @@ def filled(method, n_in=16, n_out=48, block=4, dtype=torch.float64, bias=True):
     plain = nn.Sequential(nn.Linear(n_in, n_out, bias=bias, dtype=dtype))
     ours, theirs = copy.deepcopy(plain), copy.deepcopy(plain)
     inject(ours, ("0",), method, block)
-    theirs = get_peft_model(theirs, MissConfig(r=block, target_modules=["0"], init_weights=PEFT[method]))
+    theirs = get_peft_model(
+        theirs, MissConfig(r=block, target_modules=["0"], init_weights=PEFT[method])
+    )
     blocks = torch.randn(n_out // block, block, block, dtype=dtype) / 3
     ours[0].blocks.data = blocks
-    theirs.base_model.model[0].miss_block["default"].data = blocks if method == "bat" else to_peft(blocks)
+    theirs.base_model.model[0].miss_block["default"].data = (
+        blocks if method == "bat" else to_peft(blocks)
+    )
     return ours, theirs
 
 
@@ -90,7 +94,9 @@ def test_merged_equals_unmerged_and_unmerge_restores_every_bit(method):
     merge(ours)
     assert not torch.equal(ours[0].base.weight, bits)
     torch.testing.assert_close(ours(x), before, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(nn.functional.linear(x, ours[0].base.weight), before, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        nn.functional.linear(x, ours[0].base.weight), before, rtol=1e-12, atol=1e-12
+    )
     assert torch.equal(weight, bits), "a tensor shared with another model was written to"
     merge(ours)
     unmerge(ours)
@@ -140,18 +146,24 @@ def test_only_blocks_train():
 
 
 @pytest.mark.parametrize(
-    ("dim", "depth", "heads", "parameters"), [(1536, 40, 24, 47_185_920), (1024, 24, 16, 18_874_368)]
+    ("dim", "depth", "heads", "parameters"),
+    [(1536, 40, 24, 47_185_920), (1024, 24, 16, 18_874_368)],
 )
 @pytest.mark.parametrize("method", ["bone", "bat"])
 def test_parameters_for_h_optimus_0_and_uni_shapes(dim, depth, heads, parameters, method):
     with torch.device("meta"):
-        model = nn.ModuleList(nn.ModuleDict({"attn": nn.ModuleDict({"qkv": nn.Linear(dim, 3 * dim)})}) for _ in range(depth))
+        model = nn.ModuleList(
+            nn.ModuleDict({"attn": nn.ModuleDict({"qkv": nn.Linear(dim, 3 * dim)})})
+            for _ in range(depth)
+        )
         assert len(inject(model, ("attn.qkv",), method, 256)) == depth
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == parameters
 
 
 def tiny_vit():
-    return VisionTransformer(img_size=64, patch_size=32, embed_dim=32, depth=2, num_heads=2, num_classes=0)
+    return VisionTransformer(
+        img_size=64, patch_size=32, embed_dim=32, depth=2, num_heads=2, num_classes=0
+    )
 
 
 def test_targets_are_whole_words_and_never_a_convolution():
@@ -168,7 +180,9 @@ def test_targets_are_whole_words_and_never_a_convolution():
 
 def test_block_that_does_not_divide_names_layer_and_numbers_and_changes_nothing():
     model = tiny_vit()
-    with pytest.raises(ValueError, match=r"blocks\.0\.attn\.qkv: block size 12 does not divide 32 -> 96"):
+    with pytest.raises(
+        ValueError, match=r"blocks\.0\.attn\.qkv: block size 12 does not divide 32 -> 96"
+    ):
         inject(model, ("qkv",), "bat", 12)
     assert not any(isinstance(module, BlockLinear) for module in model.modules())
 

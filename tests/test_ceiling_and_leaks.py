@@ -10,8 +10,15 @@ from scipy.stats import pearsonr
 
 from peka_core.ceiling import split_half_ceiling, thin
 from peka_core.cohort import Split, open_cohort
-from peka_core.files import PekaError
-from peka_core.leaks import across_splits, compare_tiles, difference_hash, tile_digests, without_leaks
+from peka_core.errors import PekaError
+from peka_core.layout import patches
+from peka_core.leaks import (
+    across_splits,
+    compare_tiles,
+    difference_hash,
+    tile_digests,
+    without_leaks,
+)
 from peka_core.protocols import PROTOCOLS
 from peka_core.statistics import partial_pearson
 
@@ -35,13 +42,17 @@ def target(adata):
 def test_two_halves_add_up_and_are_fair():
     adata, _ = drawn_counts(500)
     first, second = thin(adata.X, np.random.default_rng(1))
-    assert (first + second != adata.X).nnz == 0 and first.sum() / adata.X.sum() == pytest.approx(0.5, abs=0.01)
+    assert (first + second != adata.X).nnz == 0 and first.sum() / adata.X.sum() == pytest.approx(
+        0.5, abs=0.01
+    )
 
 
 @pytest.mark.parametrize("depth", [300, 2000])
 def test_for_poisson_counts_the_ceiling_is_what_the_truth_reaches(depth):
     adata, truth = drawn_counts(depth)
-    reached = np.mean([pearsonr(truth[:, j], target(adata)[:, j])[0] for j in range(truth.shape[1])])
+    reached = np.mean(
+        [pearsonr(truth[:, j], target(adata)[:, j])[0] for j in range(truth.shape[1])]
+    )
     found = split_half_ceiling(adata, list(adata.var_names[: truth.shape[1]]))
     assert found["ceiling"] == pytest.approx(reached, abs=0.03)
     assert found["half"] < found["reliability"] < found["ceiling"]
@@ -49,20 +60,31 @@ def test_for_poisson_counts_the_ceiling_is_what_the_truth_reaches(depth):
 
 def test_with_overdispersion_it_is_an_upper_bound_not_an_estimate():
     adata, truth = drawn_counts(2000, overdispersed=True)
-    reached = np.mean([pearsonr(truth[:, j], target(adata)[:, j])[0] for j in range(truth.shape[1])])
-    assert split_half_ceiling(adata, list(adata.var_names[: truth.shape[1]]))["ceiling"] > reached + 0.1
+    reached = np.mean(
+        [pearsonr(truth[:, j], target(adata)[:, j])[0] for j in range(truth.shape[1])]
+    )
+    assert (
+        split_half_ceiling(adata, list(adata.var_names[: truth.shape[1]]))["ceiling"]
+        > reached + 0.1
+    )
 
 
 def test_partial_correlation_is_that_of_residuals():
     rng = np.random.default_rng(0)
     depth = rng.normal(size=80)
-    observed, predicted = rng.normal(size=(80, 3)) + depth[:, None], rng.normal(size=(80, 3)) + depth[:, None]
+    observed, predicted = (
+        rng.normal(size=(80, 3)) + depth[:, None],
+        rng.normal(size=(80, 3)) + depth[:, None],
+    )
     predicted[:, 0] += observed[:, 0]
     observed[:9, 1] = np.nan
     design = np.column_stack([np.ones(80), depth])
     for j, found in enumerate(partial_pearson(observed, predicted, depth)):
         used = np.isfinite(observed[:, j])
-        rest = [y - design[used] @ np.linalg.lstsq(design[used], y, rcond=None)[0] for y in (observed[used, j], predicted[used, j])]
+        rest = [
+            y - design[used] @ np.linalg.lstsq(design[used], y, rcond=None)[0]
+            for y in (observed[used, j], predicted[used, j])
+        ]
         assert found == pytest.approx(pearsonr(*rest)[0], abs=1e-10)
     assert np.isnan(partial_pearson(observed, np.repeat(depth[:, None], 3, 1), depth)).all()
 
@@ -73,7 +95,9 @@ def test_copies_have_equal_hashes_and_other_tiles_have_not(tiny_cohort):
     assert len(set(hashes)) == 20
     assert np.array_equal(difference_hash(tiles.copy()), hashes)
     recoloured = np.clip(tiles.astype(int) + 6, 0, 255).astype(np.uint8)
-    differ = np.array([bin(int(a) ^ int(b)).count("1") for a, b in zip(difference_hash(recoloured), hashes)])
+    differ = np.array(
+        [bin(int(a) ^ int(b)).count("1") for a, b in zip(difference_hash(recoloured), hashes)]
+    )
     assert differ.mean() < 6
 
 
@@ -86,13 +110,21 @@ def test_leaks_are_counted_by_hand(tiny_cohort):
     test = np.zeros(n, bool)
     test[[0, n - 1]] = True
     table = across_splits(cohort, [Split("spots/0", ~test, test)], hashes).iloc[0]
-    assert (table["test"], table["copies"], table["neighbours"], table["patients_shared"]) == (2, 0, 2, 2)
+    assert (table["test"], table["copies"], table["neighbours"], table["patients_shared"]) == (
+        2,
+        0,
+        2,
+        2,
+    )
     train = ~test
     train[n - 1] = True
     test[n - 1] = False
     assert across_splits(cohort, [Split("spots/0", train, test)], hashes).iloc[0]["copies"] == 1
     left = without_leaks(cohort, Split("spots/0", train, test), hashes)
-    assert left["no copies"].sum() == train.sum() - 1 and left["no neighbours"].sum() == train.sum() - 1 - 3
+    assert (
+        left["no copies"].sum() == train.sum() - 1
+        and left["no neighbours"].sum() == train.sum() - 1 - 3
+    )
     own = (cohort.obs["group"] == cohort.obs["group"].iloc[0]).sum()
     assert left["no shared patients"].sum() == n - own - 1
     held_out = across_splits(cohort, PROTOCOLS["strict"].splits(cohort), hashes)
@@ -100,9 +132,13 @@ def test_leaks_are_counted_by_hand(tiny_cohort):
 
 
 def test_the_copied_section_of_the_demo_is_found(tmp_path):
-    from peka_core.sources import demo
+    from peka_core.drawn import demo
 
-    cohort = open_cohort(demo.build(tmp_path / "cohort", seed=5, patients=4, sections=1, spots=12, folds=2, workers=1))
+    cohort = open_cohort(
+        demo.build(
+            tmp_path / "cohort", seed=5, patients=4, sections=1, spots=12, folds=2, workers=1
+        )
+    )
     hashes = pd.Series(difference_hash(cohort.tiles()), cohort.obs["sample"].to_numpy())
     original = demo.copied_sample(4)
     assert set(hashes[original]) == set(hashes[demo.COPY])
@@ -112,28 +148,45 @@ def test_the_copied_section_of_the_demo_is_found(tmp_path):
 
 @pytest.mark.parametrize(
     "change, leave_out, same, shared, identical",
-    [(lambda tile: tile, 0, True, 12, 12), (recompressed, 0, False, 12, 0), (lambda tile: tile, 1, False, 11, 11)],
+    [
+        (lambda tile: tile, 0, True, 12, 12),
+        (recompressed, 0, False, 12, 0),
+        (lambda tile: tile, 1, False, 11, 11),
+    ],
 )
-def test_a_copied_section_is_compared_by_barcode(tiny_cohort, change, leave_out, same, shared, identical):
+def test_a_copied_section_is_compared_by_barcode(
+    tiny_cohort, change, leave_out, same, shared, identical
+):
     """In another order, compressed again, or with a tile less."""
     copy_tiles(tiny_cohort, "P1A", "P3B", change, leave_out)
     cohort = open_cohort(tiny_cohort)
     digests = tile_digests(cohort)
     assert (digests["P1A"] == digests["P3B"]) is same and digests.drop("P3B").is_unique
     found, few = compare_tiles(cohort, "P3B", "P1A"), compare_tiles(cohort, "P3B", "P1A", at_most=4)
-    assert (found["of"], found["shared_barcodes"], found["tiles_compared"], found["identical"]) == ("P1A", shared, shared, identical)
-    assert (found["mean_difference"] == 0) is (identical == shared) and found["mean_difference"] < 10
+    assert (found["of"], found["shared_barcodes"], found["tiles_compared"], found["identical"]) == (
+        "P1A",
+        shared,
+        shared,
+        identical,
+    )
+    assert (found["mean_difference"] == 0) is (identical == shared) and found[
+        "mean_difference"
+    ] < 10
     assert few["tiles_compared"] == 4 and few["shared_barcodes"] == shared
     assert compare_tiles(cohort, "P2A", "P1A")["mean_difference"] > 20
 
 
-def test_no_more_than_some_tiles_are_in_memory_while_sections_are_compared(tiny_cohort, monkeypatch):
+def test_no_more_than_some_tiles_are_in_memory_while_sections_are_compared(
+    tiny_cohort, monkeypatch
+):
     from peka_core import tiles
 
     read, real = [], tiles.read_rows
-    monkeypatch.setattr(tiles, "CHUNK", 5)
+    monkeypatch.setattr(patches, "CHUNK", 5)
     monkeypatch.setattr(tiles, "KEEP_IN_MEMORY", 1)
-    monkeypatch.setattr(tiles, "read_rows", lambda path, rows: read.append(len(rows)) or real(path, rows))
+    monkeypatch.setattr(
+        tiles, "read_rows", lambda path, rows: read.append(len(rows)) or real(path, rows)
+    )
     cohort = open_cohort(tiny_cohort)
     tile_digests(cohort)
     compare_tiles(cohort, "P2A", "P1A")
@@ -143,7 +196,11 @@ def test_no_more_than_some_tiles_are_in_memory_while_sections_are_compared(tiny_
 def test_neighbours_are_found_without_reading_counts(tiny_cohort, monkeypatch):
     cohort = open_cohort(tiny_cohort)
     splits, _ = PROTOCOLS["strict"].splits(cohort), cohort.obs
-    monkeypatch.setattr(type(cohort), "adata", lambda *words, **named: pytest.fail("reads all counts for the coordinates alone"))
+    monkeypatch.setattr(
+        type(cohort),
+        "adata",
+        lambda *words, **named: pytest.fail("reads all counts for the coordinates alone"),
+    )
     assert (across_splits(cohort, splits)["neighbours"] == 0).all()
 
 

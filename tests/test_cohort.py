@@ -14,12 +14,14 @@ import pytest
 from conftest import write_tiny_cohort
 from scipy import sparse
 
-from peka_core import tile_digests
-from peka_core.cohort import log_cp10k, open_cohort, write_cohort_tables, write_sample
-from peka_core.cohort_files import read_spots
-from peka_core.cohort_tables import copies
-from peka_core.files import PekaError, sha256
-from peka_core.manifest import cache_folder
+from peka_core.cohort import open_cohort, write_cohort_tables, write_sample
+from peka_core.downloads.manifest import cache_folder
+from peka_core.errors import PekaError
+from peka_core.files import sha256
+from peka_core.genes import log_cp10k
+from peka_core.layout import tile_digests
+from peka_core.layout.sections import read_spots
+from peka_core.layout.tables import copies
 
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")
 
@@ -109,7 +111,13 @@ def test_a_duplicate_joins_patients_and_changes_the_scheme(tiny_cohort):
     assert [s.scheme for s in cohort.splits] == ["sections", "sections", "patients", "sections"]
     with pytest.warns(UserWarning):
         found = cohort.validate()
-    assert len(found) == 5 and "duplicates on both sides" in found[2] and "P2B (12 spots)" in found[0] and "P4B (12 spots)" in found[1] and "splits" in found[2]
+    assert (
+        len(found) == 5
+        and "duplicates on both sides" in found[2]
+        and "P2B (12 spots)" in found[0]
+        and "P4B (12 spots)" in found[1]
+        and "splits" in found[2]
+    )
 
 
 def test_a_patient_on_both_sides_is_said(tiny_cohort):
@@ -128,7 +136,9 @@ def test_genes_are_joined_inner_or_outer(tiny_cohort):
     assert (inner.X != before[:, inner.var_names].X).nnz == 0
     assert outer.shape == (96, 30) and outer[:12, "G01"].X.sum() == 0
     assert (outer[12:, before.var_names].X != before[12:].X).nnz == 0
-    assert np.allclose(inner.obs.total_counts[12:], before.obs.total_counts[12:])  # over all genes of the section
+    assert np.allclose(
+        inner.obs.total_counts[12:], before.obs.total_counts[12:]
+    )  # over all genes of the section
     assert cohort.adata(["P1B", "P2A"]).shape == (24, 30)
     with pytest.warns(UserWarning, match="target genes are not measured"):
         cohort.validate()
@@ -172,7 +182,9 @@ def test_log_cp10k_is_the_formula(tiny_cohort):
     dense, got = adata.X.toarray(), log_cp10k(adata)
     assert got.dtype == np.float32 and not got[3].any()
     i, j = 50, 4
-    assert got[i, j] == pytest.approx(np.log(1 + 1e4 * dense[i, j] / adata.obs.total_counts.iloc[i]), rel=1e-6)
+    assert got[i, j] == pytest.approx(
+        np.log(1 + 1e4 * dense[i, j] / adata.obs.total_counts.iloc[i]), rel=1e-6
+    )
 
 
 def test_log_cp10k_keeps_zeros_where_it_is_asked_to(tiny_cohort):
@@ -187,10 +199,14 @@ def test_digest_follows_values_and_not_files(tiny_cohort, tmp_path):
     assert open_cohort(write_tiny_cohort(tmp_path / "again")).digest == digest
     shutil.rmtree(tiny_cohort / "patches")
     (tiny_cohort / "patches").mkdir()
-    (tiny_cohort / "patches" / ".0123abcd-P1A.h5").write_bytes(b"half")  # what a killed writer leaves
+    (tiny_cohort / "patches" / ".0123abcd-P1A.h5").write_bytes(
+        b"half"
+    )  # what a killed writer leaves
     bare = open_cohort(tiny_cohort)
     assert not bare.has_tiles and len(bare) == 96
-    assert bare.digest != digest, "these tiles stand in another order than the spots, which only the files tell"
+    assert bare.digest != digest, (
+        "these tiles stand in another order than the spots, which only the files tell"
+    )
     refused(bare, "patches", "Build the cohort again", call=lambda cohort: cohort.tiles())
 
     def one_count_more(adata):
@@ -237,7 +253,9 @@ def test_tiles_are_hashed_once(tiny_cohort, monkeypatch):
     before = open_cohort(tiny_cohort).digest
     monkeypatch.setattr(tile_digests, "_hash", lambda *_: pytest.fail("hashed again"))
     assert open_cohort(tiny_cohort).digest == before
-    assert not list(tiny_cohort.glob("*digests*")), "nothing of ours in a directory that may be another's"
+    assert not list(tiny_cohort.glob("*digests*")), (
+        "nothing of ours in a directory that may be another's"
+    )
     record = tile_digests._read(cache_folder() / tile_digests.RECORD)
     assert len(record) == 8 and str(tiny_cohort) in next(iter(record))
     (cache_folder() / tile_digests.RECORD).write_text("[")
@@ -253,12 +271,19 @@ def test_a_stale_tiles_column_is_told_and_does_not_count(tiny_cohort):
     recut(tiny_cohort / "patches" / "P1A.h5", value=8)
     with pytest.warns(UserWarning, match="P1A.h5"):
         assert len({before, one, open_cohort(tiny_cohort).digest}) == 3
-    (tiny_cohort / "source.json").write_text('{"source": "demo"}')  # whose column is no digest of pixels
+    (tiny_cohort / "source.json").write_text(
+        '{"source": "demo"}'
+    )  # whose column is no digest of pixels
     assert open_cohort(tiny_cohort).digest == before
 
 
 def test_a_column_of_the_files_own_digest_counts_as_it_is(tiny_cohort):
-    edit_samples(tiny_cohort, tiles_sha256=[sha256(tiny_cohort / "patches" / f"P{p}{s}.h5") for p in "1234" for s in "AB"])
+    edit_samples(
+        tiny_cohort,
+        tiles_sha256=[
+            sha256(tiny_cohort / "patches" / f"P{p}{s}.h5") for p in "1234" for s in "AB"
+        ],
+    )
     assert len(open_cohort(tiny_cohort).digest) == 64  # and no warning
 
 
@@ -272,14 +297,28 @@ def test_written_sample_is_hests_current_form(tiny_cohort):
         digest = hashlib.sha256(file["img"][:].tobytes()).hexdigest()
     assert open_cohort(tiny_cohort).samples.tiles_sha256["P1A"] == digest
     adata = ad.read_h5ad(tiny_cohort / "adata" / "P1A.h5ad")
-    write_sample(tiny_cohort / "other", "S", np.zeros((1, 224, 224, 3), np.uint8), [[-3, 5]], ["0x1"], adata, 0.7)
+    write_sample(
+        tiny_cohort / "other",
+        "S",
+        np.zeros((1, 224, 224, 3), np.uint8),
+        [[-3, 5]],
+        ["0x1"],
+        adata,
+        0.7,
+    )
     with h5py.File(tiny_cohort / "other/patches/S.h5") as file:
-        assert file["coords"][:].tolist() == [[-3, 5]] and file["img"].attrs["patch_size_src"] == 160
-        assert file["img"].attrs["downsample"] == pytest.approx(0.5 / 0.7)  # HEST: slide px per tile px
+        assert (
+            file["coords"][:].tolist() == [[-3, 5]] and file["img"].attrs["patch_size_src"] == 160
+        )
+        assert file["img"].attrs["downsample"] == pytest.approx(
+            0.5 / 0.7
+        )  # HEST: slide px per tile px
 
 
 def test_tables_of_an_earlier_build_go(tiny_cohort):
-    write_cohort_tables(tiny_cohort, pd.DataFrame(index=["P1A", "P1B"]), [(["P1A"], ["P1B"])], ["G00"])
+    write_cohort_tables(
+        tiny_cohort, pd.DataFrame(index=["P1A", "P1B"]), [(["P1A"], ["P1B"])], ["G00"]
+    )
     cohort = None
     with pytest.warns(UserWarning):
         cohort = open_cohort(tiny_cohort)
@@ -289,7 +328,15 @@ def test_tables_of_an_earlier_build_go(tiny_cohort):
 def test_wrong_tile_shape_is_not_written(tiny_cohort):
     adata = ad.read_h5ad(tiny_cohort / "adata" / "P1A.h5ad")
     with pytest.raises(PekaError, match="NEW"):
-        write_sample(tiny_cohort, "NEW", np.zeros((12, 256, 256, 3), np.uint8), None, adata.obs_names, adata, 0.5)
+        write_sample(
+            tiny_cohort,
+            "NEW",
+            np.zeros((12, 256, 256, 3), np.uint8),
+            None,
+            adata.obs_names,
+            adata,
+            0.5,
+        )
     assert not list(tiny_cohort.rglob("NEW*"))
 
 
@@ -304,7 +351,9 @@ def test_spots_without_tile_and_samples_in_no_split_are_counted(tiny_cohort):
     for i in range(4):
         for side in ("train", "test"):
             csv = tiny_cohort / "splits" / f"{side}_{i}.csv"
-            csv.write_text("\n".join(line for line in csv.read_text().splitlines() if "P4B" not in line))
+            csv.write_text(
+                "\n".join(line for line in csv.read_text().splitlines() if "P4B" not in line)
+            )
     with pytest.warns(UserWarning) as caught:
         found = validate(tiny_cohort)
     assert len(open_cohort(tiny_cohort)) == 93 and len(caught) == len(found) == 2
@@ -320,15 +369,22 @@ def test_no_samples_csv_makes_samples_patients(tiny_cohort):
 
 
 def test_bom_and_blank_patients_are_understood(tiny_cohort):
-    text = "sample_id,patient,organ\n" + "".join(f"{s},{p},Breast\n" for s, p in [("P1A", ""), ("P1B", "   "), ("P2A", "x")])
+    text = "sample_id,patient,organ\n" + "".join(
+        f"{s},{p},Breast\n" for s, p in [("P1A", ""), ("P1B", "   "), ("P2A", "x")]
+    )
     (tiny_cohort / "samples.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
     for file in (tiny_cohort / "splits").glob("*.csv"):
         file.unlink()
     with pytest.warns(UserWarning) as caught:
         cohort = open_cohort(tiny_cohort)
-    assert list(cohort.samples.patient) == ["P1A", "P1B", "x"] and cohort.samples.organ.eq("Breast").all()
+    assert (
+        list(cohort.samples.patient) == ["P1A", "P1B", "x"]
+        and cohort.samples.organ.eq("Breast").all()
+    )
     said = [str(w.message) for w in caught]
-    assert any("patient is blank for 2 of 3" in s for s in said) and any("5 sections of adata/ have no row" in s for s in said)
+    assert any("patient is blank for 2 of 3" in s for s in said) and any(
+        "5 sections of adata/ have no row" in s for s in said
+    )
 
 
 # ---- errors --------------------------------------------------------------------------------------------------------
@@ -353,7 +409,10 @@ def test_a_tile_without_spot_is_named(tiny_cohort):
     refused(tiny_cohort, "P1A.h5", "1 of 12 tile barcodes", "5x1", "P1A.h5ad")
 
 
-@pytest.mark.parametrize("value, word", [(np.nan, "NaN"), (-1, "negative"), (0.5, "not an integer"), (np.inf, "infinite")])
+@pytest.mark.parametrize(
+    "value, word",
+    [(np.nan, "NaN"), (-1, "negative"), (0.5, "not an integer"), (np.inf, "infinite")],
+)
 @pytest.mark.parametrize("dense", [False, True])
 def test_counts_must_be_counts(tiny_cohort, value, word, dense):
     def spoil(adata):
@@ -365,10 +424,18 @@ def test_counts_must_be_counts(tiny_cohort, value, word, dense):
     refused(tiny_cohort, "P2A.h5ad", "1 of ", word, "raw counts", call=validate)
 
 
-@pytest.mark.parametrize("tiles", [np.zeros((12, 256, 256, 3), np.uint8), np.zeros((12, 224, 224, 3), np.float32)])
+@pytest.mark.parametrize(
+    "tiles", [np.zeros((12, 256, 256, 3), np.uint8), np.zeros((12, 224, 224, 3), np.float32)]
+)
 def test_other_tile_sizes_and_dtypes_are_refused(tiny_cohort, tiles):
     edit_h5(tiny_cohort / "patches" / "P1A.h5", img=tiles)
-    refused(tiny_cohort, "P1A.h5", str(tiles.shape[1:]), str(tiles.dtype), "expected uint8 (224, 224, 3)")
+    refused(
+        tiny_cohort,
+        "P1A.h5",
+        str(tiles.shape[1:]),
+        str(tiles.dtype),
+        "expected uint8 (224, 224, 3)",
+    )
 
 
 def test_as_many_barcodes_as_tiles(tiny_cohort):
@@ -440,41 +507,79 @@ def test_bad_tables_are_named(tiny_cohort):
 # ---- nothing is cast, and nothing passes because it is NaN -----------------------------------------------------------
 
 
-@pytest.mark.parametrize("change", [lambda t: t / 255, lambda t: t.astype(np.uint16) * 256, lambda t: t.astype(int), lambda t: t[..., 0], lambda t: t > 9])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t / 255,
+        lambda t: t.astype(np.uint16) * 256,
+        lambda t: t.astype(int),
+        lambda t: t[..., 0],
+        lambda t: t > 9,
+    ],
+)
 def test_pixels_are_never_cast(tiny_cohort, change):
     tiles = open_cohort(tiny_cohort).tiles()[:12]
     adata = ad.read_h5ad(tiny_cohort / "adata" / "P1A.h5ad")
     with pytest.raises(PekaError, match="NEW"):
-        write_sample(tiny_cohort, "NEW", change(tiles), np.zeros((12, 2)), adata.obs_names, adata, 0.5)
+        write_sample(
+            tiny_cohort, "NEW", change(tiles), np.zeros((12, 2)), adata.obs_names, adata, 0.5
+        )
     assert not list(tiny_cohort.rglob("NEW*"))
 
 
-@pytest.mark.parametrize("corners, um_per_px", [(np.full((12, 2), np.nan), 0.5), (np.zeros((11, 2)), 0.5), (None, 0.5), (np.zeros((12, 2)), 0), (np.zeros((12, 2)), np.nan)])
+@pytest.mark.parametrize(
+    "corners, um_per_px",
+    [
+        (np.full((12, 2), np.nan), 0.5),
+        (np.zeros((11, 2)), 0.5),
+        (None, 0.5),
+        (np.zeros((12, 2)), 0),
+        (np.zeros((12, 2)), np.nan),
+    ],
+)
 def test_corners_and_pixel_size_must_be_numbers(tiny_cohort, corners, um_per_px):
     adata = ad.read_h5ad(tiny_cohort / "adata" / "P1A.h5ad")
     with pytest.raises(PekaError, match="NEW"):
-        write_sample(tiny_cohort, "NEW", np.zeros((12, 224, 224, 3), np.uint8), corners, adata.obs_names, adata, um_per_px)
+        write_sample(
+            tiny_cohort,
+            "NEW",
+            np.zeros((12, 224, 224, 3), np.uint8),
+            corners,
+            adata.obs_names,
+            adata,
+            um_per_px,
+        )
 
 
 @pytest.mark.parametrize("name", ["../evil", "a/b", "", ".hidden"])
 def test_a_sample_id_stays_in_its_folder(tiny_cohort, name):
     adata = ad.read_h5ad(tiny_cohort / "adata" / "P1A.h5ad")
-    refused(tiny_cohort, "cohort", call=lambda path: write_sample(path, name, None, None, adata.obs_names, adata, 0.5))
+    refused(
+        tiny_cohort,
+        "cohort",
+        call=lambda path: write_sample(path, name, None, None, adata.obs_names, adata, 0.5),
+    )
     edit_samples(tiny_cohort, sample_id=[name, "P1B", "P2A", "P2B", "P3A", "P3B", "P4A", "P4B"])
     refused(tiny_cohort, "samples.csv")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_spot_without_a_place_is_named(tiny_cohort, value):
-    edit_h5ad(tiny_cohort / "adata" / "P2A.h5ad", lambda a: a.obsm["spatial"].__setitem__((3, 1), value))
+    edit_h5ad(
+        tiny_cohort / "adata" / "P2A.h5ad", lambda a: a.obsm["spatial"].__setitem__((3, 1), value)
+    )
     refused(tiny_cohort, "P2A.h5ad", "1 of 12", "3x1", call=validate)
     refused(tiny_cohort, "P2A.h5ad", "1 of 12", call=lambda path: open_cohort(path).adata())
 
 
 def test_a_spot_without_a_place_and_without_a_tile_does_not_matter(tiny_cohort):
-    edit_h5ad(tiny_cohort / "adata" / "P2A.h5ad", lambda a: a.obsm["spatial"].__setitem__((0, 1), np.nan))
+    edit_h5ad(
+        tiny_cohort / "adata" / "P2A.h5ad", lambda a: a.obsm["spatial"].__setitem__((0, 1), np.nan)
+    )
     with h5py.File(tiny_cohort / "patches" / "P2A.h5") as h5:
-        kept = {name: h5[name][:11] for name in ("img", "coords", "barcode")}  # the first spot's tile is the last
+        kept = {
+            name: h5[name][:11] for name in ("img", "coords", "barcode")
+        }  # the first spot's tile is the last
     edit_h5(tiny_cohort / "patches" / "P2A.h5", **kept)
     with pytest.warns(UserWarning):
         cohort = open_cohort(tiny_cohort)
@@ -500,7 +605,9 @@ def test_a_pixel_size_is_above_zero(tiny_cohort, value):
 def test_log_cp10k_takes_an_adata_of_ones_own_and_no_broken_totals(tiny_cohort):
     adata = open_cohort(tiny_cohort).adata()
     own = ad.AnnData(adata.X.toarray(), pd.DataFrame(index=adata.obs_names), adata.var)
-    np.testing.assert_allclose(log_cp10k(own), log_cp10k(adata))  # here total_counts is over the same genes
+    np.testing.assert_allclose(
+        log_cp10k(own), log_cp10k(adata)
+    )  # here total_counts is over the same genes
     for value in (np.nan, np.inf, -1):
         adata.obs.iloc[3, adata.obs.columns.get_loc("total_counts")] = value
         with pytest.raises(PekaError, match="P1A:3x1"):
@@ -578,7 +685,13 @@ def test_a_missing_filter_is_named(tiny_cohort, dense):
         stored = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         stored.set_chunk(values.shape)
         stored.set_filter(32999, h5py.h5z.FLAG_OPTIONAL, (3,))  # no filter that anybody has
-        made = h5py.h5d.create(h5.id, name.encode(), h5py.h5t.py_create(values.dtype), h5py.h5s.create_simple(values.shape), stored)
+        made = h5py.h5d.create(
+            h5.id,
+            name.encode(),
+            h5py.h5t.py_create(values.dtype),
+            h5py.h5s.create_simple(values.shape),
+            stored,
+        )
         h5py.Dataset(made).id.write_direct_chunk((0,) * values.ndim, bytes(44))
         h5[name].attrs.update(attrs)
     refused(tiny_cohort, "P2A.h5ad", "32999", call=lambda path: open_cohort(path).adata())
@@ -600,8 +713,15 @@ def test_what_nothing_needs_is_left_out_with_a_note(tiny_cohort):
     cohort = open_cohort(tiny_cohort)
     with pytest.warns(UserWarning):
         found, after = cohort.validate(), cohort.adata(["P1A"])
-    assert len(found) == 2 and all("P1A.h5ad" in text for text in found) and any("X_new" in t for t in found) and any("depth" in t for t in found)
-    assert (after.X != before.X[:12]).nnz == 0 and after.obs["tissue_type"].equals(before.obs["tissue_type"][:12])
+    assert (
+        len(found) == 2
+        and all("P1A.h5ad" in text for text in found)
+        and any("X_new" in t for t in found)
+        and any("depth" in t for t in found)
+    )
+    assert (before.X[:12] != after.X).nnz == 0 and after.obs["tissue_type"].equals(
+        before.obs["tissue_type"][:12]
+    )
     kept = read_spots(cohort.sections[0]).obs
     assert list(kept["kept"]) == list(range(12)) and "depth" not in kept
 
@@ -609,7 +729,9 @@ def test_what_nothing_needs_is_left_out_with_a_note(tiny_cohort):
 def test_a_file_in_use_is_said_to_be_in_use(tiny_cohort):
     file = tiny_cohort / "adata" / "P1A.h5ad"
     code = f"import h5py, sys; h = h5py.File({str(file)!r}, 'r+'); print(1, flush=True); sys.stdin.read()"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as writer:
         writer.stdout.readline()
         with pytest.raises(PekaError, match="P1A.h5ad.*in use") as caught:
             open_cohort(tiny_cohort)
@@ -637,7 +759,9 @@ def test_an_h5ad_of_old_anndata_is_read(tiny_cohort):
         h5["obsm"] = table
     cohort = open_cohort(tiny_cohort)
     assert cohort.validate() == [] and cohort.digest == digest
-    assert (cohort.adata().X != before.X).nnz == 0 and np.array_equal(cohort.adata().obsm["spatial"], before.obsm["spatial"])
+    assert (cohort.adata().X != before.X).nnz == 0 and np.array_equal(
+        cohort.adata().obsm["spatial"], before.obsm["spatial"]
+    )
 
 
 @pytest.mark.parametrize("name", ["pixel_size", "downsample", "patch_size_src"])
@@ -682,7 +806,10 @@ def test_files_that_are_no_split_are_left_out_with_a_note(tiny_cohort):
     assert len(cohort.splits) == 4 and "._" not in cohort.notes[0]
 
 
-@pytest.mark.parametrize("content", ['{"genes": ["G00", "G01", "G00"]}', '{"genes": "G00"}', '{"genes": [1]}', "", "\udcff"])
+@pytest.mark.parametrize(
+    "content",
+    ['{"genes": ["G00", "G01", "G00"]}', '{"genes": "G00"}', '{"genes": [1]}', "", "\udcff"],
+)
 def test_gene_lists_that_cannot_be_right_are_named(tiny_cohort, content):
     (tiny_cohort / "var_20genes.json").write_bytes(content.encode("utf-8", "surrogateescape"))
     refused(tiny_cohort, "var_20genes.json", "G00" if "G01" in content else "genes")
@@ -690,10 +817,18 @@ def test_gene_lists_that_cannot_be_right_are_named(tiny_cohort, content):
 
 @pytest.mark.parametrize("word", ["nan", "NaN", "NA", "n/a", "None", "NULL", "-", "#N/A", " "])
 def test_words_for_missing_count_as_blank(tiny_cohort, word):
-    edit_samples(tiny_cohort, patient=["P1", "P1", "P2", "P2", "P3", "P3", word, word], duplicate_of=word, um_per_px=word)
+    edit_samples(
+        tiny_cohort,
+        patient=["P1", "P1", "P2", "P2", "P3", "P3", word, word],
+        duplicate_of=word,
+        um_per_px=word,
+    )
     with pytest.warns(UserWarning, match="patient is blank for 2 of 8"):
         cohort = open_cohort(tiny_cohort)
-    assert list(cohort.samples.group[-2:]) == ["P4A", "P4B"] and cohort.samples.duplicate_of.eq("").all()
+    assert (
+        list(cohort.samples.group[-2:]) == ["P4A", "P4B"]
+        and cohort.samples.duplicate_of.eq("").all()
+    )
     assert cohort.samples.um_per_px.eq(0.5).all()  # from the patches
 
 
@@ -717,23 +852,33 @@ def task(hest_files):
 
 def test_an_official_task_of_the_older_generation_opens(task, hest_files):
     golden = json.loads((hest_files / "golden/bench_FIXTASK.json").read_text())
-    assert task.genes == golden["genes"] and [s.name for s in task.splits] == ["patients/0", "patients/1"]
+    assert task.genes == golden["genes"] and [s.name for s in task.splits] == [
+        "patients/0",
+        "patients/1",
+    ]
     adata = task.adata()
     for sample, expected in golden["samples"].items():
         mine = adata[adata.obs["sample"] == sample]
         assert sorted(mine.obs.barcode) == sorted(expected["barcodes_in_h5_order"])
         order = [f"{sample}:{b}" for b in expected["barcodes_in_h5_order"]]
-        assert np.array_equal(mine[order, golden["genes"]].X.toarray(), np.array(expected["raw_counts"]))
+        assert np.array_equal(
+            mine[order, golden["genes"]].X.toarray(), np.array(expected["raw_counts"])
+        )
     assert adata.obs.in_tissue.dtype == np.int64  # bool in two sections, 0/1 in the third
 
 
 def test_official_tiles_are_joined_by_barcode(task, hest_files):
     tiles = task.tiles()
     for sample in task.samples.index:
-        rows = json.loads((hest_files / f"golden/{sample}.json").read_text())["legacy_patches_h5"]["rows"]
+        rows = json.loads((hest_files / f"golden/{sample}.json").read_text())["legacy_patches_h5"][
+            "rows"
+        ]
         expected = {row["barcode"]: row["sha256"] for row in rows}
         for spot in np.flatnonzero(task.obs["sample"] == sample):
-            assert hashlib.sha256(tiles[spot].tobytes()).hexdigest() == expected[task.obs.barcode.iloc[spot]]
+            assert (
+                hashlib.sha256(tiles[spot].tobytes()).hexdigest()
+                == expected[task.obs.barcode.iloc[spot]]
+            )
 
 
 def test_both_generations_agree_with_their_spots(task, hest_files, tmp_path):
@@ -758,7 +903,12 @@ def test_the_old_name_of_the_barcodes_is_read(tiny_cohort):
 def test_a_task_without_patches_opens_without_tiles():
     with pytest.warns(UserWarning):
         cohort = open_cohort(Path(__file__).parent / "fixtures/scores/task")
-    assert not cohort.has_tiles and len(cohort) == 800 and len(cohort.splits) == 3 and len(cohort.genes) == 12
+    assert (
+        not cohort.has_tiles
+        and len(cohort) == 800
+        and len(cohort.splits) == 3
+        and len(cohort.genes) == 12
+    )
     assert sparse.issparse(cohort.adata().X)
 
 

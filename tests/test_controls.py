@@ -5,11 +5,12 @@ import pytest
 from fake_cohort import draw
 from scipy.spatial.distance import cdist
 
-from peka_core import controls, tiles
+from peka_core import controls
 from peka_core.cohort import open_cohort
+from peka_core.drawn import oracle as drawn_oracle
 from peka_core.evaluation import evaluate
+from peka_core.layout import patches
 from peka_core.protocols import PROTOCOLS, make_tasks
-from peka_core.sources import demo
 from peka_core.statistics import summarise
 
 PAPER = replace(PROTOCOLS["peka_paper"], n_genes=10)
@@ -17,7 +18,9 @@ STRICT = replace(PROTOCOLS["strict"], n_genes=10)
 
 
 def chosen(scores, pooling):
-    return scores[(scores["pooling"] == pooling) & (scores["genes"] == "all") & (scores["alpha"] == "chosen")]
+    return scores[
+        (scores["pooling"] == pooling) & (scores["genes"] == "all") & (scores["alpha"] == "chosen")
+    ]
 
 
 def test_one_hot_scores_pooled_and_is_undefined_inside_sections():
@@ -38,8 +41,10 @@ def test_one_hot_of_a_held_out_slide_is_undefined():
 
 def test_permuted_targets_score_zero_where_the_features_score_high():
     cohort = draw(patients=6, spots=120, depth=2000)
-    real, chance = (chosen(evaluate(cohort, x, STRICT).scores, "section")["pcc"].mean()
-                    for x in (cohort.features, controls.permuted_targets(cohort.features, seed=1)))
+    real, chance = (
+        chosen(evaluate(cohort, x, STRICT).scores, "section")["pcc"].mean()
+        for x in (cohort.features, controls.permuted_targets(cohort.features, seed=1))
+    )
     assert real > 0.4 and abs(chance) < 0.05
 
 
@@ -48,8 +53,10 @@ def test_permutation_moves_training_targets_only_and_follows_the_seed():
     task = make_tasks(cohort, PAPER)[0]
     before = task.targets.copy()
     train, test = np.flatnonzero(task.split.train), np.flatnonzero(task.split.test)
-    first, again, other = (controls.permuted_targets(cohort.features, seed)(task, train, test)["chosen"][1]
-                           for seed in (1, 1, 2))
+    first, again, other = (
+        controls.permuted_targets(cohort.features, seed)(task, train, test)["chosen"][1]
+        for seed in (1, 1, 2)
+    )
     np.testing.assert_array_equal(task.targets, before)
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other)
@@ -60,8 +67,10 @@ def test_library_size_predicts_what_zero_dropping_rewards():
     cohort = draw(patients=3, spots=120, depth=60)
     log = controls.library_size(cohort)
     np.testing.assert_allclose(log[:, 0], np.log(1 + cohort.counts.sum(1)), rtol=1e-6)
-    kept, dropped = (chosen(evaluate(cohort, log, p).scores, "pooled")["pcc"].mean()
-                     for p in (PAPER, replace(PAPER, zeros="drop", min_spots=50)))
+    kept, dropped = (
+        chosen(evaluate(cohort, log, p).scores, "pooled")["pcc"].mean()
+        for p in (PAPER, replace(PAPER, zeros="drop", min_spots=50))
+    )
     assert dropped > kept + 0.1
     assert controls.slide_and_library_size(cohort).shape == (720, 7)
 
@@ -69,14 +78,20 @@ def test_library_size_predicts_what_zero_dropping_rewards():
 def plain_nearest(cohort, task, gene, spot, candidates, k=8):
     """Mean of the k nearest by a full distance matrix."""
     sample = cohort.obs["sample"].to_numpy()
-    candidates = [c for c in candidates
-                  if sample[c] == sample[spot] and c != spot and np.isfinite(task.targets[c, gene])]
+    candidates = [
+        c
+        for c in candidates
+        if sample[c] == sample[spot] and c != spot and np.isfinite(task.targets[c, gene])
+    ]
     distance = cdist(cohort.spatial[[spot]], cohort.spatial[candidates])[0]
     return task.targets[np.array(candidates)[np.argsort(distance)[:k]], gene].mean()
 
 
-@pytest.mark.parametrize("protocol", [PAPER, replace(PAPER, zeros="drop", min_spots=50), STRICT],
-                         ids=["spots", "zeros dropped", "held out"])
+@pytest.mark.parametrize(
+    "protocol",
+    [PAPER, replace(PAPER, zeros="drop", min_spots=50), STRICT],
+    ids=["spots", "zeros dropped", "held out"],
+)
 def test_nearest_spots_equal_a_distance_matrix(protocol):
     cohort = draw(patients=3, depth=120)
     task = make_tasks(cohort, protocol)[0]
@@ -94,7 +109,9 @@ def test_nearest_spots_of_a_lone_spot_are_undefined():
     cohort.obs.iloc[0, cohort.obs.columns.get_loc("sample")] = "alone"
     task = make_tasks(draw(patients=3, spots=4), replace(STRICT, n_genes=5))[0]
     task = replace(task, obs=cohort.obs)
-    predicted = controls.nearest_spots(cohort)(task, *(np.flatnonzero(m) for m in (task.split.train, task.split.test)))
+    predicted = controls.nearest_spots(cohort)(
+        task, *(np.flatnonzero(m) for m in (task.split.train, task.split.test))
+    )
     assert np.isnan(predicted[0]).all() and np.isfinite(predicted[1:]).all()
 
 
@@ -113,22 +130,32 @@ def test_colour_equals_numpy_on_the_pixels(tiny_cohort):
 def test_colour_follows_the_spots_in_every_chunk(tiny_cohort, monkeypatch):
     cohort = open_cohort(tiny_cohort)
     whole = controls.colour(cohort)
-    monkeypatch.setattr(tiles, "CHUNK", 5)
+    monkeypatch.setattr(patches, "CHUNK", 5)
     np.testing.assert_array_equal(controls.colour(cohort), whole)
 
 
-@pytest.mark.parametrize("protocol, expected", [(PAPER, ("nothing", False)), (STRICT, ("patients", False)),
-                                                (replace(PAPER, zeros="drop", min_spots=50), ("nothing", True))],
-                         ids=["spots", "held out", "zeros dropped"])
+@pytest.mark.parametrize(
+    "protocol, expected",
+    [
+        (PAPER, ("nothing", False)),
+        (STRICT, ("patients", False)),
+        (replace(PAPER, zeros="drop", min_spots=50), ("nothing", True)),
+    ],
+    ids=["spots", "held out", "zeros dropped"],
+)
 def test_oracle_is_drawn_once_for_its_scheme_and_read_by_gene(protocol, expected, monkeypatch):
     cohort, calls = draw(), []
 
     def drawn(path, redraw, redraws, seed, positive_only):
         calls.append((redraw, positive_only))
-        return np.log1p(1e4 * cohort.counts / cohort.counts.sum(1, keepdims=True)).astype(np.float32)
+        return np.log1p(1e4 * cohort.counts / cohort.counts.sum(1, keepdims=True)).astype(
+            np.float32
+        )
 
-    monkeypatch.setattr(demo, "oracle", drawn)
-    scores = chosen(evaluate(cohort, controls.oracle(cohort), protocol).scores, protocol.pooling)
+    monkeypatch.setattr(drawn_oracle, "expected_targets", drawn)
+    scores = chosen(
+        evaluate(cohort, drawn_oracle.oracle(cohort), protocol).scores, protocol.pooling
+    )
     np.testing.assert_allclose(scores["pcc"], 1, atol=1e-5)
     assert calls == [expected]
 

@@ -1,8 +1,8 @@
 """Encoders: the transform against timm's own, weights read or refused, precision, `mini` and `random`."""
 
-import timm
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -10,15 +10,26 @@ from timm.data import create_transform
 from timm.models.vision_transformer import VisionTransformer
 
 from peka_core import encoders
-from peka_core.encoders import Encoder, autocast, has_bfloat16, load_encoder
-from peka_core.files import PekaError, sha256
-from peka_core.provenance import best_device
+from peka_core.device import autocast, best_device, has_bfloat16
+from peka_core.encoders import Encoder, load_encoder
+from peka_core.errors import PekaError
+from peka_core.files import sha256
 
 
 def tiny_encoder(size=224, **facts):
     torch.manual_seed(0)
-    model = VisionTransformer(img_size=size, patch_size=32, embed_dim=32, depth=2, num_heads=2, num_classes=0)
-    facts = {"name": "tiny", "mean": (0.7, 0.5, 0.8), "std": (0.2, 0.3, 0.1), "dim": 32, "size": size, "resize": size, **facts}
+    model = VisionTransformer(
+        img_size=size, patch_size=32, embed_dim=32, depth=2, num_heads=2, num_classes=0
+    )
+    facts = {
+        "name": "tiny",
+        "mean": (0.7, 0.5, 0.8),
+        "std": (0.2, 0.3, 0.1),
+        "dim": 32,
+        "size": size,
+        "resize": size,
+        **facts,
+    }
     return Encoder(model=model.eval().requires_grad_(False), **facts)
 
 
@@ -39,10 +50,15 @@ def test_transform_normalises_each_colour():
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-@pytest.mark.parametrize(("side", "crop_pct", "resize"), [(224, 0.875, 256), (256, 1.0, 224), (224, 0.95, 235), (299, 0.9, 248)])
+@pytest.mark.parametrize(
+    ("side", "crop_pct", "resize"),
+    [(224, 0.875, 256), (256, 1.0, 224), (224, 0.95, 235), (299, 0.9, 248)],
+)
 def test_resize_and_crop_equal_timm(interpolation, side, crop_pct, resize):
     encoder, tiles = tiny_encoder(resize=resize, interpolation=interpolation), smooth_tiles(2, side)
-    theirs = create_transform(224, interpolation=interpolation, crop_pct=crop_pct, mean=encoder.mean, std=encoder.std)
+    theirs = create_transform(
+        224, interpolation=interpolation, crop_pct=crop_pct, mean=encoder.mean, std=encoder.std
+    )
     expected = torch.stack([theirs(Image.fromarray(tile)) for tile in tiles])
     step = 1 / 255 / torch.tensor(encoder.std).view(3, 1, 1)  # PIL rounds to whole grey levels
     assert ((encoder.transform(tiles) - expected).abs() <= 1.1 * step).all()
@@ -111,11 +127,20 @@ def test_float32_on_a_gpu_is_float32():
         assert torch.backends.cudnn.enabled and not torch.backends.cudnn.allow_tf32
     assert torch.backends.cudnn.allow_tf32 == before
     model = load_encoder("mini", device="cpu").model
-    assert [encoders.embeds_in_bfloat16(name, model) for name in ("mini", "random", "uni")] == [False, False, True]
+    assert [encoders.embeds_in_bfloat16(name, model) for name in ("mini", "random", "uni")] == [
+        False,
+        False,
+        True,
+    ]
 
 
 def test_embedding_halves_a_batch_that_does_not_fit(monkeypatch):
-    mini, tiles, encode, sizes = load_encoder("mini", device="cpu"), smooth_tiles(7), encoders.Encoder.encode, []
+    mini, tiles, encode, sizes = (
+        load_encoder("mini", device="cpu"),
+        smooth_tiles(7),
+        encoders.Encoder.encode,
+        [],
+    )
 
     def small_device(self, x):
         sizes.append(len(x))
@@ -129,7 +154,9 @@ def test_embedding_halves_a_batch_that_does_not_fit(monkeypatch):
     np.testing.assert_allclose(mini.embed(tiles, batch_size=7), whole, atol=1e-5)
     assert sizes == [7, 3, 1, 1, 1, 1, 1, 1, 1]
     room = 0
-    with pytest.raises(PekaError, match="no memory for a single tile on cpu: take a smaller encoder"):
+    with pytest.raises(
+        PekaError, match="no memory for a single tile on cpu: take a smaller encoder"
+    ):
         mini.embed(tiles, batch_size=4)
 
 
@@ -160,8 +187,14 @@ def test_timm_model_with_local_weights(local_resnet, suffix):
     assert torch.equal(encoder.model.conv1[0].weight, state["conv1.0.weight"])
     assert encoder.digest == sha256(path)
     own = timm.get_pretrained_cfg("resnet10t")
-    assert (encoder.mean, encoder.std, encoder.interpolation) == (own.mean, own.std, own.interpolation)
-    assert encoder.size == own.input_size[-1] and encoder.resize == int(own.input_size[-1] / own.crop_pct)
+    assert (encoder.mean, encoder.std, encoder.interpolation) == (
+        own.mean,
+        own.std,
+        own.interpolation,
+    )
+    assert encoder.size == own.input_size[-1] and encoder.resize == int(
+        own.input_size[-1] / own.crop_pct
+    )
     assert encoder.embed(smooth_tiles(2)).shape == (2, encoder.dim)
 
 
@@ -169,7 +202,9 @@ def test_weights_that_do_not_fit_are_refused_with_the_keys(local_resnet):
     folder, state = local_resnet
     state = {("stem" + k if k == "conv1.0.weight" else k): v for k, v in state.items()}
     save_file(state, folder / "renamed.safetensors")
-    with pytest.raises(PekaError, match=r"renamed.*missing 1: \['conv1.0.weight'\]; unknown 1: \['stemconv1"):
+    with pytest.raises(
+        PekaError, match=r"renamed.*missing 1: \['conv1.0.weight'\]; unknown 1: \['stemconv1"
+    ):
         load_encoder("resnet10t", weights=folder / "renamed.safetensors", device="cpu")
     with pytest.raises(PekaError, match="--weights resnet10t=PATH"):
         load_encoder("resnet10t", weights=folder / "absent.pth", device="cpu")
@@ -191,7 +226,9 @@ def test_pickled_code_is_not_run(tmp_path):
 
 
 def test_unknown_name_and_missing_network_say_what_to_do(monkeypatch):
-    with pytest.raises(PekaError, match=r"'no_such_model'.*mini, random.*--weights no_such_model=PATH.*HF_TOKEN"):
+    with pytest.raises(
+        PekaError, match=r"'no_such_model'.*mini, random.*--weights no_such_model=PATH.*HF_TOKEN"
+    ):
         load_encoder("no_such_model", device="cpu")
 
     def offline(*args, **kwargs):

@@ -12,8 +12,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from peka_core.cohort import Split
+from peka_core.errors import PekaError
 from peka_core.evaluation import Evaluation, evaluate, head_answers
-from peka_core.files import PekaError
 from peka_core.protocols import PROTOCOLS, make_tasks
 from peka_core.statistics import paired, summarise
 
@@ -34,7 +34,9 @@ def per_gene_loop(cohort, protocol, alpha):
             if protocol.zeros == "drop" and used.sum() < protocol.min_spots:
                 continue
             x, rows = cohort.features, train & used
-            head = make_pipeline(StandardScaler(), PCA(min(256, rows.sum(), x.shape[1])), Ridge(alpha=alpha))
+            head = make_pipeline(
+                StandardScaler(), PCA(min(256, rows.sum(), x.shape[1])), Ridge(alpha=alpha)
+            )
             predicted = head.fit(x[rows], y[rows]).predict(x)
             fold.append(pearsonr(y[test & used], predicted[test & used])[0])
             for sample in np.unique(samples[test]):
@@ -47,7 +49,9 @@ def per_gene_loop(cohort, protocol, alpha):
 
 
 def rows(scores, pooling, genes="all", alpha="chosen"):
-    return scores[(scores["pooling"] == pooling) & (scores["genes"] == genes) & (scores["alpha"] == alpha)]
+    return scores[
+        (scores["pooling"] == pooling) & (scores["genes"] == genes) & (scores["alpha"] == alpha)
+    ]
 
 
 @pytest.mark.filterwarnings("ignore:An input array is constant")
@@ -58,7 +62,12 @@ def test_paper_scores_equal_a_plain_per_gene_loop(protocol):
     scores = evaluate(cohort, cohort.features, protocol).scores
     np.testing.assert_allclose(rows(scores, "pooled")["pcc"], pooled, atol=1e-6)
     for i, expected in enumerate(by_section):
-        fold = rows(scores, "section").query(f"split == 'spots/{i}'").set_index("section")["pcc"].dropna()
+        fold = (
+            rows(scores, "section")
+            .query(f"split == 'spots/{i}'")
+            .set_index("section")["pcc"]
+            .dropna()
+        )
         np.testing.assert_allclose(fold[list(expected)], list(expected.values()), atol=1e-6)
         assert set(fold.index) == set(expected)
     assert (scores["alpha"] == "chosen").all() and (scores["alpha_value"] == 1).all()
@@ -69,7 +78,9 @@ def test_strict_scores_equal_a_plain_loop_at_the_same_alpha():
     _, by_section = per_gene_loop(cohort, STRICT, alpha=30.0)
     scores = rows(evaluate(cohort, cohort.features, STRICT, alpha=30).scores, "section")
     expected = {sample: value for fold in by_section for sample, value in fold.items()}
-    np.testing.assert_allclose(scores.set_index("section")["pcc"][list(expected)], list(expected.values()), atol=1e-6)
+    np.testing.assert_allclose(
+        scores.set_index("section")["pcc"][list(expected)], list(expected.values()), atol=1e-6
+    )
     means = pd.Series(expected).groupby(lambda sample: sample[:2]).mean()
     assert summarise(scores, STRICT)["mean"].iloc[0] == pytest.approx(means.mean(), abs=1e-6)
 
@@ -91,8 +102,10 @@ def test_gene_sets_are_means_of_their_genes():
     cohort = draw()
     result = evaluate(cohort, cohort.features, STRICT, tasks=make_tasks(cohort, STRICT)[:1])
     scores = rows(result.scores, "section").query("section == 'P0A'")
-    sets = {name: rows(result.scores, "section", name).query("section == 'P0A'").iloc[0]
-            for name in ("cue", "composition")}
+    sets = {
+        name: rows(result.scores, "section", name).query("section == 'P0A'").iloc[0]
+        for name in ("cue", "composition")
+    }
     sizes = {name: row["n_genes"] for name, row in sets.items()}
     assert sum(sizes.values()) == scores["n_genes"].iloc[0] == 10
     weighted = sum(row["pcc"] * row["n_genes"] for row in sets.values()) / 10
@@ -115,7 +128,11 @@ def test_undefined_values_are_counted_and_never_zero():
     cohort.counts[cohort.obs["sample"] == "P0A", :20] = 0
     tasks = make_tasks(cohort, STRICT)
     silent = sum(int(gene[1:]) < 20 for gene in tasks[0].genes)
-    row = rows(evaluate(cohort, cohort.features, STRICT, tasks).scores, "section").query("section == 'P0A'").iloc[0]
+    row = (
+        rows(evaluate(cohort, cohort.features, STRICT, tasks).scores, "section")
+        .query("section == 'P0A'")
+        .iloc[0]
+    )
     assert silent and row["n_undefined"] == silent and row["n_genes"] == 10 and row["pcc"] > 0
 
     def constant(task, train, test):
@@ -135,14 +152,20 @@ def test_a_predictor_that_leaves_a_spot_out_is_undefined_for_that_gene():
 
     scores = evaluate(cohort, gap, STRICT).scores
     first = rows(scores, "section").query("section == 'P0A'").iloc[0]
-    assert first["n_undefined"] == 1 and first["pcc"] == pytest.approx(1) and np.isnan(first["alpha_value"])
+    assert (
+        first["n_undefined"] == 1
+        and first["pcc"] == pytest.approx(1)
+        and np.isnan(first["alpha_value"])
+    )
 
 
 def test_small_sections_have_no_pcc():
     cohort = draw()
     protocol = replace(STRICT, min_section_spots=31)
     scores = evaluate(cohort, cohort.features, protocol, alpha=1.0).scores
-    assert rows(scores, "section")["pcc"].isna().all() and rows(scores, "pooled")["pcc"].notna().all()
+    assert (
+        rows(scores, "section")["pcc"].isna().all() and rows(scores, "pooled")["pcc"].notna().all()
+    )
 
 
 def test_predictions_hold_each_test_spot_once_per_split():
@@ -157,7 +180,9 @@ def test_predictions_hold_each_test_spot_once_per_split():
         np.testing.assert_array_equal(part.layers["observed"], task.targets[task.split.test])
         np.testing.assert_array_equal(part.obsm["spatial"], cohort.spatial[task.split.test])
         assert np.isfinite(part.layers["predicted"]).all()
-        rest = table[(table.obs["split"] == task.split.name).to_numpy(), ~table.var_names.isin(task.genes)]
+        rest = table[
+            (table.obs["split"] == task.split.name).to_numpy(), ~table.var_names.isin(task.genes)
+        ]
         assert np.isnan(rest.layers["predicted"]).all() and np.isnan(rest.layers["observed"]).all()
 
 
@@ -178,9 +203,16 @@ def test_gene_table_equals_pearson_on_the_predictions(protocol):
     table = result.predictions
     unit = ["split"] if protocol is PAPER else ["patient", "sample"]
     for _, gene in result.genes.iterrows():
-        pair = pd.DataFrame({name: table[:, gene["gene"]].layers[name].ravel() for name in ("observed", "predicted")},
-                            index=table.obs.set_index(unit).index).dropna()
-        each = pair.groupby(level=unit, observed=True).apply(lambda p: pearsonr(p["observed"], p["predicted"])[0])
+        pair = pd.DataFrame(
+            {
+                name: table[:, gene["gene"]].layers[name].ravel()
+                for name in ("observed", "predicted")
+            },
+            index=table.obs.set_index(unit).index,
+        ).dropna()
+        each = pair.groupby(level=unit, observed=True).apply(
+            lambda p: pearsonr(p["observed"], p["predicted"])[0]
+        )
         mean = each.groupby(level=0, observed=True).mean()
         assert gene["pcc"] == pytest.approx(mean.mean(), abs=1e-5) and gene["n"] == len(mean)
 
@@ -190,7 +222,11 @@ def test_real_signal_beats_noise_in_pairs_over_patients():
     noise = np.random.default_rng(99).normal(size=cohort.features.shape)
     ours, theirs = (evaluate(cohort, x, STRICT).scores for x in (cohort.features, noise))
     difference = paired(ours, theirs)
-    assert difference["low"] > 0 and difference["n"] == 4 and abs(summarise(theirs, STRICT)["mean"].iloc[0]) < 0.1
+    assert (
+        difference["low"] > 0
+        and difference["n"] == 4
+        and abs(summarise(theirs, STRICT)["mean"].iloc[0]) < 0.1
+    )
 
 
 def test_features_may_differ_by_split():
@@ -198,7 +234,10 @@ def test_features_may_differ_by_split():
     noise = np.random.default_rng(99).normal(size=cohort.features.shape)
     by_split = {f"patients/{i}": noise if i == 2 else cohort.features for i in range(4)}
     tasks = make_tasks(cohort, STRICT)
-    mixed, plain = (rows(evaluate(cohort, x, STRICT, tasks).scores, "section") for x in (by_split, cohort.features))
+    mixed, plain = (
+        rows(evaluate(cohort, x, STRICT, tasks).scores, "section")
+        for x in (by_split, cohort.features)
+    )
     same = mixed["pcc"].to_numpy() == plain["pcc"].to_numpy()
     np.testing.assert_array_equal(same, mixed["split"] != "patients/2")
 
@@ -231,16 +270,22 @@ def test_a_section_can_be_tested_by_two_splits():
 
 def test_saved_and_loaded_evaluations_are_equal(tmp_path):
     cohort = draw(patients=3)
-    cohort.obs["sample"] = cohort.obs["sample"].map({s: str(i) for i, s in enumerate(pd.unique(cohort.obs["sample"]))})
+    cohort.obs["sample"] = cohort.obs["sample"].map(
+        {s: str(i) for i, s in enumerate(pd.unique(cohort.obs["sample"]))}
+    )
     result = evaluate(cohort, cohort.features, PAPER)
     result.save(tmp_path)
     loaded = Evaluation.load(tmp_path)
     pd.testing.assert_frame_equal(loaded.scores, result.scores)
     pd.testing.assert_frame_equal(loaded.genes, result.genes)
-    np.testing.assert_array_equal(loaded.predictions.layers["predicted"], result.predictions.layers["predicted"])
+    np.testing.assert_array_equal(
+        loaded.predictions.layers["predicted"], result.predictions.layers["predicted"]
+    )
     assert isinstance(loaded.predictions, anndata.AnnData)
     packed = (tmp_path / "scores.csv.gz").read_bytes()
     result.save(tmp_path)
-    assert (tmp_path / "scores.csv.gz").read_bytes() == packed, "a name or a time is packed with the scores"
+    assert (tmp_path / "scores.csv.gz").read_bytes() == packed, (
+        "a name or a time is packed with the scores"
+    )
     (tmp_path / "predictions.h5ad").unlink()
     assert Evaluation.load(tmp_path).predictions is None

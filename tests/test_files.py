@@ -8,11 +8,25 @@ import pandas as pd
 import pytest
 
 from peka_core.cohort import open_cohort, write_cohort_tables, write_sample
-from peka_core.cohort_writing import write_tiles
-from peka_core.files import TEMPORARY, PekaError, one_name, write_whole
+from peka_core.errors import PekaError
+from peka_core.files import TEMPORARY, one_name, write_whole
+from peka_core.layout.writing import write_tiles
 from peka_core.sources import hest, hest_files, hest_index, resume
 
-BAD = ("../../evil", "/etc/x", "a/b", "a\\b", "..", ".", "", " ", ".hidden", "a\nb", "a\0b", "x" * 201)
+BAD = (
+    "../../evil",
+    "/etc/x",
+    "a/b",
+    "a\\b",
+    "..",
+    ".",
+    "",
+    " ",
+    ".hidden",
+    "a\nb",
+    "a\0b",
+    "x" * 201,
+)
 
 
 def everything(folder):
@@ -31,7 +45,12 @@ def test_names_as_people_give_them_are_taken(name):
 
 
 def test_a_sample_is_written_inside_its_cohort_or_not_at_all(tmp_path):
-    counts = ad.AnnData(np.ones((1, 1), np.float32), pd.DataFrame(index=["x"]), pd.DataFrame(index=["g"]), obsm={"spatial": np.zeros((1, 2))})
+    counts = ad.AnnData(
+        np.ones((1, 1), np.float32),
+        pd.DataFrame(index=["x"]),
+        pd.DataFrame(index=["g"]),
+        obsm={"spatial": np.zeros((1, 2))},
+    )
     tiles = np.zeros((1, 224, 224, 3), np.uint8)
     home = tmp_path / "a" / "cohort"
     with pytest.raises(PekaError, match="evil"):
@@ -48,7 +67,9 @@ def test_a_table_whose_ids_lead_elsewhere_is_refused_before_a_file_is_opened(tin
     outside = tiny_cohort.parent / "outside.h5ad"
     (tiny_cohort / "adata" / "P1A.h5ad").rename(outside)
     table = pd.read_csv(tiny_cohort / "samples.csv")
-    table.replace({"sample_id": {"P1A": "../../outside"}}).to_csv(tiny_cohort / "samples.csv", index=False)
+    table.replace({"sample_id": {"P1A": "../../outside"}}).to_csv(
+        tiny_cohort / "samples.csv", index=False
+    )
     with pytest.raises(PekaError, match=r"samples\.csv.*outside"):
         open_cohort(tiny_cohort)
 
@@ -68,7 +89,9 @@ def test_an_index_of_hest_whose_ids_lead_elsewhere_is_refused(tmp_path):
 
 def test_a_file_of_the_hub_whose_name_leads_elsewhere_is_refused(monkeypatch):
     listed = [SimpleNamespace(path="patches/D1_/../../../evil.h5", size=1, blob_id="0")]
-    monkeypatch.setattr(hest_files, "_api", lambda: SimpleNamespace(list_repo_tree=lambda *_, **__: listed))
+    monkeypatch.setattr(
+        hest_files, "_api", lambda: SimpleNamespace(list_repo_tree=lambda *_, **__: listed)
+    )
     with pytest.raises(PekaError, match="evil"):
         hest_files._listing(["patches/D1[_.]*"], "0" * 40)
 
@@ -88,4 +111,8 @@ def test_resume_takes_away_its_own_temporary_files_alone(tmp_path):
 def test_temporary_names_begin_as_resume_looks_for_them(tmp_path):
     seen = []
     write_whole(tmp_path / "a.txt", lambda file: (seen.append(file.name), file.write_text("x")))
-    assert seen[0].startswith(TEMPORARY) and seen[0].endswith("-a.txt") and everything(tmp_path) == ["a.txt"]
+    assert (
+        seen[0].startswith(TEMPORARY)
+        and seen[0].endswith("-a.txt")
+        and everything(tmp_path) == ["a.txt"]
+    )

@@ -14,8 +14,9 @@ from test_scfoundation import vocabulary as vocabulary  # a fixture
 from peka_core import alignment
 from peka_core.alignment import Recipe, align
 from peka_core.bone import BlockLinear
-from peka_core.encoders import autocast, load_encoder
-from peka_core.files import PekaError
+from peka_core.device import autocast
+from peka_core.encoders import load_encoder
+from peka_core.errors import PekaError
 from peka_core.recipe import RECIPES
 from peka_core.student import Student, embed_tiles
 from peka_core.teachers import load_teacher
@@ -24,14 +25,18 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU that torch can see"),
 ]
-RECIPE = Recipe(epochs=8, lr=3e-3, batch_size=16, warmup=2, k=3, block=16, hidden=32, set_aside=0.25)
+RECIPE = Recipe(
+    epochs=8, lr=3e-3, batch_size=16, warmup=2, k=3, block=16, hidden=32, set_aside=0.25
+)
 
 
 @contextlib.contextmanager
 def at_most(size: int):
     """A GPU on which torch gets so many bytes, and an error beyond."""
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(size / torch.cuda.get_device_properties(0).total_memory)
+    torch.cuda.set_per_process_memory_fraction(
+        size / torch.cuda.get_device_properties(0).total_memory
+    )
     try:
         yield
     finally:
@@ -43,7 +48,10 @@ def at_most(size: int):
 def world():
     """48 tiles; the teacher follows their mean colour; four groups of twelve."""
     tiles = smooth_tiles(48, side=224)
-    tiles = (tiles * np.linspace(0.3, 1.0, 48)[np.random.default_rng(0).permutation(48), None, None, None]).astype(np.uint8)
+    tiles = (
+        tiles
+        * np.linspace(0.3, 1.0, 48)[np.random.default_rng(0).permutation(48), None, None, None]
+    ).astype(np.uint8)
     colour = tiles.mean((1, 2)) / 64 - 2  # (n, 3)
     x_teacher = (colour @ np.random.default_rng(1).normal(size=(3, 4))).astype(np.float32)
     return tiles, x_teacher, x_teacher[:, :3].argmax(1), np.arange(48) // 12
@@ -66,8 +74,21 @@ def test_the_loss_falls_under_bf16_autocast(world, method):
 @pytest.mark.parametrize("method", ["bat", "bone", "adalora"])
 def test_both_recipes_of_the_paper_learn(world, name, method):
     """As the paper has them, but for sizes that fit 48 tiles and a rate that fits a few steps."""
-    small = {"epochs": 8, "lr": 3e-3, "batch_size": 16, "k": 3, "block": 16, "rank": 9, "hidden": 32}
-    student = Student(load_encoder("mini", device="cuda"), method, 4, recipe := dataclasses.replace(RECIPES[name], **small))
+    small = {
+        "epochs": 8,
+        "lr": 3e-3,
+        "batch_size": 16,
+        "k": 3,
+        "block": 16,
+        "rank": 9,
+        "hidden": 32,
+    }
+    student = Student(
+        load_encoder("mini", device="cuda"),
+        method,
+        4,
+        recipe := dataclasses.replace(RECIPES[name], **small),
+    )
     history = align(student, *world, recipe, progress=False)
     assert history["total"].iloc[-1] < history["total"].iloc[0]
 
@@ -78,7 +99,10 @@ def test_gradients_under_autocast_are_near_those_in_float32(method):
     torch.manual_seed(0)
     layer = BlockLinear(torch.nn.Linear(64, 128), 16, method).cuda()
     torch.nn.init.normal_(layer.blocks, std=0.1)
-    x, weights = torch.randn(4, 128, 64, device="cuda", requires_grad=True), torch.randn(4, 128, 128, device="cuda")
+    x, weights = (
+        torch.randn(4, 128, 64, device="cuda", requires_grad=True),
+        torch.randn(4, 128, 128, device="cuda"),
+    )
 
     def gradients() -> list[torch.Tensor]:
         y = layer(x)
@@ -90,7 +114,10 @@ def test_gradients_under_autocast_are_near_those_in_float32(method):
     assert [g.dtype for g in rounded] == [torch.bfloat16, torch.float32, torch.float32]
     for here, there in zip(rounded, exact, strict=True):
         assert not torch.equal(here.float(), there)
-        assert torch.nn.functional.cosine_similarity(here.float().flatten(), there.flatten(), dim=0) > 0.999
+        assert (
+            torch.nn.functional.cosine_similarity(here.float().flatten(), there.flatten(), dim=0)
+            > 0.999
+        )
 
 
 def test_a_batch_that_does_not_fit_ends_with_one_that_does(world):
@@ -100,10 +127,20 @@ def test_a_batch_that_does_not_fit_ends_with_one_that_does(world):
 
     def run(batch_size: int) -> None:
         student = Student(load_encoder("mini", device="cuda"), "full", 4, recipe)
-        align(student, tiles, x_teacher, labels, groups, dataclasses.replace(recipe, batch_size=batch_size), progress=False)
+        align(
+            student,
+            tiles,
+            x_teacher,
+            labels,
+            groups,
+            dataclasses.replace(recipe, batch_size=batch_size),
+            progress=False,
+        )
 
     with at_most(2**30):
-        with pytest.raises(PekaError, match=r"batch of 768 tiles on cuda; \d+ fit: add -p batch_size") as error:
+        with pytest.raises(
+            PekaError, match=r"batch of 768 tiles on cuda; \d+ fit: add -p batch_size"
+        ) as error:
             run(len(tiles))
         fits = int(re.search(r"(\d+) fit", str(error.value))[1])
         assert 1 <= fits <= 384
@@ -133,8 +170,12 @@ def test_a_killed_alignment_goes_on_where_it_was(world, tmp_path, monkeypatch):
     torch.manual_seed(77)
     resumed = run(checkpoint=tmp_path / "progress.pt")
     assert len(started) == 6
-    np.testing.assert_allclose(resumed["total"], undisturbed["total"], rtol=1e-3)  # sums of a GPU come in any order
-    assert resumed["total"].iloc[4] != pytest.approx(resumed["total"].iloc[3], rel=1e-3), "nothing moves: the test would see nothing"
+    np.testing.assert_allclose(
+        resumed["total"], undisturbed["total"], rtol=1e-3
+    )  # sums of a GPU come in any order
+    assert resumed["total"].iloc[4] != pytest.approx(resumed["total"].iloc[3], rel=1e-3), (
+        "nothing moves: the test would see nothing"
+    )
 
 
 def test_features_on_gpu_equal_those_on_cpu(world):
@@ -145,7 +186,10 @@ def test_features_on_gpu_equal_those_on_cpu(world):
 
 
 def test_embedding_halves_a_batch_that_does_not_fit(world):
-    encoder, tiles = load_encoder("mini", device="cuda"), np.concatenate([world[0]] * 8)  # 384 tiles: 0.7 GB as x and pixels
+    encoder, tiles = (
+        load_encoder("mini", device="cuda"),
+        np.concatenate([world[0]] * 8),
+    )  # 384 tiles: 0.7 GB as x and pixels
     whole = encoder.embed(tiles, batch_size=384)
     with at_most(2**29):
         halved = encoder.embed(tiles, batch_size=384)
@@ -155,8 +199,13 @@ def test_embedding_halves_a_batch_that_does_not_fit(world):
 def test_a_student_embeds_on_gpu(world):
     student = Student(load_encoder("mini", device="cuda"), "bat", 4, RECIPE, seed=0)
     made = embed_tiles(student, world[0], progress=False)
-    assert {name: values.shape for name, values in made.items()} == {"encoder": (48, 128), "projected": (48, 4)}
-    assert all(isinstance(values, np.ndarray) and np.isfinite(values).all() for values in made.values())
+    assert {name: values.shape for name, values in made.items()} == {
+        "encoder": (48, 128),
+        "projected": (48, 4),
+    }
+    assert all(
+        isinstance(values, np.ndarray) and np.isfinite(values).all() for values in made.values()
+    )
 
 
 def test_scfoundation_in_bfloat16_stays_near_float32(vocabulary):
@@ -165,6 +214,8 @@ def test_scfoundation_in_bfloat16_stays_near_float32(vocabulary):
     exact = load_teacher("scfoundation", device="cpu", **options).embed(cells())
     same = load_teacher("scfoundation", device="cuda", **options).embed(cells())
     np.testing.assert_allclose(same, exact, **LIMIT)
-    half = load_teacher("scfoundation", device="cuda", precision="bfloat16", **options).embed(cells())
+    half = load_teacher("scfoundation", device="cuda", precision="bfloat16", **options).embed(
+        cells()
+    )
     assert half.dtype == np.float32 and not np.array_equal(half, same)
     near_in_bfloat16(half, exact)

@@ -16,7 +16,9 @@ from peka_core.head import choose_alpha, fit_head, fit_predict
 
 def drawn(n, d, g=4, seed=0):
     rng = np.random.default_rng(seed)
-    x = (rng.normal(size=(n + 30, d)) @ rng.normal(size=(d, d)) / np.sqrt(d) + 5) * rng.lognormal(0, 1, d)
+    x = (rng.normal(size=(n + 30, d)) @ rng.normal(size=(d, d)) / np.sqrt(d) + 5) * rng.lognormal(
+        0, 1, d
+    )
     y = x[:, :3] @ rng.normal(size=(3, g)) + rng.normal(size=(n + 30, g)) + 2
     return x[:n], y[:n], x[n:]
 
@@ -30,7 +32,9 @@ def sklearn_head(x, y, new, alpha, components=256):
 @pytest.mark.parametrize("alpha", [0.1, 1000.0])
 def test_head_equals_scikit_learn(n, d, alpha):
     x, y, new = drawn(n, d)
-    np.testing.assert_allclose(fit_head(x, y).predict(new, alpha), sklearn_head(x, y, new, alpha), atol=1e-6, rtol=0)
+    np.testing.assert_allclose(
+        fit_head(x, y).predict(new, alpha), sklearn_head(x, y, new, alpha), atol=1e-6, rtol=0
+    )
 
 
 def test_float32_features_lose_nothing():
@@ -43,11 +47,15 @@ def test_float32_features_lose_nothing():
 def test_rows_in_blocks_are_the_same_head(n, d, monkeypatch):
     x, y, new = drawn(n, d)
     monkeypatch.setattr(head, "BLOCK", 7)
-    np.testing.assert_allclose(fit_head(x, y).predict(new, 1.0), sklearn_head(x, y, new, 1.0), atol=1e-6, rtol=0)
+    np.testing.assert_allclose(
+        fit_head(x, y).predict(new, 1.0), sklearn_head(x, y, new, 1.0), atol=1e-6, rtol=0
+    )
 
 
 def test_float64_is_never_a_copy_of_all_features():
-    x = np.random.default_rng(0).normal(size=(40_000, 64)).astype(np.float32)  # 10 MB; 20 MB in float64
+    x = (
+        np.random.default_rng(0).normal(size=(40_000, 64)).astype(np.float32)
+    )  # 10 MB; 20 MB in float64
     tracemalloc.start()
     fit_head(x, x[:, :3]).predict(x, 1.0)
     peak = tracemalloc.get_traced_memory()[1]
@@ -58,9 +66,14 @@ def test_float64_is_never_a_copy_of_all_features():
 @pytest.mark.parametrize("n", [40, 400], ids=["n<d", "n>d"])
 def test_constant_and_repeated_features_are_ignored_as_ridge_does(n):
     x, y, new = drawn(n, 20)
-    x, new = (np.hstack([a, a[:, :5], np.full((len(a), 2), 0.1), np.zeros((len(a), 40))]) for a in (x, new))
+    x, new = (
+        np.hstack([a, a[:, :5], np.full((len(a), 2), 0.1), np.zeros((len(a), 40))])
+        for a in (x, new)
+    )
     new[:, -1] = 1.0  # never seen in training: must not move anything
-    np.testing.assert_allclose(fit_head(x, y).predict(new, 1.0), sklearn_head(x, y, new, 1.0), atol=1e-6, rtol=0)
+    np.testing.assert_allclose(
+        fit_head(x, y).predict(new, 1.0), sklearn_head(x, y, new, 1.0), atol=1e-6, rtol=0
+    )
 
 
 @pytest.mark.parametrize("n", [40, 400], ids=["n<d", "n>d"])
@@ -75,7 +88,9 @@ def test_path_is_predict_at_each_alpha_and_genes_do_not_mix():
     x, y, new = drawn(200, 50)
     path = fit_head(x, y).path(new, [0.5, 50])
     np.testing.assert_allclose(path[1], sklearn_head(x, y, new, 50), atol=1e-8)
-    np.testing.assert_allclose(fit_head(x, y[:, [2]]).predict(new, 0.5)[:, 0], path[0, :, 2], atol=1e-10)
+    np.testing.assert_allclose(
+        fit_head(x, y[:, [2]]).predict(new, 0.5)[:, 0], path[0, :, 2], atol=1e-10
+    )
 
 
 def test_a_dropped_spot_leaves_fit_of_its_gene_alone():
@@ -86,7 +101,9 @@ def test_a_dropped_spot_leaves_fit_of_its_gene_alone():
     predicted = fit_predict(x, y, train, test, [2.0])[0]
     for gene in range(3):
         rows = train[np.isfinite(y[train, gene])]
-        np.testing.assert_allclose(predicted[:, gene], sklearn_head(x[rows], y[rows, gene], x[test], 2.0), atol=1e-8)
+        np.testing.assert_allclose(
+            predicted[:, gene], sklearn_head(x[rows], y[rows, gene], x[test], 2.0), atol=1e-8
+        )
     assert np.isnan(predicted[:, 3]).all()
 
 
@@ -94,8 +111,12 @@ def grouped(n_groups, n_sections, per_section=40, d=30, seed=0):
     """Three latent directions in noisy features, weak targets of the latents."""
     rng = np.random.default_rng(seed)
     n = n_groups * n_sections * per_section
-    obs = pd.DataFrame({"group": np.repeat(np.arange(n_groups), n // n_groups),
-                        "sample": np.repeat(np.arange(n_groups * n_sections), per_section)})
+    obs = pd.DataFrame(
+        {
+            "group": np.repeat(np.arange(n_groups), n // n_groups),
+            "sample": np.repeat(np.arange(n_groups * n_sections), per_section),
+        }
+    )
     latent = rng.normal(size=(n, 3))
     x = latent @ rng.normal(size=(3, d)) + 0.7 * rng.normal(size=(n, d))
     return x, latent @ rng.normal(size=(3, 4)) + 3 * rng.normal(size=(n, 4)), obs
@@ -106,8 +127,11 @@ def test_alpha_is_that_of_a_plain_loop_over_scikit_learn(shape):
     x, y, obs = grouped(*shape)
     rows = np.arange(len(x))[::-1][:-7]  # any order, not all spots
     column = "group" if shape[0] > 1 else "sample"
-    folds = (list(KFold(5, shuffle=True, random_state=0).split(rows)) if shape == (1, 1) else
-             list(GroupKFold(min(5, max(shape))).split(rows, groups=obs[column].iloc[rows])))
+    folds = (
+        list(KFold(5, shuffle=True, random_state=0).split(rows))
+        if shape == (1, 1)
+        else list(GroupKFold(min(5, max(shape))).split(rows, groups=obs[column].iloc[rows]))
+    )
     alphas, curve = np.logspace(-1, 5, 7), []
     for alpha in alphas:
         sections = []
@@ -116,7 +140,9 @@ def test_alpha_is_that_of_a_plain_loop_over_scikit_learn(shape):
             predicted = sklearn_head(x[rows[train]], y[rows[train]], x[new], alpha)
             for sample in obs["sample"].iloc[new].unique():
                 here = (obs["sample"].iloc[new] == sample).to_numpy()
-                sections.append(np.mean([pearsonr(y[new[here], j], predicted[here, j])[0] for j in range(4)]))
+                sections.append(
+                    np.mean([pearsonr(y[new[here], j], predicted[here, j])[0] for j in range(4)])
+                )
         curve.append(np.mean(sections))
     best = alphas[np.argmax(curve)]
     assert alphas[0] < best < alphas[-1]
@@ -129,7 +155,9 @@ def test_inner_folds_hold_out_whole_patients():
 
     class Spy(np.ndarray):
         def __getitem__(self, rows):
-            seen.extend([rows] if isinstance(rows, np.ndarray) else [])  # slices read blocks of what was picked before
+            seen.extend(
+                [rows] if isinstance(rows, np.ndarray) else []
+            )  # slices read blocks of what was picked before
             return super().__getitem__(rows)
 
     choose_alpha(x.view(Spy), y, np.arange(len(x)), obs, [1.0, 10.0], 5)
@@ -144,4 +172,6 @@ def test_float_noise_does_not_choose_alpha():
     rows, alphas = np.arange(len(x)), np.logspace(-1, 5, 13)
     one_hot = np.eye(4)[obs["group"]]  # undefined inside sections
     assert choose_alpha(one_hot, y, rows, obs, alphas, 5) == alphas[0]
-    assert choose_alpha(x[:, :1], y, rows, obs, alphas, 5) == alphas[0]  # one feature: PCC is the same at any alpha
+    assert (
+        choose_alpha(x[:, :1], y, rows, obs, alphas, 5) == alphas[0]
+    )  # one feature: PCC is the same at any alpha

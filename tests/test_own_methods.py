@@ -7,11 +7,15 @@ import pytest
 import yaml
 from test_notebooks import ROOT, fresh
 
-from peka_core.ladder import first_adapter
-from peka_core.run import CHAPTERS, execute
-from peka_core.workspace import open_run
+from peka_core.commands.command_line import CHAPTERS, execute
+from peka_core.runner.run import open_run
+from peka_core.runner.rungs import first_adapter
 
-AS_RUN = {"methods": [], "all_methods": ["bone"], "scope_effect": False}  # the form of hest-...-as-run
+AS_RUN = {
+    "methods": [],
+    "all_methods": ["bone"],
+    "scope_effect": False,
+}  # the form of hest-...-as-run
 NESTED = {"methods": ["bone"], "all_methods": []}
 FROZEN = {"methods": [], "all_methods": []}
 
@@ -30,23 +34,37 @@ def alignments(folder):
     "aligned, pictures",
     [
         pytest.param(AS_RUN, {"figure_2_peka_paper"}, id="as-run"),
-        pytest.param(NESTED, {"figure_2_strict", "tissue_map"}, id="nested", marks=pytest.mark.weekly),
+        pytest.param(
+            NESTED, {"figure_2_strict", "tissue_map"}, id="nested", marks=pytest.mark.weekly
+        ),
         pytest.param(FROZEN, set(), id="frozen", marks=pytest.mark.weekly),
     ],
 )
 def test_chapters_4_and_5_align_nothing(tmp_path, monkeypatch, aligned, pictures):
     profile, folder = tmp_path / "own.yaml", fresh("test-own-methods")
-    profile.write_text(yaml.safe_dump({"base": "smoke", "title": "a test", "lessons": False, **aligned}))
+    profile.write_text(
+        yaml.safe_dump({"base": "smoke", "title": "a test", "lessons": False, **aligned})
+    )
     monkeypatch.chdir(ROOT)
     try:
         work = open_run(str(profile), folder.name, "cpu")
-        parameters = {"profile": str(profile), "run": folder.name, "device": "cpu", "weights": {}, "overrides": {}}
+        parameters = {
+            "profile": str(profile),
+            "run": folder.name,
+            "device": "cpu",
+            "weights": {},
+            "overrides": {},
+        }
         for chapter in CHAPTERS:
-            assert execute(ROOT / "notebooks" / f"{chapter}.ipynb", folder / "notebooks", parameters), chapter
+            assert execute(
+                ROOT / "notebooks" / f"{chapter}.ipynb", folder / "notebooks", parameters
+            ), chapter
             if chapter.startswith("03"):
                 planned = alignments(folder)
         splits = len(work.cohort().splits)
-        assert alignments(folder) == planned and len(planned) == splits * len(work.profile.methods) + len(work.profile.all_methods)
+        assert alignments(folder) == planned and len(planned) == splits * len(
+            work.profile.methods
+        ) + len(work.profile.all_methods)
         students = pd.read_csv(folder / "results/scores.csv").query("kind == 'student'")
         assert set(students["predictor"]) == {*work.profile.methods, *work.profile.all_methods}
         drawn = {path.stem for path in (folder / "figures").glob("*.png")}

@@ -8,11 +8,13 @@ import scanpy as sc
 from fake_cohort import draw
 from sklearn.model_selection import KFold
 
-from peka_core.cohort import Split, log_cp10k, open_cohort
-from peka_core.files import PekaError
 from peka_core.ceiling import split_half_ceiling
-from peka_core.controls import oracle
-from peka_core.protocols import PROTOCOLS, columns_of, make_tasks, section_table, variable_genes
+from peka_core.cohort import Split, open_cohort
+from peka_core.drawn.oracle import oracle
+from peka_core.errors import PekaError
+from peka_core.genes import log_cp10k, section_table, variable_genes
+from peka_core.layout.gene_columns import columns_of
+from peka_core.protocols import PROTOCOLS, make_tasks
 
 PAPER = replace(PROTOCOLS["peka_paper"], n_genes=10)
 STRICT = replace(PROTOCOLS["strict"], n_genes=10)
@@ -49,7 +51,9 @@ def test_strict_genes_are_scanpys_over_training_spots():
     cohort = draw(duplicate=True)
     cohort.counts[cohort.obs["sample"] == "P1A", 5:20] = 0  # genes that a section does not express
     tasks = make_tasks(cohort, STRICT)
-    assert [task.genes for task in tasks] == [scanpy_genes(cohort, task.split.train) for task in tasks]
+    assert [task.genes for task in tasks] == [
+        scanpy_genes(cohort, task.split.train) for task in tasks
+    ]
     assert len({tuple(task.genes) for task in tasks}) > 1
 
 
@@ -87,7 +91,9 @@ def test_test_counts_change_nothing_that_is_chosen():
     assert ours[1].genes != theirs[1].genes  # the same counts do count where they train
 
 
-@pytest.mark.parametrize("scheme, column, name", [("patients", "group", "P0"), ("sections", "sample", "P0A")])
+@pytest.mark.parametrize(
+    "scheme, column, name", [("patients", "group", "P0"), ("sections", "sample", "P0A")]
+)
 def test_a_held_out_name_on_both_sides_is_refused(scheme, column, name):
     cohort = draw()
     train = np.ones(len(cohort.obs), bool)
@@ -108,7 +114,9 @@ def test_missing_or_empty_splits_are_named():
     cohort.splits = []
     with pytest.raises(PekaError, match="expected splits/train_0.csv"):
         make_tasks(cohort, STRICT)
-    cohort.splits = [Split("patients/0", np.ones(len(cohort.obs), bool), np.zeros(len(cohort.obs), bool))]
+    cohort.splits = [
+        Split("patients/0", np.ones(len(cohort.obs), bool), np.zeros(len(cohort.obs), bool))
+    ]
     with pytest.raises(PekaError, match="240 training and 0 test spots"):
         make_tasks(cohort, STRICT)
 
@@ -128,12 +136,17 @@ def test_a_cohort_on_disk_gives_the_same_tasks_as_plain_numpy(tiny_cohort):
     assert [task.split.name for task in tasks] == [f"patients/{i}" for i in range(4)]
     for task in tasks:
         held_out = pd.unique(cohort.obs["patient"][task.split.test])
-        assert len(held_out) == 1 and held_out[0] not in set(cohort.obs["patient"][task.split.train])
+        assert len(held_out) == 1 and held_out[0] not in set(
+            cohort.obs["patient"][task.split.train]
+        )
         log = pd.DataFrame(log_cp10k(cohort.adata()), columns=cohort.adata().var_names)
         np.testing.assert_array_equal(task.targets, log[task.genes])
 
 
-@pytest.mark.parametrize("duplicate_of", [{"P3A": "P3B", "P3B": "P3A"}, {"P3A": "P2B", "P2B": "P1B", "P1B": "P3A"}, {"P3B": "P3B"}])
+@pytest.mark.parametrize(
+    "duplicate_of",
+    [{"P3A": "P3B", "P3B": "P3A"}, {"P3A": "P2B", "P2B": "P1B", "P1B": "P3A"}, {"P3B": "P3B"}],
+)
 def test_of_copies_named_in_a_ring_one_stays(duplicate_of):
     cohort = draw()
     cohort.obs["duplicate_of"] = cohort.obs["sample"].map(duplicate_of).fillna("")
@@ -182,7 +195,9 @@ def unequal(tiny_cohort):
         if sample == "P1A":
             adata = adata[:, ~adata.var_names.isin(["G03", "G06"])].copy()
         else:
-            own = ad.AnnData(np.random.default_rng(0).poisson([[0.3, 40.0]], (adata.n_obs, 2)).astype(np.float32))
+            own = ad.AnnData(
+                np.random.default_rng(0).poisson([[0.3, 40.0]], (adata.n_obs, 2)).astype(np.float32)
+            )
             own.obs_names, own.var_names = adata.obs_names, ["OWN0", "OWN1"]
             obs, spatial = adata.obs, adata.obsm["spatial"]
             adata = ad.concat([adata, own], axis=1)
@@ -209,20 +224,27 @@ def test_the_authors_genes_are_scanpys_over_the_outer_join(unequal, n):
 
 def test_a_gene_that_a_section_lacks_may_be_one_of_the_authors(unequal):
     common = set(unequal.adata().var_names)
-    inner, outer = (make_tasks(unequal, replace(OFFICIAL, genes_from=rule))[0].genes for rule in ("all", "authors"))
+    inner, outer = (
+        make_tasks(unequal, replace(OFFICIAL, genes_from=rule))[0].genes
+        for rule in ("all", "authors")
+    )
     assert set(inner) <= common and set(outer) - common
 
 
 @pytest.mark.parametrize("zeros", ["drop", "keep"])
 def test_a_gene_that_a_section_did_not_measure_is_zero_there(unequal, zeros):
-    rules = replace(OFFICIAL, genes_from="given", genes=("G03", "OWN1", "G05"), zeros=zeros, min_spots=5)
+    rules = replace(
+        OFFICIAL, genes_from="given", genes=("G03", "OWN1", "G05"), zeros=zeros, min_spots=5
+    )
     targets, sample = make_tasks(unequal, rules)[0].targets, unequal.obs["sample"].to_numpy()
     absent = {"G03": sample == "P1A", "OWN1": sample != "P2B"}
     for column, gene in enumerate(("G03", "OWN1")):
         found = targets[absent[gene], column]
         assert np.isnan(found).all() if zeros == "drop" else (found == 0).all()
     raw = ad.read_h5ad(unequal.path / "adata" / "P2B.h5ad")
-    expected = np.log2(1 + 1e4 * raw[:, "OWN1"].X.toarray().ravel() / raw.X.toarray().sum(1))  # the total is over all its genes
+    expected = np.log2(
+        1 + 1e4 * raw[:, "OWN1"].X.toarray().ravel() / raw.X.toarray().sum(1)
+    )  # the total is over all its genes
     np.testing.assert_allclose(targets[sample == "P2B", 1], expected, rtol=1e-5)
 
 
@@ -239,8 +261,12 @@ def test_nobody_takes_another_column_for_a_gene_that_is_not_there(unequal, monke
         columns_of(unequal.adata().var_names, ["G05", "OWN1"])
     with pytest.raises(PekaError, match="OWN1"):
         split_half_ceiling(unequal.adata(), ["G05", "OWN1"], repeats=1)
-    task = make_tasks(unequal, replace(OFFICIAL, genes_from="given", genes=("OWN1",), min_spots=5))[0]
-    monkeypatch.setattr("peka_core.sources.demo.oracle", lambda *_, **__: np.zeros((len(unequal), 28)))
+    task = make_tasks(unequal, replace(OFFICIAL, genes_from="given", genes=("OWN1",), min_spots=5))[
+        0
+    ]
+    monkeypatch.setattr(
+        "peka_core.drawn.oracle.expected_targets", lambda *_, **__: np.zeros((len(unequal), 28))
+    )
     with pytest.raises(PekaError, match="OWN1"):
         oracle(unequal)(task, np.arange(5), np.arange(5))
 
@@ -252,4 +278,7 @@ def test_the_authors_keep_a_gene_with_more_than_321_spots(used, scored):
     cohort.counts[:used, 0] = 1 + np.arange(used) % 3
     rules = replace(PROTOCOLS["peka_official"], genes_from="given", genes=("G00",))
     assert np.isfinite(make_tasks(cohort, rules)[0].targets).any() == scored
-    assert PROTOCOLS["peka_official"].min_spots == 322 and PROTOCOLS["peka_official"].genes_from == "authors"
+    assert (
+        PROTOCOLS["peka_official"].min_spots == 322
+        and PROTOCOLS["peka_official"].genes_from == "authors"
+    )

@@ -7,19 +7,21 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL
 from test_alignment import RECIPE, train, world  # noqa: F401
 from test_encoders import tiny_encoder
 from torch import nn
 from torch.nn import functional as F
 
-from conftest import SMALL
-from peka_core import alignment, stages, workspace
+from peka_core import alignment, places
 from peka_core.alignment import learning_rate
 from peka_core.classifier import fit_classifier
-from peka_core.files import PekaError
+from peka_core.errors import PekaError
 from peka_core.recipe import CHOICES, RANGES, RECIPES, Recipe
+from peka_core.runner import run as workspace
+from peka_core.runner import stages
+from peka_core.runner.units import Unit
 from peka_core.student import Student, embed_tiles
-from peka_core.units import Unit
 
 
 def changed(**values) -> Recipe:
@@ -33,7 +35,14 @@ def test_the_two_recipes_differ_where_paper_and_code_do():
         "epochs", "schedule", "tau", "tau_squared", "classifier_epochs", "reallocate", "adapter_dropout", "clip", "clip_by", "pixels",
         "set_aside", "set_aside_by", "projector",
     }  # fmt: skip
-    assert (run["epochs"], run["tau"], run["k"], run["clip"], run["set_aside"], written["epochs"]) == (10, 2.0, 100, 1.0, 0.2, 50)
+    assert (
+        run["epochs"],
+        run["tau"],
+        run["k"],
+        run["clip"],
+        run["set_aside"],
+        written["epochs"],
+    ) == (10, 2.0, 100, 1.0, 0.2, 50)
 
 
 def test_a_step_schedule_takes_a_tenth_every_ten_epochs():
@@ -62,7 +71,9 @@ def test_raw_pixels_are_what_a_student_sees_in_training_and_afterwards(world, tm
     encoder = tiny_encoder(64)
     student, _ = train(world, recipe=changed(pixels="raw"))
     tiles = world["tiles"][:3]
-    np.testing.assert_allclose(student.encoder.transform(tiles).permute(0, 2, 3, 1), tiles, atol=1e-4)
+    np.testing.assert_allclose(
+        student.encoder.transform(tiles).permute(0, 2, 3, 1), tiles, atol=1e-4
+    )
     student.save(tmp_path)
     loaded = Student.load(tmp_path, encoder)
     again, plain = (embed_tiles(s, tiles, progress=False)["encoder"] for s in (loaded, student))
@@ -77,22 +88,33 @@ def test_the_classifier_learns_labels_from_the_teacher_and_is_frozen(world):  # 
     assert (model(x).argmax(1) == labels).float().mean() > 0.95
     assert not any(p.requires_grad for p in model.parameters()) and model(x).shape == (40, 3)
     again = fit_classifier(x, labels, recipe)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
+    )
 
 
 def test_in_two_phases_both_losses_look_through_the_classifier(world, monkeypatch):  # noqa: F811
     monkeypatch.setattr(alignment, "autocast", lambda _: contextlib.nullcontext())
     recipe = changed(classifier_epochs=2, tau=2.0, tau_squared=True)
     targets, labels = torch.as_tensor(world["targets"]), torch.as_tensor(world["labels"])
-    student, model = Student(tiny_encoder(64), "bone", 4, recipe), fit_classifier(targets, labels, recipe)
+    student, model = (
+        Student(tiny_encoder(64), "bone", 4, recipe),
+        fit_classifier(targets, labels, recipe),
+    )
     x = student.encoder.transform(world["tiles"])
     parts = alignment._losses(student, model, x, targets, labels, recipe)
     with torch.no_grad():
         s, t = model(student(x)[1]), model(targets)
     p, q = F.softmax(t / 2, 1), F.softmax(s / 2, 1)
-    assert parts["kd"].item() == pytest.approx(4 * (p * (p / q).log()).sum(1).mean().item(), rel=1e-4)
-    assert parts["struct"].item() == pytest.approx(-F.log_softmax(s, 1)[range(40), labels].mean().item(), rel=1e-4)
-    assert parts["total"].item() == pytest.approx((parts["kd"] + parts["struct"]).item() / 2, rel=1e-5)
+    assert parts["kd"].item() == pytest.approx(
+        4 * (p * (p / q).log()).sum(1).mean().item(), rel=1e-4
+    )
+    assert parts["struct"].item() == pytest.approx(
+        -F.log_softmax(s, 1)[range(40), labels].mean().item(), rel=1e-4
+    )
+    assert parts["total"].item() == pytest.approx(
+        (parts["kd"] + parts["struct"]).item() / 2, rel=1e-5
+    )
 
 
 def test_two_phases_train_the_student_and_not_the_classifier(world, monkeypatch):  # noqa: F811
@@ -104,10 +126,15 @@ def test_two_phases_train_the_student_and_not_the_classifier(world, monkeypatch)
         return made[0]
 
     monkeypatch.setattr(alignment, "fit_classifier", spy)
-    _, history = train(world, "bone", changed(classifier_epochs=30, epochs=6, lr=1e-2, set_aside=0.0))
+    _, history = train(
+        world, "bone", changed(classifier_epochs=30, epochs=6, lr=1e-2, set_aside=0.0)
+    )
     assert history["total"].iloc[-1] < history["total"].iloc[0]
     model, before = made
-    assert all(torch.equal(p, q) and p.grad is None for p, q in zip(model.parameters(), before, strict=True))
+    assert all(
+        torch.equal(p, q) and p.grad is None
+        for p, q in zip(model.parameters(), before, strict=True)
+    )
 
 
 def test_spots_or_groups_are_set_aside(world):  # noqa: F811
@@ -115,21 +142,30 @@ def test_spots_or_groups_are_set_aside(world):  # noqa: F811
     rows, groups = np.arange(40), world["groups"]
     _, spots = alignment._set_aside(rows, rows, 0.2, generator())
     _, whole = alignment._set_aside(rows, groups, 0.2, generator())
-    assert len(spots) == len(whole) == 8 and len(np.unique(groups[whole])) == 1 < len(np.unique(groups[spots]))
+    assert len(spots) == len(whole) == 8 and len(np.unique(groups[whole])) == 1 < len(
+        np.unique(groups[spots])
+    )
     _, history = train(world, recipe=changed(set_aside_by="spot"))
     assert history["aside_total"].notna().all()
 
 
 def test_the_last_epoch_is_kept_where_the_recipe_says_so(world):  # noqa: F811
-    _, history = train(world, recipe=changed(keep="last", lr=0.5, clip=0.0))  # far too fast: the first epoch is the best
-    assert history["kept"].tolist() == [False, False, True] and history["choice"].iloc[0] == "last epoch, by the recipe"
+    _, history = train(
+        world, recipe=changed(keep="last", lr=0.5, clip=0.0)
+    )  # far too fast: the first epoch is the best
+    assert (
+        history["kept"].tolist() == [False, False, True]
+        and history["choice"].iloc[0] == "last epoch, by the recipe"
+    )
     _, best = train(world, recipe=changed(lr=0.5, clip=0.0))
     assert best.loc[best["kept"], "aside_total"].item() == best["aside_total"].min()
 
 
 def test_adalora_without_reallocation_keeps_its_ranks(world):  # noqa: F811
     student, history = train(world, "adalora", changed(reallocate=False, rank=2, alpha=2.0))
-    factors = [p.shape for name, p in student.named_parameters() if "lora_A" in name and p.requires_grad]
+    factors = [
+        p.shape for name, p in student.named_parameters() if "lora_A" in name and p.requires_grad
+    ]
     assert factors and all(shape[0] == 2 for shape in factors)
     assert student.allocation is None and not [name for name in history if name.startswith("rank_")]
     assert math.isfinite(history["total"].iloc[-1])
@@ -146,7 +182,7 @@ def test_the_adapters_dropout_works_in_training_alone(world, method):  # noqa: F
 
 
 def test_a_projector_trained_on_raw_pixels_is_not_given_normalised_features(tmp_path, monkeypatch):
-    monkeypatch.setattr(workspace, "root", lambda: tmp_path)
+    monkeypatch.setattr(places, "root", lambda: tmp_path)
     work = workspace.open_run("smoke", "raw", "cpu", {}, SMALL | {"pixels": "raw"})
     split = work.cohort().splits[0].name
     made = stages.features(work, "projector_only", split).obsm
@@ -167,13 +203,17 @@ FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_field_refuses_another_type(name):
-    wrong = {str: 5, bool: 1, tuple: "attn.qkv"}.get(type(FIELDS[name].default), str(FIELDS[name].default))
+    wrong = {str: 5, bool: 1, tuple: "attn.qkv"}.get(
+        type(FIELDS[name].default), str(FIELDS[name].default)
+    )
     for value in (wrong, None, [[]]):
         with pytest.raises(PekaError, match=name):
             Recipe(**{name: value})
 
 
-@pytest.mark.parametrize("name", [name for name, field in FIELDS.items() if type(field.default) in (int, float)])
+@pytest.mark.parametrize(
+    "name", [name for name, field in FIELDS.items() if type(field.default) in (int, float)]
+)
 def test_every_number_has_a_range(name):
     assert name in RANGES
     for value in (-1, float("nan"), float("inf")):
@@ -191,6 +231,9 @@ def test_a_value_out_of_its_range_is_refused_by_name(change):
 
 
 def test_a_whole_number_and_a_number_make_the_same_unit():
-    whole, real = (Unit("alignment", "c0ffee", recipe=Recipe(tau=two, targets=names)) for two, names in ((2, ["fc"]), (2.0, ("fc",))))
+    whole, real = (
+        Unit("alignment", "c0ffee", recipe=Recipe(tau=two, targets=names))
+        for two, names in ((2, ["fc"]), (2.0, ("fc",)))
+    )
     assert whole.recipe == real.recipe and whole.id == real.id and type(whole.recipe.tau) is float
     assert Recipe(set_aside=0, clip=0, lambda_mse=0, warmup=0, classifier_epochs=0) != Recipe()

@@ -10,7 +10,7 @@ from test_encoders import smooth_tiles, tiny_encoder
 from torch import nn
 
 from peka_core.alignment import Recipe
-from peka_core.files import PekaError
+from peka_core.errors import PekaError
 from peka_core.recipe import RECIPES
 from peka_core.student import Student, count_parameters, embed_tiles
 
@@ -38,7 +38,12 @@ def test_fresh_student_sees_what_the_encoder_sees(method):
 
 @pytest.mark.parametrize(
     ("method", "parts"),
-    [("none", {}), ("projector_only", {"projector"}), ("bat", {"network", "projector"}), ("bone", {"network", "projector"})],
+    [
+        ("none", {}),
+        ("projector_only", {"projector"}),
+        ("bat", {"network", "projector"}),
+        ("bone", {"network", "projector"}),
+    ],
 )
 def test_gradients_reach_adapter_and_projector_and_nothing_else(method, parts):
     encoder = tiny_encoder()
@@ -62,7 +67,9 @@ def test_students_share_frozen_tensors_and_leave_the_encoder_alone():
     weight = encoder.model.blocks[0].attn.qkv.weight
     for student in (first, second):
         assert student.network.blocks[0].attn.qkv.base.weight.data_ptr() == weight.data_ptr()
-        assert not np.allclose(embed_tiles(student, tiles, progress=False)["encoder"], before, atol=1e-3)
+        assert not np.allclose(
+            embed_tiles(student, tiles, progress=False)["encoder"], before, atol=1e-3
+        )
 
 
 def test_training_mode_is_for_the_projector_only():
@@ -83,7 +90,12 @@ def test_projector_follows_the_seed_and_leaves_the_global_generator():
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
     assert torch.equal(torch.random.get_rng_state(), state)
     student = Student(encoder, "bat", 6, RECIPE)
-    assert [tuple(p.shape) for p in student.projector.parameters()] == [(24, 32), (24,), (6, 24), (6,)]
+    assert [tuple(p.shape) for p in student.projector.parameters()] == [
+        (24, 32),
+        (24,),
+        (6, 24),
+        (6,),
+    ]
 
 
 @pytest.mark.parametrize("method", ["none", "bone", "bat", "projector_only"])
@@ -96,8 +108,18 @@ def test_saved_student_comes_back_with_its_card(tmp_path, method):
     for space, values in expected.items():
         np.testing.assert_array_equal(back[space], values)
     card = json.loads((tmp_path / "unit" / "card.json").read_text())
-    assert (card["encoder"], card["digest"], card["revision"], card["split"]) == ("tiny", "abc", "r1", "patients/0")
-    assert (card["method"], card["block"], card["targets"], card["d_teacher"]) == (method, 8, ["attn.qkv"], 6)
+    assert (card["encoder"], card["digest"], card["revision"], card["split"]) == (
+        "tiny",
+        "abc",
+        "r1",
+        "patients/0",
+    )
+    assert (card["method"], card["block"], card["targets"], card["d_teacher"]) == (
+        method,
+        8,
+        ["attn.qkv"],
+        6,
+    )
     assert card["parameters"]["adapter"] == (2 * 96 * 8 if method in ("bone", "bat") else 0)
     names = sorted(path.name for path in (tmp_path / "unit").iterdir())
     assert names == ["adapter.safetensors", "card.json", "projector.safetensors"]
@@ -117,7 +139,9 @@ def test_unfinished_or_mixed_folders_are_refused(tmp_path):
         Student.load(tmp_path, encoder)
     filled(encoder, "bat").save(tmp_path / "bat")
     filled(encoder, "projector_only").save(tmp_path / "projector_only")
-    (tmp_path / "projector_only" / "adapter.safetensors").replace(tmp_path / "bat" / "adapter.safetensors")
+    (tmp_path / "projector_only" / "adapter.safetensors").replace(
+        tmp_path / "bat" / "adapter.safetensors"
+    )
     with pytest.raises(PekaError, match="does not hold the tensors of its card"):
         Student.load(tmp_path / "bat", encoder)
 
@@ -130,7 +154,11 @@ def test_unknown_method_lists_the_known_ones():
 def test_parameters_are_counted_by_part():
     student = Student(tiny_encoder(), "bat", 6, RECIPE)
     frozen = sum(p.numel() for p in tiny_encoder().model.parameters())
-    assert count_parameters(student) == {"adapter": 2 * 96 * 8, "projector": 32 * 24 + 24 + 24 * 6 + 6, "encoder": frozen}
+    assert count_parameters(student) == {
+        "adapter": 2 * 96 * 8,
+        "projector": 32 * 24 + 24 + 24 * 6 + 6,
+        "encoder": frozen,
+    }
 
 
 def test_embedding_an_encoder_gives_frozen_features_only():
@@ -140,16 +168,30 @@ def test_embedding_an_encoder_gives_frozen_features_only():
     np.testing.assert_allclose(made["encoder"], encoder.embed(tiles), atol=1e-5)
 
 
-@pytest.mark.parametrize("view", [lambda t: t[..., ::-1], lambda t: t[::-1], lambda t: t[:, ::-1, ::-1], lambda t: t.transpose(0, 2, 1, 3), list])
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda t: t[..., ::-1],
+        lambda t: t[::-1],
+        lambda t: t[:, ::-1, ::-1],
+        lambda t: t.transpose(0, 2, 1, 3),
+        list,
+    ],
+)
 @pytest.mark.parametrize("method", [None, "bat"])
 def test_views_of_tiles_are_embedded_as_their_copies(view, method):
     encoder, tiles = tiny_encoder(), view(smooth_tiles(3))
     student = encoder if method is None else filled(encoder, method)
-    made, expected = (embed_tiles(student, some, batch_size=2, progress=False) for some in (tiles, np.array(tiles)))
+    made, expected = (
+        embed_tiles(student, some, batch_size=2, progress=False)
+        for some in (tiles, np.array(tiles))
+    )
     np.testing.assert_array_equal(made["encoder"], expected["encoder"])
 
 
-@pytest.mark.parametrize("change", [lambda t: t / 255, lambda t: t.astype(np.uint16) * 256, lambda t: t[0]])
+@pytest.mark.parametrize(
+    "change", [lambda t: t / 255, lambda t: t.astype(np.uint16) * 256, lambda t: t[0]]
+)
 def test_tiles_of_other_pixels_are_not_embedded(change):
     with pytest.raises(PekaError, match="uint8"):
         embed_tiles(tiny_encoder(), change(smooth_tiles(3)), progress=False)
@@ -157,10 +199,24 @@ def test_tiles_of_other_pixels_are_not_embedded(change):
 
 def test_the_authors_projector_is_linear_relu_linear_and_comes_back_so(tmp_path):
     kinds = lambda student: [type(module) for module in student.projector]
-    assert kinds(Student(tiny_encoder(), "bone", 6, RECIPES["as_run"])) == [nn.Linear, nn.ReLU, nn.Linear]
-    assert kinds(Student(tiny_encoder(), "bone", 6, RECIPES["as_written"])) == [nn.Linear, nn.GELU, nn.Dropout, nn.Linear]
+    assert kinds(Student(tiny_encoder(), "bone", 6, RECIPES["as_run"])) == [
+        nn.Linear,
+        nn.ReLU,
+        nn.Linear,
+    ]
+    assert kinds(Student(tiny_encoder(), "bone", 6, RECIPES["as_written"])) == [
+        nn.Linear,
+        nn.GELU,
+        nn.Dropout,
+        nn.Linear,
+    ]
     recipe = replace(RECIPE, projector="relu", dropout=0.5)
-    assert kinds(Student(tiny_encoder(), "bone", 6, recipe)) == [nn.Linear, nn.ReLU, nn.Dropout, nn.Linear], "dropout that is asked for is there"
+    assert kinds(Student(tiny_encoder(), "bone", 6, recipe)) == [
+        nn.Linear,
+        nn.ReLU,
+        nn.Dropout,
+        nn.Linear,
+    ], "dropout that is asked for is there"
     encoder, tiles = tiny_encoder(), smooth_tiles(3)
     student = Student(encoder, "projector_only", 6, replace(RECIPE, projector="relu"), seed=3)
     first, _, last = student.projector
@@ -179,4 +235,6 @@ def test_a_card_of_before_the_field_means_gelu(tmp_path):
     assert card.pop("projector") == "gelu"
     (tmp_path / "card.json").write_text(json.dumps(card))
     back = embed_tiles(Student.load(tmp_path, encoder), tiles, progress=False)
-    np.testing.assert_array_equal(back["projected"], embed_tiles(student, tiles, progress=False)["projected"])
+    np.testing.assert_array_equal(
+        back["projected"], embed_tiles(student, tiles, progress=False)["projected"]
+    )

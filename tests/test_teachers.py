@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from peka_core.files import PekaError
+from peka_core.errors import PekaError
 from peka_core.teachers import embed_spots, fit_pseudo_labels, load_teacher
 
 
@@ -16,7 +16,9 @@ def counts(n=60, genes=25, seed=0):
     mean = rng.gamma(2, 3, (3, genes))[rng.integers(0, 3, n)]
     x = rng.poisson(mean * rng.uniform(0.5, 2, (n, 1))).astype(np.float32)
     obs = pd.DataFrame({"total_counts": x.sum(1) + 10}, index=[f"s:{i}" for i in range(n)])
-    return anndata.AnnData(sparse.csr_matrix(x), obs=obs, var=pd.DataFrame(index=[f"G{i}" for i in range(genes)]))
+    return anndata.AnnData(
+        sparse.csr_matrix(x), obs=obs, var=pd.DataFrame(index=[f"G{i}" for i in range(genes)])
+    )
 
 
 def test_embedding_is_the_scaled_singular_vectors_of_log_counts():
@@ -45,10 +47,14 @@ def test_counts_of_test_spots_do_not_reach_the_fit():
     changed = other.X.toarray()
     changed[~train] = changed[~train][:, ::-1] * 7
     other.X = sparse.csr_matrix(changed)
-    here, there = (embed_spots(a, train, load_teacher("pca", n_components=4), k=3) for a in (adata, other))
+    here, there = (
+        embed_spots(a, train, load_teacher("pca", n_components=4), k=3) for a in (adata, other)
+    )
     np.testing.assert_array_equal(here.obsm["X_teacher"][train], there.obsm["X_teacher"][train])
     assert here.obs["pseudo_label"][train].equals(there.obs["pseudo_label"][train])
-    assert not np.allclose(here.obsm["X_teacher"][~train], there.obsm["X_teacher"][~train], atol=0.1)
+    assert not np.allclose(
+        here.obsm["X_teacher"][~train], there.obsm["X_teacher"][~train], atol=0.1
+    )
 
 
 def test_every_spot_gets_the_label_of_its_nearest_centre():
@@ -59,14 +65,25 @@ def test_every_spot_gets_the_label_of_its_nearest_centre():
     distance = ((x_teacher[:, None] - centres) ** 2).sum(-1)  # (n, k)
     assert np.array_equal(labels, distance.argmin(1))
     assert set(labels[train]) == set(range(5))
-    assert made.obs_names.equals(adata.obs_names) and made.obs["teacher_train"].tolist() == train.tolist()
+    assert (
+        made.obs_names.equals(adata.obs_names)
+        and made.obs["teacher_train"].tolist() == train.tolist()
+    )
 
 
 def test_facts_survive_the_h5ad(tmp_path):
-    made = embed_spots(counts(), np.arange(60) < 45, load_teacher("pca", n_components=4, seed=3), k=5, seed=2)
+    made = embed_spots(
+        counts(), np.arange(60) < 45, load_teacher("pca", n_components=4, seed=3), k=5, seed=2
+    )
     made.write_h5ad(tmp_path / "teacher.h5ad")
     facts = anndata.read_h5ad(tmp_path / "teacher.h5ad").uns["teacher"]
-    assert (facts["name"], facts["n_components"], facts["seed"], facts["k"], facts["n_train"]) == ("pca", 4, 3, 5, 45)
+    assert (facts["name"], facts["n_components"], facts["seed"], facts["k"], facts["n_train"]) == (
+        "pca",
+        4,
+        3,
+        5,
+        45,
+    )
 
 
 def test_fewer_training_spots_than_components_or_labels_are_enough_with_a_note():
@@ -74,7 +91,9 @@ def test_fewer_training_spots_than_components_or_labels_are_enough_with_a_note()
     with pytest.warns(UserWarning, match="4 components, not 12"):
         made = embed_spots(adata, train, load_teacher("pca", n_components=12), k=16)
     assert made.obsm["X_teacher"].shape == (60, 4) and made.uns["teacher"]["k"] == 5
-    assert np.isfinite(made.obsm["X_teacher"]).all() and "4 components" in made.uns["teacher"]["note"]
+    assert (
+        np.isfinite(made.obsm["X_teacher"]).all() and "4 components" in made.uns["teacher"]["note"]
+    )
 
 
 def test_spots_without_counts_are_embedded():
@@ -105,6 +124,8 @@ def test_an_adata_of_ones_own_needs_no_total_counts():
     adata, train = counts(), np.arange(60) < 40
     adata.obs["total_counts"] = adata.X.toarray().sum(1)
     own = anndata.AnnData(adata.X.toarray(), obs=pd.DataFrame(index=adata.obs_names), var=adata.var)
-    ours, theirs = (embed_spots(a, train, load_teacher("pca", n_components=4), k=3) for a in (adata, own))
+    ours, theirs = (
+        embed_spots(a, train, load_teacher("pca", n_components=4), k=3) for a in (adata, own)
+    )
     np.testing.assert_allclose(theirs.obsm["X_teacher"], ours.obsm["X_teacher"], atol=1e-5)
     assert theirs.obs["pseudo_label"].equals(ours.obs["pseudo_label"])

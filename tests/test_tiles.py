@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from peka_core.files import PekaError
+from peka_core.errors import PekaError
 from peka_core.tiles import cut_tile, cut_tiles
 
 
@@ -44,7 +44,11 @@ def test_corners_are_truncated_towards_zero_and_padding_is_black(image):
     assert np.array_equal(tile[:114], image[286:400, :224]) and not tile[114:].any()
     tile, corner = cut_tile(image, (20.5, -30.0), 0.5)
     assert corner == (-91, -142)  # -91.5 becomes -91, not -92
-    assert np.array_equal(tile[142:, 91:], image[:82, :133]) and not tile[:142].any() and not tile[:, :91].any()
+    assert (
+        np.array_equal(tile[142:, 91:], image[:82, :133])
+        and not tile[:142].any()
+        and not tile[:, :91].any()
+    )
     assert not cut_tile(image, (5000.0, 5000.0), 0.5)[0].any()
 
 
@@ -52,7 +56,9 @@ def test_corners_are_truncated_towards_zero_and_padding_is_black(image):
 def test_tiles_equal_hests_own_byte_for_byte(hest_files: Path, sample):
     folder = hest_files / "hest1k"
     slide = cv2.imread(str(folder / f"wsis/{sample}.tif"), cv2.IMREAD_COLOR)[..., ::-1]
-    um_per_px = json.loads((folder / f"metadata/{sample}.json").read_text())["pixel_size_um_estimated"]
+    um_per_px = json.loads((folder / f"metadata/{sample}.json").read_text())[
+        "pixel_size_um_estimated"
+    ]
     spots = ad.read_h5ad(folder / f"st/{sample}.h5ad")
     centres = dict(zip(spots.obs_names, spots.obsm["spatial"]))
     with h5py.File(folder / f"patches/{sample}.h5") as file:
@@ -68,16 +74,37 @@ def test_centres_of_any_number_give_the_same_tile(image, kind):
         other, there = cut_tile(image, centre, 0.5)
         assert there == corner and np.array_equal(other, tile)
     many, corners = cut_tiles(image, np.array([[250, 200], [20, 30]], dtype=kind), 0.5)
-    assert np.array_equal(many[0], tile) and corners[0].tolist() == list(corner) and corners[1].tolist() == [-92, -82]
+    assert (
+        np.array_equal(many[0], tile)
+        and corners[0].tolist() == list(corner)
+        and corners[1].tolist() == [-92, -82]
+    )
 
 
-@pytest.mark.parametrize("change", [lambda i: i / 255, lambda i: i.astype(np.uint16) * 257, lambda i: i[..., 0], lambda i: np.dstack([i, i])])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda i: i / 255,
+        lambda i: i.astype(np.uint16) * 257,
+        lambda i: i[..., 0],
+        lambda i: np.dstack([i, i]),
+    ],
+)
 def test_an_image_of_other_pixels_is_refused(image, change):
     with pytest.raises(PekaError, match="uint8"):
         cut_tile(change(image), (250, 200), 0.5)
 
 
-@pytest.mark.parametrize("centre, um_per_px", [((np.nan, 3), 0.5), ((np.inf, 3), 0.5), ((1, 2, 3), 0.5), ((250, 200), 0), ((250, 200), np.nan)])
+@pytest.mark.parametrize(
+    "centre, um_per_px",
+    [
+        ((np.nan, 3), 0.5),
+        ((np.inf, 3), 0.5),
+        ((1, 2, 3), 0.5),
+        ((250, 200), 0),
+        ((250, 200), np.nan),
+    ],
+)
 def test_a_centre_and_a_pixel_size_must_be_numbers(image, centre, um_per_px):
     with pytest.raises(PekaError, match="centre"):
         cut_tile(image, centre, um_per_px)

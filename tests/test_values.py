@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from peka_core.files import PekaError
+from peka_core.errors import PekaError
 from peka_core.values import absolute, fitted, options_of, read_mapping, read_yaml
 
 
@@ -66,4 +66,8 @@ def test_options_are_declared_by_annotation_or_by_default():
 def test_a_path_is_meant_from_here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/somewhere")
-    assert absolute("a/b") == tmp_path / "a/b" and absolute("~/x") == Path("/somewhere/x") and absolute(tmp_path) == tmp_path
+    assert (
+        absolute("a/b") == tmp_path / "a/b"
+        and absolute("~/x") == Path("/somewhere/x")
+        and absolute(tmp_path) == tmp_path
+    )

@@ -10,12 +10,19 @@ import warnings
 from pathlib import Path
 
 from ..cohort import Cohort, open_cohort
-from ..cohort_checks import is_drawn
-from ..files import PekaError, link_whole, sha256, write_json
+from ..errors import PekaError
+from ..files import link_whole, sha256, write_json
+from ..layout.checks import is_drawn
 from ..protocols import PROTOCOLS
 from . import resume
 
-PARTS = ("adata/*.h5ad", "patches/*.h5", "splits/*.csv", "var_*genes.json", "samples.csv")  # all that a cohort is read from
+PARTS = (
+    "adata/*.h5ad",
+    "patches/*.h5",
+    "splits/*.csv",
+    "var_*genes.json",
+    "samples.csv",
+)  # all that a cohort is read from
 
 
 def build(into: str | Path, path: str | Path) -> Path:
@@ -31,10 +38,15 @@ def build(into: str | Path, path: str | Path) -> Path:
     into, path = Path(into), Path(path)
     cohort = preflight(path)
     if into.resolve() == path.resolve():
-        raise PekaError(f"{path}: this is the run's own cohort; expected another directory. Choose another --run NAME.")
+        raise PekaError(
+            f"{path}: this is the run's own cohort; expected another directory. Choose another --run NAME."
+        )
     for folder in resume.FOLDERS:  # links of a build that was killed
         shutil.rmtree(into / folder, ignore_errors=True)
-    files = {str(file.relative_to(path)): _state(file) | {"sha256": sha256(file)} for file in _files(path)}
+    files = {
+        str(file.relative_to(path)): _state(file) | {"sha256": sha256(file)}
+        for file in _files(path)
+    }
     for name in files:
         (into / name).unlink(missing_ok=True)
         link_whole(path / name, into / name, symbolic=True)
@@ -51,22 +63,51 @@ def preflight(path: str | Path) -> Cohort:
     """
     path = Path(path)
     if not path.is_dir():
-        raise PekaError(f"{path}: no such directory; expected a cohort: adata/, patches/, splits/ (README, Your tissue)")
+        raise PekaError(
+            f"{path}: no such directory; expected a cohort: adata/, patches/, splits/ (README, Your tissue)"
+        )
     with warnings.catch_warnings(action="ignore"):  # chapter 1 prints them
         cohort = open_cohort(path)
     if not cohort.has_tiles:
-        raise PekaError(f"{path / 'patches'}: no tiles; expected patches/<sample>.h5 for each section. write_sample writes them.")
+        raise PekaError(
+            f"{path / 'patches'}: no tiles; expected patches/<sample>.h5 for each section. write_sample writes them."
+        )
     if not cohort.split_ids:
-        whole = "patients" if cohort.samples["group"].nunique() > 1 else "sections" if len(cohort.samples) > 1 else ""
-        step = f"Hold out {whole}: write_cohort_tables writes such files" if whole else "With one section nothing can be held out: add another"
-        raise PekaError(f"{path / 'splits'}: no splits; expected train_0.csv and test_0.csv with a column sample_id. {step}.")
-    absent = [gene for gene in cohort.genes if not all(gene in section.genes for section in cohort.sections)]
+        whole = (
+            "patients"
+            if cohort.samples["group"].nunique() > 1
+            else "sections"
+            if len(cohort.samples) > 1
+            else ""
+        )
+        step = (
+            f"Hold out {whole}: write_cohort_tables writes such files"
+            if whole
+            else "With one section nothing can be held out: add another"
+        )
+        raise PekaError(
+            f"{path / 'splits'}: no splits; expected train_0.csv and test_0.csv with a column sample_id. {step}."
+        )
+    absent = [
+        gene
+        for gene in cohort.genes
+        if not all(gene in section.genes for section in cohort.sections)
+    ]
     if absent or not cohort.genes:
-        what = f"{len(absent)} of its genes are not in every section ({', '.join(absent[:3])})" if absent else "no target genes"
-        raise PekaError(f'{path}/var_<k>genes.json: {what}; expected {{"genes": [...]}}, which hest_bench is scored on. Write or correct it.')
+        what = (
+            f"{len(absent)} of its genes are not in every section ({', '.join(absent[:3])})"
+            if absent
+            else "no target genes"
+        )
+        raise PekaError(
+            f'{path}/var_<k>genes.json: {what}; expected {{"genes": [...]}}, which hest_bench is scored on. Write or correct it.'
+        )
     PROTOCOLS["strict"].splits(cohort)
     if cohort.samples["group"].nunique() == 1:
-        print(f"{path}: one patient, so sections are held out: scores have no interval, and say nothing of new patients", flush=True)
+        print(
+            f"{path}: one patient, so sections are held out: scores have no interval, and say nothing of new patients",
+            flush=True,
+        )
     return cohort
 
 
@@ -79,15 +120,24 @@ def check_unchanged(into: str | Path) -> None:
     kept = _read(Path(into) / "source.json")
     path, before = Path(kept["options"]["path"]), kept["files"]
     there = {str(file.relative_to(path)): file for file in _files(path)}
-    moved = {name: _state(there[name]) for name in before if name in there and not _state(there[name]).items() <= before[name].items()}
-    changed = sorted(set(before) ^ set(there) | {name for name in moved if sha256(there[name]) != before[name]["sha256"]})
+    moved = {
+        name: _state(there[name])
+        for name in before
+        if name in there and not _state(there[name]).items() <= before[name].items()
+    }
+    changed = sorted(
+        set(before) ^ set(there)
+        | {name for name in moved if sha256(there[name]) != before[name]["sha256"]}
+    )
     if changed:
         raise PekaError(
             f"{path} has changed since {Path(into).parent} was started with it ({len(changed)} files: {', '.join(changed[:5])}); expected "
             "the same cohort. Put it back as it was, or start another run: --run NAME."
         )
     if moved:
-        files = before | {name: state | {"sha256": before[name]["sha256"]} for name, state in moved.items()}
+        files = before | {
+            name: state | {"sha256": before[name]["sha256"]} for name, state in moved.items()
+        }
         write_json(Path(into) / "source.json", kept | {"files": files})
 
 
@@ -105,7 +155,9 @@ def _read(source: Path) -> dict:
 
 
 def _files(path: Path) -> list[Path]:
-    return [file for part in PARTS for file in sorted(path.glob(part)) if not file.name.startswith(".")]
+    return [
+        file for part in PARTS for file in sorted(path.glob(part)) if not file.name.startswith(".")
+    ]
 
 
 def _state(file: Path) -> dict:

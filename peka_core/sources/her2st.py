@@ -16,11 +16,12 @@ import numpy as np
 import pandas as pd
 from scipy import sparse, stats
 
-from .. import manifest
 from ..cohort import open_cohort, write_cohort_tables, write_sample
-from ..files import PekaError, what_is
-from ..network import check_network, told
-from ..protocols import top_genes
+from ..downloads import manifest
+from ..downloads.network import check_network, told
+from ..errors import PekaError
+from ..files import what_is
+from ..genes import top_genes
 from ..tiles import cut_tiles
 from . import resume
 
@@ -28,7 +29,9 @@ SECTIONS = ("B4", "C2", "C3", "C4", "C5")
 PITCH_UM = 200.0  # between neighbouring spots, in x and in y
 RECIPE = 1  # raise it when the same options would give another cohort
 N_GENES = 50
-OPENCV_PIXELS = 2**30  # of an image, unless OPENCV_IO_MAX_IMAGE_PIXELS was another number when cv2 was imported
+OPENCV_PIXELS = (
+    2**30
+)  # of an image, unless OPENCV_IO_MAX_IMAGE_PIXELS was another number when cv2 was imported
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +68,9 @@ def build(path: str | Path, sections: Iterable[str] | str = SECTIONS, min_umi: i
 
 def fetch(sections: Iterable[str] | str = SECTIONS, dry_run: bool = False) -> list[Path]:
     """Download and verify (or find in PEKA_MIRROR) counts, spots and images of some sections; with `dry_run` list them."""
-    return manifest.fetch("her2st", [file for s in _names(sections) for file in _paths(s).values()], dry_run=dry_run)
+    return manifest.fetch(
+        "her2st", [file for s in _names(sections) for file in _paths(s).values()], dry_run=dry_run
+    )
 
 
 def preflight(sections: Iterable[str] | str = SECTIONS) -> None:
@@ -75,7 +80,11 @@ def preflight(sections: Iterable[str] | str = SECTIONS) -> None:
         PekaError: which files the mirror lacks, or which variable of the network is at fault.
     """
     mirror, home = os.environ.get("PEKA_MIRROR"), manifest.cache_folder()
-    paths = [Path(mirror or home) / file for section in _names(sections) for file in _paths(section).values()]
+    paths = [
+        Path(mirror or home) / file
+        for section in _names(sections)
+        for file in _paths(section).values()
+    ]
     if mirror:
         manifest.all_there(paths, Path(mirror))
     elif not all(path.is_file() for path in paths):
@@ -98,7 +107,9 @@ def _names(sections: Iterable[str] | str) -> list[str]:
         sections = known if sections == "all" else sections.replace(",", " ").split()
     sections = sorted(set(sections))
     if not sections or set(sections) - set(known):
-        raise PekaError(f"her2st: sections {sections} asked for; expected some of {', '.join(known)}, or all.")
+        raise PekaError(
+            f"her2st: sections {sections} asked for; expected some of {', '.join(known)}, or all."
+        )
     return sections
 
 
@@ -106,11 +117,20 @@ def _paths(section: str) -> dict[str, str]:
     """Manifest paths of a section's counts, selection and image."""
     files = manifest.load_manifest()["sources"]["her2st"]["files"]
     kinds = {"counts": "/ST-cnts/", "selection": "/ST-spotfiles/", "image": "/ST-imgs/"}
-    names = {"counts": f"/{section}.tsv.gz", "selection": f"/{section}_selection.tsv", "image": f"/{section}/"}
-    return {kind: next(f for f in files if part in f and names[kind] in f) for kind, part in kinds.items()}
+    names = {
+        "counts": f"/{section}.tsv.gz",
+        "selection": f"/{section}_selection.tsv",
+        "image": f"/{section}/",
+    }
+    return {
+        kind: next(f for f in files if part in f and names[kind] in f)
+        for kind, part in kinds.items()
+    }
 
 
-def _files(sections: list[str], kinds: tuple[str, ...] = ("counts", "selection", "image")) -> dict[str, dict[str, Path]]:
+def _files(
+    sections: list[str], kinds: tuple[str, ...] = ("counts", "selection", "image")
+) -> dict[str, dict[str, Path]]:
     """Verified local paths of every section's files."""
     wanted = {section: _paths(section) for section in sections}
     names = [wanted[section][kind] for section in sections for kind in kinds]
@@ -134,7 +154,9 @@ def _build_section(path: Path, section: str, raw: dict[str, Path], min_umi: int)
     }
     adata = _adata(counts[deep], spots)
     tiles, corners = cut_tiles(read_image(raw["image"]), adata.obsm["spatial"], um_per_px)
-    facts["tiles_sha256"] = write_sample(path, section, tiles, corners, adata.obs_names, adata, um_per_px)
+    facts["tiles_sha256"] = write_sample(
+        path, section, tiles, corners, adata.obs_names, adata, um_per_px
+    )
     log.info(
         "her2st %s: %d spots; dropped %d without counts and %d below %d UMI; %.4f um/px",
         section, facts["spots"], facts["without_counts"], facts["below_min_umi"], min_umi, um_per_px,
@@ -153,7 +175,9 @@ def read_spots(counts_file: Path, selection_file: Path) -> tuple[pd.DataFrame, p
     spots.index = spots.x.astype(str) + "x" + spots.y.astype(str)
     both = counts.index[counts.index.isin(spots.index)]
     if not len(both):
-        raise PekaError(f"{selection_file}: no spot in common with {counts_file.name}; expected the same section. Fetch again.")
+        raise PekaError(
+            f"{selection_file}: no spot in common with {counts_file.name}; expected the same section. Fetch again."
+        )
     return counts.loc[both], spots
 
 
@@ -168,9 +192,15 @@ def read_counts(sections: Iterable[str] | str) -> ad.AnnData:
     for section, raw in _files(_names(sections), ("counts", "selection")).items():
         counts, spots = read_spots(raw["counts"], raw["selection"])
         part = _adata(counts, spots)
-        part.obsm["spatial"] = spots.loc[counts.index, ["new_x", "new_y"]].to_numpy(dtype=np.float64)  # (n, 2)
+        part.obsm["spatial"] = spots.loc[counts.index, ["new_x", "new_y"]].to_numpy(
+            dtype=np.float64
+        )  # (n, 2)
         part.obs = part.obs.assign(
-            sample=section, patient=section[0], group=section[0], duplicate_of="", total_counts=counts.sum(axis=1).astype(float)
+            sample=section,
+            patient=section[0],
+            group=section[0],
+            duplicate_of="",
+            total_counts=counts.sum(axis=1).astype(float),
         ).set_axis(section + ":" + part.obs_names)
         parts.append(part)
     return ad.concat(parts, join="outer", fill_value=0)
@@ -182,7 +212,9 @@ def pixel_size(spots: pd.DataFrame) -> float:
     The pitch in px is the Theil-Sen slope of pixel against array position, so that a few misplaced spots or rounded
     pixels (section A6) do not move it.
     """
-    pitch = [stats.theilslopes(spots[f"pixel_{axis}"], spots[f"new_{axis}"]).slope for axis in "xy"]  # px per 200 um
+    pitch = [
+        stats.theilslopes(spots[f"pixel_{axis}"], spots[f"new_{axis}"]).slope for axis in "xy"
+    ]  # px per 200 um
     return float(np.mean([PITCH_UM / p for p in pitch]))
 
 
@@ -193,7 +225,9 @@ def _adata(counts: pd.DataFrame, spots: pd.DataFrame) -> ad.AnnData:
         obs=pd.DataFrame(index=counts.index.astype(str)),
         var=pd.DataFrame(index=counts.columns.astype(str)),
     )
-    adata.obsm["spatial"] = spots.loc[counts.index, ["pixel_x", "pixel_y"]].to_numpy(dtype=np.float64)  # (n, 2)
+    adata.obsm["spatial"] = spots.loc[counts.index, ["pixel_x", "pixel_y"]].to_numpy(
+        dtype=np.float64
+    )  # (n, 2)
     return adata
 
 
@@ -207,13 +241,23 @@ def read_image(path: Path) -> np.ndarray:
     if not path.is_file():
         raise PekaError(f"{path}: missing; expected an image (JPEG or TIFF). Fetch it again.")
     try:
-        image = None if _is_cut_off(path) else cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        image = (
+            None
+            if _is_cut_off(path)
+            else cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        )
     except (cv2.error, MemoryError) as error:
         raise PekaError(f"{path}: {_too_large(path, error)}") from error
     if image is None:
         found = what_is(path) or "something else"
-        found = f"{found}, but damaged, cut off or of a kind that OpenCV does not read" if "image" in found else found
-        raise PekaError(f"{path}: cannot be read; expected an image (JPEG or TIFF), but it is {found}. Get this file again.")
+        found = (
+            f"{found}, but damaged, cut off or of a kind that OpenCV does not read"
+            if "image" in found
+            else found
+        )
+        raise PekaError(
+            f"{path}: cannot be read; expected an image (JPEG or TIFF), but it is {found}. Get this file again."
+        )
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 
 
@@ -244,7 +288,10 @@ def _size(path: Path) -> tuple[int, int]:
     """Width and height from an image's header; (0, 0) where it has none."""
     from PIL import Image
 
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # Pillow has a limit of its own, for headers too
+    limit, Image.MAX_IMAGE_PIXELS = (
+        Image.MAX_IMAGE_PIXELS,
+        None,
+    )  # Pillow has a limit of its own, for headers too
     try:
         with Image.open(path) as image:
             return image.size
@@ -285,4 +332,7 @@ def make_splits(sections: list[str]) -> list[tuple[list[str], list[str]]]:
 def _leave_one_out(parts: dict[str, list[str]]) -> list[tuple[list[str], list[str]]]:
     if len(parts) < 2:
         return []
-    return [([s for other in parts if other != name for s in parts[other]], parts[name]) for name in parts]
+    return [
+        ([s for other in parts if other != name for s in parts[other]], parts[name])
+        for name in parts
+    ]

@@ -14,17 +14,38 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..cohort import Cohort, joined_genes, open_cohort, write_cohort_tables
-from ..files import PekaError, sha256
+from ..cohort import Cohort, open_cohort, write_cohort_tables
+from ..errors import PekaError
+from ..files import sha256
+from ..genes import top_genes
+from ..layout.gene_columns import joined_genes
+from ..layout.patches import TILE_UM_PER_PX
 from ..leaks import compare_tiles
-from ..protocols import top_genes
-from ..tiles import TILE_UM_PER_PX
 from . import hest_files, resume
 from .hest_files import fetch_slides, home
-from .hest_index import COHORTS, counts_table, gene_list, groups, index_path, index_place, read_slides, rules_of, slides
+from .hest_index import (
+    COHORTS,
+    counts_table,
+    gene_list,
+    groups,
+    index_path,
+    index_place,
+    read_slides,
+    rules_of,
+    slides,
+)
 from .hest_slide import convert_slide, symbols_of_ensembl
 
-__all__ = ["COHORTS", "build", "counts_table", "fetch", "groups", "index_place", "make_splits", "slides"]
+__all__ = [
+    "COHORTS",
+    "build",
+    "counts_table",
+    "fetch",
+    "groups",
+    "index_place",
+    "make_splits",
+    "slides",
+]
 
 RECIPE = 1  # raise it when the same options would give another cohort
 N_GENES = 50
@@ -70,7 +91,13 @@ def build(
             facts[sample] = convert_slide(path, sample, files[sample], row, symbols)
             resume.progress(path, options, facts)
     facts = {sample: facts[sample] for sample in table.index}
-    more = _write_tables(path, table.join(whose, lsuffix="_in_index"), facts, int(folds), rules_of(cohort).authors_genes)
+    more = _write_tables(
+        path,
+        table.join(whose, lsuffix="_in_index"),
+        facts,
+        int(folds),
+        rules_of(cohort).authors_genes,
+    )
     resume.finish(path, options, facts, **more)
     return path
 
@@ -90,7 +117,9 @@ def fetch(
     found = index_path(index, index_sha256, dry_run)
     if dry_run and not found.exists():
         rules = rules_of(cohort)
-        print(f"{cohort}: {rules.slides} slides, {rules.spots} spots; which ones, and their sizes, is known once the index is here")
+        print(
+            f"{cohort}: {rules.slides} slides, {rules.spots} spots; which ones, and their sizes, is known once the index is here"
+        )
         return {}
     return fetch_slides(without(read_slides(found, cohort, counts), leave_out), wsis, dry_run)
 
@@ -100,22 +129,32 @@ def preflight(
     counts: tuple[int, int] | None = None,
 ) -> None:  # fmt: skip
     """Refuse before any work a cohort whose slides are not here and cannot come; arguments as in `fetch`."""
-    here = index or os.environ.get("PEKA_MIRROR") or index_place().exists()  # else it is downloaded first
-    hest_files.preflight(without(slides(cohort, index, index_sha256, counts), leave_out) if here else None, wsis)
+    here = (
+        index or os.environ.get("PEKA_MIRROR") or index_place().exists()
+    )  # else it is downloaded first
+    hest_files.preflight(
+        without(slides(cohort, index, index_sha256, counts), leave_out) if here else None, wsis
+    )
 
 
 def without(table: pd.DataFrame, leave_out: Iterable[str] | str) -> pd.DataFrame:
     """Rows of `slides` without some ids; PekaError where one is none of them."""
-    leave_out = sorted(set(leave_out.replace(",", " ").split() if isinstance(leave_out, str) else leave_out))
+    leave_out = sorted(
+        set(leave_out.replace(",", " ").split() if isinstance(leave_out, str) else leave_out)
+    )
     if unknown := sorted(set(leave_out) - set(table.index)):
-        raise PekaError(f"hest: leave_out names {unknown}; expected some of {', '.join(table.index)}.")
+        raise PekaError(
+            f"hest: leave_out names {unknown}; expected some of {', '.join(table.index)}."
+        )
     return table.drop(index=leave_out)
 
 
 # ---- tables ------------------------------------------------------------------------------------------------------
 
 
-def _write_tables(path: Path, table: pd.DataFrame, facts: dict[str, dict], folds: int, authors_genes: str) -> dict:
+def _write_tables(
+    path: Path, table: pd.DataFrame, facts: dict[str, dict], folds: int, authors_genes: str
+) -> dict:
     """Write the tables, genes and splits last, since these are chosen on the opened cohort; returns what source.json keeps."""
     samples = _samples(table, facts)
     write_cohort_tables(path, samples, [], [])
@@ -129,7 +168,11 @@ def _write_tables(path: Path, table: pd.DataFrame, facts: dict[str, dict], folds
         ]))  # fmt: skip
     genes = top_genes(cohort, N_GENES)
     write_cohort_tables(path, samples, make_splits(samples, spots, folds), genes)
-    copies = {s: compare_tiles(cohort, s, original, LOOK_AT) for s, original in samples.duplicate_of.items() if original}
+    copies = {
+        s: compare_tiles(cohort, s, original, LOOK_AT)
+        for s, original in samples.duplicate_of.items()
+        if original
+    }
     notes = notes_on(cohort, samples, facts, common, copies)
     for note in notes:
         warnings.warn(note, stacklevel=3)
@@ -141,17 +184,36 @@ def _write_tables(path: Path, table: pd.DataFrame, facts: dict[str, dict], folds
 
 def _samples(table: pd.DataFrame, facts: dict[str, dict]) -> pd.DataFrame:
     """samples.csv from index and groups."""
-    names = {"disease_state": "disease", "st_technology": "technology", "study_link": "source"}  # the index's, ours
-    kept = ["patient", "block", "duplicate_of", "organ", "um_per_px", "license", "evidence", "basis", *names]
+    names = {
+        "disease_state": "disease",
+        "st_technology": "technology",
+        "study_link": "source",
+    }  # the index's, ours
+    kept = [
+        "patient",
+        "block",
+        "duplicate_of",
+        "organ",
+        "um_per_px",
+        "license",
+        "evidence",
+        "basis",
+        *names,
+    ]
     samples = table[kept].rename(columns=names)
-    samples["license"] = "CC BY-NC-SA 4.0 as part of HEST-1k; of the study: " + samples.license.replace("", "not stated")
+    samples["license"] = (
+        "CC BY-NC-SA 4.0 as part of HEST-1k; of the study: "
+        + samples.license.replace("", "not stated")
+    )
     links = samples.source.where(samples.source != "", table.download_page_link1)
     samples["source"] = links.where(links != "", table.dataset_title)
     samples["tiles_sha256"] = [facts[sample]["tiles_sha256"] for sample in samples.index]
     return samples
 
 
-def make_splits(samples: pd.DataFrame, spots: dict[str, int], folds: int) -> list[tuple[list[str], list[str]]]:
+def make_splits(
+    samples: pd.DataFrame, spots: dict[str, int], folds: int
+) -> list[tuple[list[str], list[str]]]:
     """(training, test) slides of each split: patients whole, in folds of about as many spots; the same on every machine.
 
     Args:
@@ -168,7 +230,9 @@ def make_splits(samples: pd.DataFrame, spots: dict[str, int], folds: int) -> lis
         fold[name] = load.index(min(load))
         load[fold[name]] += size[name]
     parts = [[s for s in samples.index if fold[group[s]] == i] for i in range(folds)]
-    return [([s for s in samples.index if s not in part], part) for part in parts] if folds > 1 else []
+    return (
+        [([s for s in samples.index if s not in part], part) for part in parts] if folds > 1 else []
+    )
 
 
 # ---- what a reader has to know before trusting a score: kept in source.json, and warned of -------------------------
@@ -185,13 +249,17 @@ def compare_genes(path: Path, genes: list[str], common: pd.Index) -> dict:
     }  # fmt: skip
 
 
-def notes_on(cohort: Cohort, samples: pd.DataFrame, facts: dict, common: pd.Index, copies: dict) -> list[str]:
+def notes_on(
+    cohort: Cohort, samples: pd.DataFrame, facts: dict, common: pd.Index, copies: dict
+) -> list[str]:
     """What a reader has to know before trusting a score."""
     notes = [f"{sample}: {note}" for sample, made in facts.items() for note in made["notes"]]
     coarse = samples.um_per_px[samples.um_per_px > TILE_UM_PER_PX]
     if len(coarse):
         scales = f"{coarse.min():.2f} to {coarse.max():.2f} um/px"
-        notes.append(f"{len(coarse)} slides at {scales}: their tiles are up-sampled to 0.5 ({', '.join(coarse.index)})")
+        notes.append(
+            f"{len(coarse)} slides at {scales}: their tiles are up-sampled to 0.5 ({', '.join(coarse.index)})"
+        )
     if unknown := list(samples.index[samples.basis == "unknown"]):
         notes.append(
             f"{len(unknown)} slides of unknown patients count as one patient each, so a split may have one on both sides: "

@@ -15,13 +15,23 @@ import pandas as pd
 from huggingface_hub import HfApi, get_token, hf_hub_download
 from huggingface_hub.errors import HTTPError
 
-from .. import manifest
-from ..files import CANNOT_WRITE, PLACEHOLDERS, PekaError, free_bytes, one_name, sha256, what_is, write_json
-from ..network import check_network, told, told_by_name
+from ..downloads import manifest
+from ..downloads.network import check_network, told, told_by_name
+from ..errors import PekaError
+from ..files import CANNOT_WRITE, PLACEHOLDERS, free_bytes, one_name, sha256, what_is, write_json
 
-SUFFIXES = {"st": "h5ad", "patches": "h5", "metadata": "json", "wsis": "tif"}  # folder -> what is in it
+SUFFIXES = {
+    "st": "h5ad",
+    "patches": "h5",
+    "metadata": "json",
+    "wsis": "tif",
+}  # folder -> what is in it
 PAGE = "https://huggingface.co/datasets/"
-TILE_BYTES, COUNT_BYTES, SLIDE_BYTES = 150_528, 25_000, 4  # a spot's tile; roughly its counts; a pixel of a slide, at most
+TILE_BYTES, COUNT_BYTES, SLIDE_BYTES = (
+    150_528,
+    25_000,
+    4,
+)  # a spot's tile; roughly its counts; a pixel of a slide, at most
 
 
 def home() -> Path:
@@ -34,7 +44,9 @@ def patterns(ids: list[str], folders: list[str]) -> list[str]:
     return [f"{folder}/{id}[_.]*" for folder in folders for id in ids]
 
 
-def fetch_slides(table: pd.DataFrame, wsis: bool = False, dry_run: bool = False) -> dict[str, dict[str, Path]]:
+def fetch_slides(
+    table: pd.DataFrame, wsis: bool = False, dry_run: bool = False
+) -> dict[str, dict[str, Path]]:
     """Have the files of some slides on this machine, verified: `{id: {"st": path, "patches": path, …}}`.
 
     Args:
@@ -46,15 +58,22 @@ def fetch_slides(table: pd.DataFrame, wsis: bool = False, dry_run: bool = False)
         PekaError: files absent from the mirror, the hub cannot be reached or refuses, no room, or other bytes than before.
     """
     folders, files = _files(table, wsis)
-    names, mirror = [name for own in files.values() for name in own.values()], os.environ.get("PEKA_MIRROR")
-    paths = {id: {folder: home() / name for folder, name in own.items()} for id, own in files.items()}
+    names, mirror = (
+        [name for own in files.values() for name in own.values()],
+        os.environ.get("PEKA_MIRROR"),
+    )
+    paths = {
+        id: {folder: home() / name for folder, name in own.items()} for id, own in files.items()
+    }
     if dry_run:
         print(_plan(table, names, folders, mirror))
         return paths
     pins = Pins()
     if mirror:
         manifest.all_there([home() / name for name in names], Path(mirror))
-    elif missing := [name for name in names if name not in pins.files or not (home() / name).is_file()]:
+    elif missing := [
+        name for name in names if name not in pins.files or not (home() / name).is_file()
+    ]:
         _download(missing, patterns(list(table.index), folders), pins)
     pins.check(names)
     return paths
@@ -66,7 +85,11 @@ def preflight(table: pd.DataFrame | None, wsis: bool = False) -> None:
     Args:
         table: slides as in `fetch_slides`; None where there is no index yet to know them from.
     """
-    names = [] if table is None else [name for own in _files(table, wsis)[1].values() for name in own.values()]
+    names = (
+        []
+        if table is None
+        else [name for own in _files(table, wsis)[1].values() for name in own.values()]
+    )
     if mirror := os.environ.get("PEKA_MIRROR"):
         manifest.all_there([home() / name for name in names], Path(mirror))
     elif table is None or not all((home() / name).is_file() for name in names):
@@ -89,8 +112,12 @@ class Pins:
         step = "Restore it; or delete it, and the files that are here are noted anew as they are."
         known = manifest.read_own(self.path, step)
         files = known.get("files", {})
-        if not (isinstance(files, dict) and all(isinstance(facts, dict) for facts in files.values())):
-            raise PekaError(f"{self.path}: expected size and sha256 of every file under `files`. {step}")
+        if not (
+            isinstance(files, dict) and all(isinstance(facts, dict) for facts in files.values())
+        ):
+            raise PekaError(
+                f"{self.path}: expected size and sha256 of every file under `files`. {step}"
+            )
         pinned = manifest.load_manifest()["sources"].get("hest", {}).get("hub", {}).get("revision")
         self.revision, self.files = pinned or known.get("revision", ""), files
 
@@ -106,7 +133,9 @@ class Pins:
             path, facts = home() / name, self.files.get(name)
             if facts is None:
                 if (found := what_is(path)) in PLACEHOLDERS:
-                    raise PekaError(f"{path}: expected a file of HEST-1k, but it is {found}. Replace it.")
+                    raise PekaError(
+                        f"{path}: expected a file of HEST-1k, but it is {found}. Replace it."
+                    )
                 facts = {"size": path.stat().st_size, "sha256": sha256(path)}
                 self.add(name, facts)
             elif not seen.knows(path, facts):
@@ -125,17 +154,29 @@ def _download(missing: list[str], wanted: list[str], pins: Pins) -> None:
         pins.revision = pins.revision or _api().dataset_info(_repo(), expand=["sha"]).sha
         there = _listing(wanted, pins.revision)
     if absent := [name for name in missing if name not in there]:
-        raise PekaError(f"{_repo()} at {pins.revision}: no {absent[0]} ({len(absent)} absent); expected it there. Use a mirror.")
+        raise PekaError(
+            f"{_repo()} at {pins.revision}: no {absent[0]} ({len(absent)} absent); expected it there. Use a mirror."
+        )
     missing = [name for name in there if name in missing or not (home() / name).is_file()]
     size, free = sum(there[name]["size"] for name in missing), free_bytes(home())
-    print(f"{len(missing)} files, {size / 1e9:.2f} GB, from {_repo()} at {pins.revision[:12]} to the cache", flush=True)
+    print(
+        f"{len(missing)} files, {size / 1e9:.2f} GB, from {_repo()} at {pins.revision[:12]} to the cache",
+        flush=True,
+    )
     if size > free:
-        raise PekaError(f"{home()}: {free / 1e9:.1f} GB free, {size / 1e9:.1f} GB needed. Make room, or set PEKA_CACHE.")
+        raise PekaError(
+            f"{home()}: {free / 1e9:.1f} GB free, {size / 1e9:.1f} GB needed. Make room, or set PEKA_CACHE."
+        )
     for name in missing:
         with _told_how_to_get_in():
             where = {"local_dir": home(), "endpoint": os.environ.get("HF_ENDPOINT")}
             hf_hub_download(_repo(), name, repo_type="dataset", revision=pins.revision, **where)
-        manifest.verify(home() / name, there[name], "Delete it and fetch again.", listed_in=f"{_repo()} on the hub")
+        manifest.verify(
+            home() / name,
+            there[name],
+            "Delete it and fetch again.",
+            listed_in=f"{_repo()} on the hub",
+        )
         pins.add(name, {"size": there[name]["size"], "sha256": sha256(home() / name)})
 
 
@@ -157,7 +198,9 @@ def _listing(wanted: list[str], revision: str) -> dict[str, dict]:
                 for part in file.path.split("/"):
                     one_name(part, f"{_repo()}, {file.path}:")
                 large = getattr(file, "lfs", None)
-                found[file.path] = {"size": file.size} | ({"sha256": large.sha256} if large else {"blob": file.blob_id})
+                found[file.path] = {"size": file.size} | (
+                    {"sha256": large.sha256} if large else {"blob": file.blob_id}
+                )
     return found
 
 
@@ -202,7 +245,9 @@ def _plan(table: pd.DataFrame, names: list[str], folders: list[str], mirror: str
         text.append(f"{id:<10} {row.spots:>6} spots  {about:>5} {size / 1e6:9.1f} MB  {state}")
         total += size
     about = "" if set(names) <= set(known) else "about "
-    text.append(f"{len(names)} files of {len(table)} slides, {about}{total / 1e9:.2f} GB; {len(here)} of them are in {home()}")
+    text.append(
+        f"{len(names)} files of {len(table)} slides, {about}{total / 1e9:.2f} GB; {len(here)} of them are in {home()}"
+    )
     if about:
         each = f"{TILE_BYTES / 1e3:.0f} kB a tile, {COUNT_BYTES / 1e3:.0f} kB of counts a spot"
         text.append(f"about: an estimate from the index ({each}){why}")
@@ -213,8 +258,13 @@ def _sizes_on_hub(wanted: list[str]) -> tuple[dict[str, int], str]:
     """Sizes by name, or none and why; a dry run goes on without the hub."""
     try:
         with _told_how_to_get_in():
-            newest = _api().dataset_info(_repo(), expand=["sha"], timeout=10).sha  # says at once where there is no way in
-            return {name: facts["size"] for name, facts in _listing(wanted, Pins().revision or newest).items()}, ""
+            newest = (
+                _api().dataset_info(_repo(), expand=["sha"], timeout=10).sha
+            )  # says at once where there is no way in
+            return {
+                name: facts["size"]
+                for name, facts in _listing(wanted, Pins().revision or newest).items()
+            }, ""
     except PekaError as error:
         return {}, f", since {error}"
 
@@ -223,4 +273,8 @@ def _guess(row: pd.Series, folder: str) -> float:
     """Bytes of a file: every spot has a tile, at most."""
     if folder == "wsis":
         return float(row.fullres_px_width) * float(row.fullres_px_height) * SLIDE_BYTES
-    return row.spots * {"patches": TILE_BYTES, "st": COUNT_BYTES}[folder] if folder in ("patches", "st") else 1000
+    return (
+        row.spots * {"patches": TILE_BYTES, "st": COUNT_BYTES}[folder]
+        if folder in ("patches", "st")
+        else 1000
+    )

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from .. import manifest
-from ..cohort_tables import read_csv
-from ..files import PekaError, one_name, sha256
+from ..downloads import manifest
+from ..errors import PekaError
+from ..files import one_name, sha256
+from ..layout.tables import read_csv
 from .hest_files import home
 
 NAME = "hest/HEST_v1_1_0.csv"  # in the manifest, and below PEKA_MIRROR
@@ -42,14 +43,22 @@ class Filter:
 
 
 COHORTS = {
-    "breast": Filter("Breast", 8, 30_543, 30_414, "top_50_genes_Visium_Homo_sapien_Breast_Cancer.json"),
-    "kidney": Filter("Kidney", 24, 74_220, 73_813, "top_50_genes_visium_homo_sapien_Kidney_cancer.json", "SCCRCC"),
-    "liver": Filter("Liver", 14, 64_152, 37_168, "top_50_genes_visium_homo_sapien_Liver_cancer.json"),
+    "breast": Filter(
+        "Breast", 8, 30_543, 30_414, "top_50_genes_Visium_Homo_sapien_Breast_Cancer.json"
+    ),
+    "kidney": Filter(
+        "Kidney", 24, 74_220, 73_813, "top_50_genes_visium_homo_sapien_Kidney_cancer.json", "SCCRCC"
+    ),
+    "liver": Filter(
+        "Liver", 14, 64_152, 37_168, "top_50_genes_visium_homo_sapien_Liver_cancer.json"
+    ),
     "lung": Filter("Lung", 37, 69_643, 64_728, "top_50_genes_visium_homo_sapien_Lung_cancer.json"),
 }
 
 
-def slides(cohort: str, index: str = "", index_sha256: str = "", counts: tuple[int, int] | None = None) -> pd.DataFrame:
+def slides(
+    cohort: str, index: str = "", index_sha256: str = "", counts: tuple[int, int] | None = None
+) -> pd.DataFrame:
     """Rows of a cohort in the index, in its order, index `sample_id`; text as it stands there, stripped.
 
     `spots` (int) is the column spots_under_tissue, `um_per_px` (float) the column pixel_size_um_estimated.
@@ -70,10 +79,15 @@ def read_slides(path: Path, cohort: str, counts: tuple[int, int] | None = None) 
     """`slides` of an index file that is at hand."""
     rules = rules_of(cohort)
     table = read_csv(path, "pixel_size_um_estimated").set_index("id").rename_axis("sample_id")
-    found = (table.species == "Homo sapiens") & (table.st_technology == "Visium") & (table.organ == rules.organ)
+    found = (
+        (table.species == "Homo sapiens")
+        & (table.st_technology == "Visium")
+        & (table.organ == rules.organ)
+    )
     table = table[found & (table.oncotree_code == rules.oncotree if rules.oncotree else True)]
     table = table.assign(
-        spots=pd.to_numeric(table.spots_under_tissue).astype(int), um_per_px=pd.to_numeric(table.pixel_size_um_estimated)
+        spots=pd.to_numeric(table.spots_under_tissue).astype(int),
+        um_per_px=pd.to_numeric(table.pixel_size_um_estimated),
     )
     for sample in table.index:
         one_name(sample, f"{path}: id")
@@ -108,9 +122,13 @@ def gene_list(path: Path) -> list[str]:
     try:
         genes = json.loads(path.read_text(encoding="utf-8-sig"))["genes"]
     except (ValueError, KeyError, TypeError) as error:
-        raise PekaError(f'{path}: expected {{"genes": ["ABC", ...]}}, found something else ({error!r}). Take the file again.') from error
+        raise PekaError(
+            f'{path}: expected {{"genes": ["ABC", ...]}}, found something else ({error!r}). Take the file again.'
+        ) from error
     if not isinstance(genes, list) or not all(isinstance(gene, str) for gene in genes):
-        raise PekaError(f'{path}: expected {{"genes": ["ABC", ...]}}, found genes that are no list of names. Take the file again.')
+        raise PekaError(
+            f'{path}: expected {{"genes": ["ABC", ...]}}, found genes that are no list of names. Take the file again.'
+        )
     return list(dict.fromkeys(genes))
 
 
@@ -122,13 +140,19 @@ def index_path(index: str = "", index_sha256: str = "", dry_run: bool = False) -
     if not index:
         path = manifest.fetch("hest", [NAME], dry_run=dry_run)[0]
         if dry_run and path.exists():
-            manifest.verify(path, manifest.load_manifest()["sources"]["hest"]["files"][NAME], "Replace it.")
+            manifest.verify(
+                path, manifest.load_manifest()["sources"]["hest"]["files"][NAME], "Replace it."
+            )
         return path
     path = index_place(index)
     if not path.is_file():
-        raise PekaError(f"{path}: missing; expected an index of HEST-1k (CSV). Correct the path or PEKA_MIRROR.")
+        raise PekaError(
+            f"{path}: missing; expected an index of HEST-1k (CSV). Correct the path or PEKA_MIRROR."
+        )
     if index_sha256 and (found := sha256(path)) != index_sha256:
-        raise PekaError(f"{path}: sha256 is {found}, expected {index_sha256}. Take the file that the digest is of.")
+        raise PekaError(
+            f"{path}: sha256 is {found}, expected {index_sha256}. Take the file that the digest is of."
+        )
     return path
 
 
@@ -179,7 +203,10 @@ def groups(table: pd.DataFrame, unknown: str = "slide") -> pd.DataFrame:
         study, own = table.dataset_title, found.basis == "unknown"
         held = study.isin(set(study[own]))
         found.loc[held, "patient"] = study[held]
-        found.loc[held, "evidence"] = "kept together as one study, which has slides of unknown patients; " + found.evidence[held]
+        found.loc[held, "evidence"] = (
+            "kept together as one study, which has slides of unknown patients; "
+            + found.evidence[held]
+        )
     return found
 
 

@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 from anndata.utils import make_index_unique
 
-from ..cohort_files import names_of, open_h5, open_section, read_counts, tile_barcodes
-from ..cohort_writing import write_tiles
-from ..files import PekaError, link_whole, what_is, write_whole
-from ..tiles import TILE, cut_tiles
+from ..errors import PekaError
+from ..files import link_whole, what_is, write_whole
+from ..layout.patches import TILE
+from ..layout.sections import names_of, open_h5, open_section, read_counts, tile_barcodes
+from ..layout.writing import write_tiles
+from ..tiles import cut_tiles
 from .her2st import read_image
 from .hest_files import Pins, home
 
@@ -23,7 +25,9 @@ PIXEL_SIZE_TOLERANCE = 0.01  # relative, between index, metadata and tiles
 log = logging.getLogger(__name__)
 
 
-def convert_slide(path: Path, sample: str, files: dict[str, Path], row: pd.Series, symbols: dict[str, str]) -> dict:
+def convert_slide(
+    path: Path, sample: str, files: dict[str, Path], row: pd.Series, symbols: dict[str, str]
+) -> dict:
     """Link (or rewrite) the two files of a slide; return what a reader of the cohort should know of it."""
     h5ad, patches, notes = path / "adata" / f"{sample}.h5ad", path / "patches" / f"{sample}.h5", []
     with open_h5(files["patches"]) as file:
@@ -35,7 +39,9 @@ def convert_slide(path: Path, sample: str, files: dict[str, Path], row: pd.Serie
         digest = _cut_again(path, sample, files, row.um_per_px, side)
         notes.append(f"tiles of {side} px were cut again from the slide's image")
     if changed := _take_counts(files["st"], h5ad, symbols):
-        notes.append(f"{changed} gene names changed (Ensembl ids to symbols, or made unique), in a copy of the h5ad")
+        notes.append(
+            f"{changed} gene names changed (Ensembl ids to symbols, or made unique), in a copy of the h5ad"
+        )
     section = open_section(sample, h5ad, patches)
     facts = {
         "spots_in_index": int(row.spots), "spots_in_h5ad": len(section.barcodes) + section.without_tile,
@@ -43,7 +49,9 @@ def convert_slide(path: Path, sample: str, files: dict[str, Path], row: pd.Serie
         "genes": len(section.genes), "um_per_px": float(row.um_per_px), "tiles_sha256": digest,
     }  # fmt: skip
     if facts["spots_in_h5ad"] != row.spots:
-        notes.append(f"its h5ad has {facts['spots_in_h5ad']} spots, the index says {row.spots}: another release?")
+        notes.append(
+            f"its h5ad has {facts['spots_in_h5ad']} spots, the index says {row.spots}: another release?"
+        )
     facts["notes"] = notes + _other_scales(files["metadata"], section.um_per_px, row.um_per_px)
     log.info("hest %s: %s", sample, facts)
     return facts
@@ -53,7 +61,9 @@ def _take_counts(original: Path, h5ad: Path, symbols: dict[str, str]) -> int:
     """Link the counts, or write a copy where names have to change; returns how many do."""
     with open_h5(original) as file:
         old = names_of(file, "var", original)
-    mapped = [symbols.get(name.split(".")[0], name) if name.startswith("ENSG") else name for name in old]
+    mapped = [
+        symbols.get(name.split(".")[0], name) if name.startswith("ENSG") else name for name in old
+    ]
     new = make_index_unique(pd.Index(mapped))
     if changed := int((old != new).sum()):
         with warnings.catch_warnings():
@@ -71,9 +81,15 @@ def symbols_of_ensembl(files: dict[str, dict[str, Path]]) -> dict[str, str]:
     known = {}
     for own in files.values():
         with open_h5(own["st"]) as file:
-            var = ad.io.read_elem(file["var"]) if "gene_ids" in file.get("var", {}) else pd.DataFrame({"gene_ids": []})
+            var = (
+                ad.io.read_elem(file["var"])
+                if "gene_ids" in file.get("var", {})
+                else pd.DataFrame({"gene_ids": []})
+            )
         ids, names = var.gene_ids.astype(str).str.split(".").str[0], var.index.astype(str)
-        both = ids.str.startswith("ENSG").to_numpy(bool) & ~names.str.startswith("ENSG").astype(bool)
+        both = ids.str.startswith("ENSG").to_numpy(bool) & ~names.str.startswith("ENSG").astype(
+            bool
+        )
         known.update(zip(ids[both], names[both]))
     return known
 
@@ -81,7 +97,9 @@ def symbols_of_ensembl(files: dict[str, dict[str, Path]]) -> dict[str, str]:
 def _other_scales(metadata: Path, of_tiles: float, um_per_px: float) -> list[str]:
     """Where metadata or tiles were made for another pixel size than the index's."""
     try:
-        said = json.loads(metadata.read_text(encoding="utf-8")).get("pixel_size_um_estimated")  # json reads HEST's bare NaN
+        said = json.loads(metadata.read_text(encoding="utf-8")).get(
+            "pixel_size_um_estimated"
+        )  # json reads HEST's bare NaN
         places = {metadata.name: np.nan if said is None else float(said), "tiles": of_tiles}
     except (ValueError, TypeError, AttributeError) as error:
         found = what_is(metadata) or "no text"
@@ -112,7 +130,9 @@ def _cut_again(path: Path, sample: str, files: dict[str, Path], um_per_px: float
     with open_h5(files["patches"]) as file:
         barcodes = tile_barcodes(file, files["patches"], side)
     spots = ad.read_h5ad(files["st"], backed="r")
-    centres = pd.DataFrame(spots.obsm["spatial"][:], index=spots.obs_names).loc[barcodes].to_numpy()  # (n, 2)
+    centres = (
+        pd.DataFrame(spots.obsm["spatial"][:], index=spots.obs_names).loc[barcodes].to_numpy()
+    )  # (n, 2)
     spots.file.close()
     tiles, corners = cut_tiles(read_image(slide), centres, um_per_px)
     return write_tiles(path, sample, tiles, corners, barcodes, um_per_px)

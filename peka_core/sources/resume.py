@@ -8,19 +8,24 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
-from ..files import TEMPORARY, PekaError, one_name, write_json
+from ..errors import PekaError
+from ..files import TEMPORARY, one_name, write_json
 
 FOLDERS = ("adata", "patches", "splits")
 
 
 def written(path: Path, section: str) -> bool:
     """True where both files of a section are there; a link whose original is gone counts as missing."""
-    return (path / "adata" / f"{section}.h5ad").exists() and (path / "patches" / f"{section}.h5").exists()
+    return (path / "adata" / f"{section}.h5ad").exists() and (
+        path / "patches" / f"{section}.h5"
+    ).exists()
 
 
 def finished(path: Path, options: dict) -> bool:
     """True where source.json has these options and every section's two files are there."""
-    return _read(path / "source.json").get("options") == options and all(written(path, s) for s in options["sections"])
+    return _read(path / "source.json").get("options") == options and all(
+        written(path, s) for s in options["sections"]
+    )
 
 
 def start(path: Path, options: dict) -> dict[str, dict]:
@@ -39,7 +44,10 @@ def start(path: Path, options: dict) -> dict[str, dict]:
         one_name(section, f"{path}: section")
     before = _read(path / "building.json") or _read(path / "source.json")
     folders = [path / name for name in FOLDERS]
-    if any(folder.exists() for folder in folders) and before.get("options", {}).get("source") != options["source"]:
+    if (
+        any(folder.exists() for folder in folders)
+        and before.get("options", {}).get("source") != options["source"]
+    ):
         raise PekaError(
             f"{path}: holds files that {options['source']} did not write; expected an empty directory. Choose another path."
         )
@@ -64,7 +72,9 @@ def finish(path: Path, options: dict, facts: dict[str, dict], **more) -> None:
     """Write source.json, with versions and whatever `more` is to be kept; the directory is finished then."""
     versions = {name: version(name) for name in ("peka-core", "anndata", "scanpy")}
     versions["opencv"] = version("opencv-python-headless")
-    write_json(path / "source.json", {"options": options, "sections": facts, **more, "versions": versions})
+    write_json(
+        path / "source.json", {"options": options, "sections": facts, **more, "versions": versions}
+    )
     (path / "building.json").unlink(missing_ok=True)
 
 

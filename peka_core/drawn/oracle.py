@@ -1,0 +1,61 @@
+"""The demo's own truth: the best that any predictor could do on drawn tissue, since its law is known."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..cohort import open_cohort
+from ..evaluation import Predictor
+from ..layout.gene_columns import columns_of
+from ..protocols import Task
+from . import law
+
+
+def oracle(cohort, redraws: int = 32, seed: int = 0) -> Predictor:
+    """Demo only: the mean target over redraws of counts and depth given the drawn tile.
+
+    Patient and section effects are redrawn too where patients are held out, kept where spots are shuffled; where
+    zeros are dropped the mean is over non-zero draws.
+    """
+    names, drawn = cohort.adata().var_names, {}
+
+    def predict(task: Task, train: np.ndarray, test: np.ndarray) -> np.ndarray:
+        how = (
+            "nothing" if task.split.scheme == "spots" else "patients",
+            task.protocol.zeros == "drop",
+        )
+        if how not in drawn:
+            drawn[how] = expected_targets(
+                cohort.path, redraw=how[0], redraws=redraws, seed=seed, positive_only=how[1]
+            )
+        return drawn[how][np.ix_(test, columns_of(names, task.genes))]
+
+    return predict
+
+
+def expected_targets(path, redraw="patients", redraws=64, seed=0, positive_only=False):
+    """The mean target given the drawn tile: no prediction from the image can be better on average.
+
+    Args:
+        path: a demo cohort; tiles are not needed.
+        redraw: "patients": effects of patient and section are new in each redraw, as for a held-out patient;
+            "nothing": they are known, as where spots of the same section are trained on. Counts and depth are always
+            redrawn.
+        redraws: how many; their noise adds variance of one spot's target / redraws.
+        positive_only: mean given a non-zero count, for protocols that drop zeros.
+
+    Returns:
+        float32 (n, G) in the order of the cohort's spots and of its adata().var_names.
+    """
+    if redraw not in ("patients", "nothing"):
+        raise ValueError(f'redraw is "patients" or "nothing", not {redraw!r}')
+    stored = np.load(Path(path) / "law.npz")
+    adata = open_cohort(path).adata()
+    genes = pd.Index(stored["genes"]).get_indexer(adata.var_names)
+    known = pd.DataFrame(stored["effect"], index=stored["samples"])
+    effect = known.loc[adata.obs["sample"]].to_numpy() if redraw == "nothing" else None  # (n, G)
+    the_law = law.Law(stored["genes"], stored["group"], stored["baseline"], stored["loading"])
+    return law.expected_target(the_law, adata.obsm["z"], effect, redraws, seed, positive_only)[
+        :, genes
+    ]

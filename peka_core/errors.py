@@ -1,0 +1,5 @@
+"""The one error that users see."""
+
+
+class PekaError(Exception):
+    """Bad input or a missing step: says which file, what was expected and what to do next."""

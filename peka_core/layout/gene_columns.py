@@ -1,0 +1,50 @@
+"""Columns of count matrices by gene name: genes that sections share, counts arranged as a list of genes."""
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from ..errors import PekaError
+
+
+def joined_genes(lists: list[pd.Index], join: str = "inner") -> pd.Index:
+    """Genes of several sections, in order of first appearance."""
+    if join not in ("inner", "outer"):
+        raise ValueError(f"join is 'inner' or 'outer', not {join!r}")
+    genes = lists[0]
+    for other in lists[1:]:
+        genes = (
+            genes[genes.isin(other)] if join == "inner" else genes.append(other[~other.isin(genes)])
+        )
+    return genes
+
+
+def on_genes(counts: sparse.csr_matrix, own: pd.Index, genes: pd.Index) -> sparse.csr_matrix:
+    """Columns of `counts` (n, own) arranged as `genes`; 0 where the section did not measure one."""
+    if own.equals(genes):
+        return counts
+    place = genes.get_indexer(
+        own
+    )  # (own,) column of each measured gene, -1 where it is not asked for
+    kept = np.flatnonzero(place >= 0)
+    counts = counts[:, kept]
+    joined = sparse.csr_matrix(
+        (counts.data, place[kept][counts.indices], counts.indptr), (counts.shape[0], len(genes))
+    )
+    joined.sort_indices()
+    return joined
+
+
+def columns_of(names: pd.Index, genes: list[str]) -> np.ndarray:
+    """Column `(g,)` of each gene among `names (G,)`.
+
+    Raises:
+        PekaError: a gene that is not there.
+    """
+    columns = names.get_indexer(genes)
+    if missing := [gene for gene, column in zip(genes, columns) if column < 0]:
+        raise PekaError(
+            f"{len(missing)} of {len(genes)} genes are not among the {len(names)} at hand (first: {missing[0]}); "
+            'expected genes that these sections measured: open the cohort\'s counts with join="outer", or ask for others.'
+        )
+    return columns

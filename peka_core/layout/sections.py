@@ -1,0 +1,324 @@
+"""The two files of one section, as HEST writes them: `adata/<sample>.h5ad` and `patches/<sample>.h5`.
+
+Two generations of the patches file exist (HEST, mahmoodlab/HEST, before and after August 2024):
+current: coords (x, y) of the top-left corner, attrs `patch_size_src`, `downsample`;
+older: coords (Y, X) of the centre, attrs `patch_size`, `factor`. The dataset of names is `barcode` or `barcodes`.
+Rows of the two files are different subsets in different orders, so spots are joined by barcode.
+"""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from ..errors import PekaError
+from .hdf5 import open_h5, positive, reading
+from .patches import TILE, TILE_UM_PER_PX
+
+
+@dataclass(frozen=True, eq=False)
+class Section:
+    """Names and row numbers of one section; counts and pixels stay on disk.
+
+    Attributes:
+        sample: sample id.
+        h5ad: file of the counts.
+        patches: file of the tiles, None where a cohort comes without tiles.
+        barcodes: (n,) str, the spots with counts and a tile, in the h5ad's order.
+        h5ad_rows: (n,) their rows in the h5ad.
+        tile_rows: (n,) their rows in the patches file.
+        genes: symbols, all of this section.
+        without_tile: how many spots of the h5ad have no tile.
+        um_per_px: from the attributes of the patches file, NaN where unknown.
+    """
+
+    sample: str
+    h5ad: Path
+    patches: Path | None
+    barcodes: np.ndarray
+    h5ad_rows: np.ndarray
+    tile_rows: np.ndarray
+    genes: pd.Index
+    without_tile: int
+    um_per_px: float
+
+
+def open_section(sample: str, h5ad: Path, patches: Path | None) -> Section:
+    """Read the names of both files and join them by barcode.
+
+    Raises:
+        PekaError: a file is missing or unreadable, names are not unique, tiles have another size or
+            dtype, or a tile's barcode is not in the h5ad.
+    """
+    with open_h5(h5ad) as file:
+        spots = unique(names_of(file, "obs", h5ad), h5ad, "barcode")
+        genes = unique(names_of(file, "var", h5ad), h5ad, "gene symbol")
+    if patches is None:
+        everything = np.arange(len(spots))
+        return Section(
+            sample, h5ad, None, spots.to_numpy(), everything, everything, genes, 0, np.nan
+        )
+    with open_h5(patches) as file:
+        tiles = unique(tile_barcodes(file, patches), patches, "barcode")
+        um_per_px = _um_per_px(file["img"])
+    unknown = tiles.difference(spots)
+    if len(unknown):
+        raise PekaError(
+            f"{patches}: {len(unknown)} of {len(tiles)} tile barcodes are not in {h5ad.name} (first: {unknown[0]}); "
+            f"expected every tile to belong to a spot with counts. Take both files from the same release."
+        )
+    place = tiles.get_indexer(spots)
+    rows = np.flatnonzero(place >= 0)
+    return Section(
+        sample,
+        h5ad,
+        patches,
+        spots.to_numpy()[rows],
+        rows,
+        place[rows],
+        genes,
+        len(spots) - len(rows),
+        um_per_px,
+    )
+
+
+def unique(names: pd.Index, path: Path, what: str) -> pd.Index:
+    """Return `names`, or raise PekaError naming the first one that occurs twice."""
+    if names.is_unique:
+        return names
+    twice = names[names.duplicated()].unique()
+    raise PekaError(
+        f"{path}: {len(twice)} {what}s occur more than once (first: {twice[0]}); expected unique names, "
+        f"because spots and genes are joined by name. Rename or merge them in this file."
+    )
+
+
+def names_of(file: h5py.File, axis: str, path: Path) -> pd.Index:
+    """The index of an open h5ad's table `obs` or `var`, as text; PekaError where it has none. `path` is for the message."""
+    if axis not in file:
+        raise PekaError(
+            f"{path}: no `{axis}` in it; expected an AnnData file (.h5ad). Convert it first."
+        )
+    with reading(file, axis) as table:
+        if _is_old(file):
+            return getattr(_old(file), f"{axis}_names").astype(str)
+        name = table.attrs.get("_index")  # absent in files of old anndata
+        index = pd.Index(ad.io.read_elem(table[name])) if name else ad.io.read_elem(table).index
+    return index.astype(str)
+
+
+def _is_old(file: h5py.File) -> bool:
+    """Whether anndata before 0.7 wrote this file: its tables are records."""
+    return isinstance(file["obs"], h5py.Dataset)
+
+
+def _old(file: h5py.File) -> ad.AnnData:
+    """The whole of a file that anndata before 0.7 wrote; only anndata's own reader knows all its forms."""
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # it warns of the old form, and of names that `unique` is about to refuse
+        return ad.read_h5ad(file.filename)
+
+
+def tile_barcodes(file: h5py.File, path: Path, side: int = TILE) -> pd.Index:
+    """Barcodes of the tiles of an open patches file, after a look at the header of the images: they are uint8 of `side` px.
+
+    Raises:
+        PekaError: no images or barcodes, images of another form, or not as many of one as of the other.
+    """
+    barcodes = barcodes_in(file)
+    if "img" not in file or barcodes is None:
+        raise PekaError(
+            f"{path}: expected the datasets `img` and `barcode`, found {sorted(file)}. Fetch it again."
+        )
+    images = file["img"]
+    if images.shape[1:] != (side, side, 3) or images.dtype != np.uint8:
+        raise PekaError(
+            f"{path}: tiles are {images.dtype} {images.shape[1:]}; expected uint8 ({side}, {side}, 3), which shows "
+            f"{TILE * TILE_UM_PER_PX:.0f} um. Take a newer release of this file, or cut the tiles again."
+        )
+    if len(barcodes) != len(images):
+        raise PekaError(
+            f"{path}: {len(images)} tiles but {len(barcodes)} barcodes; expected one each. Fetch it again."
+        )
+    return barcodes
+
+
+def barcodes_in(file: h5py.File) -> pd.Index | None:
+    """The barcodes (n,) of an open file of tiles or embeddings, under either name that HEST gives them; None without any."""
+    name = next((name for name in ("barcode", "barcodes") if name in file), None)
+    if name is None:
+        return None
+    with reading(file, name) as stored:
+        words = np.asarray(stored).reshape(-1)  # (n, 1) -> (n,)
+    return pd.Index(
+        [word.decode() if isinstance(word, bytes) else str(word) for word in words], dtype=object
+    )
+
+
+def _um_per_px(images: h5py.Dataset) -> float:
+    """Micrometres per pixel of the slide, from the attributes of either generation."""
+    if "pixel_size" in images.attrs:
+        return positive(images, "pixel_size")
+    scale = next((name for name in ("downsample", "factor") if name in images.attrs), None)
+    return np.nan if scale is None else TILE_UM_PER_PX / positive(images, scale)
+
+
+def tile_centres(section: Section) -> np.ndarray | None:
+    """Centres (n, 2) of the tiles as (x, y) in slide pixels, or None where the file does not say.
+
+    Raises:
+        PekaError: not two coordinates for each tile.
+    """
+    with open_h5(section.patches) as file:
+        attrs = file["img"].attrs
+        if "coords" not in file or not {"patch_size_src", "patch_size"} & set(attrs):
+            return None
+        coords = tile_coords(file, section.patches)[section.tile_rows]  # (n, 2)
+        if "patch_size_src" in attrs:
+            return coords + positive(file["img"], "patch_size_src") / 2
+        return coords[:, ::-1]
+
+
+def tile_coords(file: h5py.File, path: Path) -> np.ndarray:
+    """`coords` (m, 2) of an open patches file as stored; PekaError where there are not two for each tile."""
+    with reading(file, "coords") as stored:
+        coords = np.asarray(stored, dtype=float)
+    if coords.shape != (len(file["img"]), 2):
+        found = f"coords {coords.shape} of {len(file['img'])} tiles"
+        raise PekaError(f"{path}: {found}; expected two numbers for each. Cut the tiles again.")
+    return coords
+
+
+def read_counts(section: Section) -> sparse.csr_matrix:
+    """Raw counts (n, G) float32 of a section's spots, all its genes.
+
+    Raises:
+        PekaError: a count is NaN, negative or not an integer.
+    """
+    with open_h5(section.h5ad) as file:
+        if "X" not in file:
+            raise PekaError(
+                f"{section.h5ad}: no `X` in it; expected raw counts there. Write them into X."
+            )
+        with reading(file, "X") as x:
+            counts = _matrix(file, x)
+    _check_counts(counts.data, section.h5ad)
+    counts = counts if len(section.h5ad_rows) == counts.shape[0] else counts[section.h5ad_rows]
+    counts.sort_indices()
+    return counts.astype(np.float32)
+
+
+def _matrix(file: h5py.File, x: h5py.Dataset | h5py.Group) -> sparse.csr_matrix:
+    """`X` in any form in which anndata writes it; dense counts block by block."""
+    if _is_old(file):
+        return sparse.csr_matrix(_old(file).X)
+    if isinstance(x, h5py.Group):
+        return sparse.csr_matrix(ad.io.read_elem(x))
+    return sparse.vstack(
+        [sparse.csr_matrix(x[i : i + 1024]) for i in range(0, x.shape[0], 1024)], format="csr"
+    )
+
+
+def _check_counts(values: np.ndarray, path: Path) -> None:
+    for what, bad in (
+        ("NaN or infinite", lambda: ~np.isfinite(values)),
+        ("negative", lambda: values < 0),
+        ("not an integer", lambda: values != np.rint(values)),
+    ):
+        number = int(np.count_nonzero(bad()))
+        if number:
+            raise PekaError(
+                f"{path}: {number} of {len(values)} stored counts are {what}; expected raw counts (0, 1, 2, ...) in X. "
+                f"Store the counts from before any normalisation."
+            )
+
+
+class Spots(NamedTuple):
+    """What an h5ad says of a section's spots and genes beside the counts."""
+
+    obs: pd.DataFrame  # (n, columns), of the section's spots
+    arrays: dict[str, np.ndarray]  # numeric obsm (n, ...) of these; spatial as float64 px
+    var: pd.DataFrame  # (G, columns), of all its genes
+    notes: list[str]  # what nothing here needs and could not be read
+
+
+def read_spots(section: Section) -> Spots:
+    """Per-spot columns, numeric obsm arrays and per-gene columns of a section.
+
+    Raises:
+        PekaError: there is no obsm["spatial"] of two columns, or a spot of the section has no finite place.
+    """
+    spots = stored_spots(section)
+    homeless = ~np.isfinite(spots.arrays["spatial"]).all(axis=1)  # (n,)
+    if homeless.any():
+        raise PekaError(
+            f'{section.h5ad}: obsm["spatial"] is NaN or infinite for {homeless.sum()} of {len(homeless)} spots (first: '
+            f"{section.barcodes[homeless][0]}); expected the spot centres (x, y) in slide pixels. Leave these spots out, or give "
+            "their place."
+        )
+    return spots
+
+
+def stored_spots(section: Section) -> Spots:
+    """As `read_spots`, whatever the coordinates are."""
+    notes: list[str] = []
+    with open_h5(section.h5ad) as file:
+        if _is_old(file):
+            adata = _old(file)
+            obs, var, found = adata.obs, adata.var, dict(adata.obsm)
+        else:
+            obs, var = (_table(file, axis, section.h5ad, notes) for axis in ("obs", "var"))
+            found = {
+                name: _if_readable(file, f"obsm/{name}", notes, needed=name == "spatial")
+                for name in file.get("obsm", {})
+            }
+    arrays = {
+        name: a for name, a in found.items() if isinstance(a, np.ndarray) and a.dtype.kind in "iufb"
+    }
+    if arrays.get("spatial", np.empty((0, 0))).shape[1:] != (2,):
+        raise PekaError(
+            f'{section.h5ad}: expected obsm["spatial"] with two columns, the spot centres (x, y) in slide pixels. Add it.'
+        )
+    arrays["spatial"] = arrays["spatial"].astype(np.float64)
+    obs.index, var.index = obs.index.astype(str), var.index.astype(str)
+    return Spots(
+        obs.iloc[section.h5ad_rows],
+        {name: a[section.h5ad_rows] for name, a in arrays.items()},
+        var,
+        notes,
+    )
+
+
+def _if_readable(file: h5py.File, name: str, notes: list[str], needed: bool = False):
+    """An element of an h5ad; None, with a note, where it cannot be read and nothing here needs it."""
+    try:
+        with reading(file, name) as item:
+            return ad.io.read_elem(item)
+    except PekaError as error:
+        if needed:
+            raise
+        notes.append(f"{error} Nothing here needs it, and it is left out.")
+
+
+def _table(file: h5py.File, axis: str, path: Path, notes: list[str]) -> pd.DataFrame:
+    """The table `obs` or `var`; where it cannot be read whole, those of its columns that can."""
+    try:
+        with reading(file, axis) as table:
+            return ad.io.read_elem(table)
+    except PekaError:
+        index = names_of(file, axis, path)
+    columns = {
+        name: _if_readable(file, f"{axis}/{name}", notes)
+        for name in file[axis].attrs.get("column-order", [])
+    }
+    return pd.DataFrame(
+        {name: column for name, column in columns.items() if column is not None}, index=index
+    )

@@ -1,0 +1,236 @@
+"""The encoder of scFoundation (Hao et al. 2024): tokens of many spots -> one vector a spot, without work on padding.
+
+Names of modules are those of the official file models.ckpt, so that its weights load strictly; its decoder, which no
+embedding of a spot needs, is left out. Post-norm layers with ReLU; the value of a token is embedded as a mixture of bins.
+
+Tokens of b spots are packed one spot after the other: values (N,), ids (N,), lengths (b,), N = sum of the lengths, and the last
+two tokens of each spot are T and S. Only attention looks at a padded form (b, m, d), m the longest of the lengths.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import PekaError
+from .weight_files import load_safely
+
+# parts of a mode's weights that a spot's embedding never uses: the decoder, and two embeddings of special values
+NOT_ENCODER = (
+    "decoder.",
+    "decoder_embed.",
+    "norm.",
+    "to_final.",
+    "token_emb.emb_mask.",
+    "token_emb.emb_pad.",
+)
+
+
+class ValueEmbedding(nn.Module):
+    """A value -> softmax weights over bins -> their mixture of learnt vectors.
+
+    Upstream the exact values 102 and 103 mean mask and pad; the front end lets neither through, so they need nothing here.
+    """
+
+    def __init__(self, dim: int, bins: int, alpha: float):
+        super().__init__()
+        self.alpha = alpha
+        self.mlp, self.mlp2 = nn.Linear(1, bins), nn.Linear(bins, bins)
+        self.emb = nn.Embedding(bins, dim)
+
+    def weights(self, values: Tensor) -> Tensor:
+        """Values (N,) -> weights of the bins (N, bins), each row sums to 1."""
+        x = F.leaky_relu(self.mlp(values[:, None]), 0.1)  # (N, bins)
+        return torch.softmax(self.alpha * x + self.mlp2(x), dim=-1)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(N,) -> (N, d), in float32 also under autocast: rounded values would be other values."""
+        with torch.autocast(values.device.type, enabled=False):
+            return self.weights(values) @ self.emb.weight  # (N, bins) @ (bins, d)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention of packed tokens; each attends to the tokens of its own spot alone."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight, self.in_proj_bias = (
+            nn.Parameter(torch.empty(3 * dim, dim)),
+            nn.Parameter(torch.empty(3 * dim)),
+        )
+        self.out_proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, layout: "Layout") -> Tensor:
+        """(N, d) -> (N, d)."""
+        qkv = layout.pad(F.linear(x, self.in_proj_weight, self.in_proj_bias))  # (b, m, 3 d)
+        q, k, v = qkv.unflatten(2, (3, self.heads, -1)).permute(
+            2, 0, 3, 1, 4
+        )  # 3 x (b, heads, m, d / heads)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=layout.mask)
+        return self.out_proj(layout.unpad(mixed.transpose(1, 2).flatten(2)))  # (b, m, d) -> (N, d)
+
+
+class Layer(nn.Module):
+    """One post-norm encoder layer with ReLU; hidden width 4 d."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.self_attn = Attention(dim, heads)
+        self.linear1, self.linear2 = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, layout: "Layout") -> Tensor:
+        """(N, d) -> (N, d)."""
+        x = self.norm1(x + self.self_attn(x, layout))
+        return self.norm2(x + self.linear2(F.relu(self.linear1(x))))
+
+
+class Layout:
+    """Where the tokens of packed spots lie in the padded form.
+
+    Args:
+        lengths: tokens of each spot (b,), on the CPU.
+    """
+
+    def __init__(self, lengths: Tensor, device: str | torch.device):
+        self.shape = (len(lengths), int(lengths.max()))  # (b, m)
+        inside = torch.arange(self.shape[1]) < lengths[:, None]  # (b, m)
+        self.place = inside.flatten().nonzero()[:, 0].to(device)  # (N,) rows of the padded form
+        self.mask = (
+            None if inside.all() else inside[:, None, None].to(device)
+        )  # (b, 1, 1, m): which keys count
+        self.ends = lengths.cumsum(0).to(device)  # (b,)
+
+    def pad(self, x: Tensor, fill: float = 0.0) -> Tensor:
+        """(N, c) -> (b, m, c)."""
+        padded = x.new_full((self.shape[0] * self.shape[1], x.shape[1]), fill)
+        return padded.index_copy_(0, self.place, x).unflatten(0, self.shape)
+
+    def unpad(self, x: Tensor) -> Tensor:
+        """(b, m, c) -> (N, c)."""
+        return x.flatten(0, 1)[self.place]
+
+
+class Encoder(nn.Module):
+    """All layers, and the norm after them."""
+
+    def __init__(self, dim: int, depth: int, heads: int):
+        super().__init__()
+        self.transformer_encoder = nn.ModuleList(Layer(dim, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        """(N, d) -> (N, d)."""
+        for layer in self.transformer_encoder:
+            x = layer(x, layout)
+        return self.norm(x)
+
+
+class ScFoundationNetwork(nn.Module):
+    """Value and position embeddings, encoder, pooling.
+
+    Args:
+        dim, depth, heads: width d, layers and heads of the encoder.
+        bins, alpha: of the value embedding.
+        positions: genes of the vocabulary, T, S and one for padding.
+    """
+
+    def __init__(self, dim: int, depth: int, heads: int, bins: int, alpha: float, positions: int):
+        super().__init__()
+        self.token_emb = ValueEmbedding(dim, bins, alpha)
+        self.pos_emb = nn.Embedding(positions, dim)
+        self.encoder = Encoder(dim, depth, heads)
+
+    def encode(self, values: Tensor, ids: Tensor, layout: Layout) -> Tensor:
+        """Packed tokens (N,), (N,) -> their vectors (N, d)."""
+        return self.encoder(self.token_emb(values) + self.pos_emb(ids), layout)
+
+    def forward(self, values: Tensor, ids: Tensor, lengths: Tensor, pool: str = "all") -> Tensor:
+        """Packed tokens of b spots -> (b, 4 d): S, T, maximum and mean over genes; or pool `max`, over all tokens: (b, d)."""
+        layout = Layout(lengths, values.device)
+        x = self.encode(values, ids, layout).float()  # (N, d)
+        if pool == "max":
+            return layout.pad(x, -torch.inf).amax(1)  # (b, m, d) -> (b, d)
+        s, t = layout.ends - 1, layout.ends - 2
+        vectors = [x[s], x[t]]  # before they are blanked
+        mean = layout.pad(x.index_fill(0, torch.cat([s, t]), 0.0)).sum(1) / (
+            lengths.to(x.device)[:, None] - 2
+        )  # (b, d)
+        top = layout.pad(x.index_fill(0, torch.cat([s, t]), -torch.inf), -torch.inf).amax(
+            1
+        )  # (b, d)
+        return torch.cat([*vectors, top, mean], dim=1)  # (b, 4 d)
+
+
+def read_checkpoint(path: Path, mode: str) -> dict:
+    """`config` and `state_dict` of one mode of a file, by name; memory-mapped where the file is a zip archive.
+
+    Raises:
+        PekaError: no file of weights that loads safely, or without this mode.
+    """
+    modes = load_safely(path, mmap=True)
+    found = modes.get(mode) if isinstance(modes, dict) else None
+    if not isinstance(found, dict) or not {"config", "state_dict"} <= set(found):
+        there = sorted(map(str, modes))[:5] if isinstance(modes, dict) else type(modes).__name__
+        raise PekaError(
+            f"{path}: expected scFoundation's modes, {mode!r} with config and state_dict among them; found {there}"
+        )
+    return found
+
+
+def build_network(found: dict, name: str) -> ScFoundationNetwork:
+    """The network of one mode with its weights, every parameter frozen; nothing else of the file is kept.
+
+    Args:
+        found: `config` and `state_dict`, as in the file.
+        name: the file and mode, for messages.
+
+    Raises:
+        PekaError: a configuration of another kind of model, or weights that do not fit it exactly.
+    """
+    try:
+        kind = found["config"]["model"]
+        config = {
+            **found["config"]["model_config"][kind],
+            **found["config"]["dataset_config"]["rnaseq"],
+        }
+        encoder = config["encoder"]
+        shape = (
+            *(encoder[name] for name in ("hidden_dim", "depth", "heads")),
+            config["bin_num"],
+            config["bin_alpha"],
+        )
+        positions = config["seq_len"] + 1
+    except (KeyError, TypeError) as error:
+        raise PekaError(
+            f"{name}: its config has no {error}; expected the layout of scFoundation's models.ckpt"
+        ) from error
+    if (kind, encoder.get("module_type")) != ("mae_autobin", "transformer"):
+        raise PekaError(
+            f"{name}: expected model mae_autobin with a transformer, found {kind} with {encoder.get('module_type')}"
+        )
+    with torch.device("meta"):  # no memory, no drawing: every weight comes from the file
+        network = ScFoundationNetwork(*shape, positions)
+    state = {key.removeprefix("model."): value for key, value in found["state_dict"].items()}
+    state = {key: value for key, value in state.items() if not key.startswith(NOT_ENCODER)}
+    _same_keys(network, state, name)
+    network.load_state_dict(state, strict=True, assign=True)
+    return network.requires_grad_(False).eval()
+
+
+def _same_keys(network: nn.Module, state: dict[str, Tensor], name: str) -> None:
+    wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    given = {key: tuple(value.shape) for key, value in state.items()}
+    missing, unknown = sorted(wanted.keys() - given), sorted(given.keys() - wanted)
+    other = [
+        f"{key} {given[key]}, not {wanted[key]}"
+        for key in wanted
+        if key in given and given[key] != wanted[key]
+    ]
+    if missing or unknown or other:
+        raise PekaError(
+            f"{name} does not fit scFoundation's encoder: missing {len(missing)} {missing[:3]}; unknown {len(unknown)} "
+            f"{unknown[:3]}; of another shape {len(other)} {other[:3]}. Get models.ckpt again"
+        )

@@ -1,0 +1,43 @@
+"""Where things lie: the folder of runs, what comes with the code, the cache of downloads."""
+
+from pathlib import Path
+
+CHECKOUT = "data_manifest.yaml"  # the file by which a checkout is known
+
+
+PACKAGE = Path(__file__).parent
+
+
+def root() -> Path:
+    """The folder that holds `runs/`: the checkout, upwards from here or around the package; without one the working directory.
+
+    A notebook that is opened in the folder of a run (`runs/<run>/notebooks`) finds the folder around that `runs/`.
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents, PACKAGE.parent):
+        if (folder / CHECKOUT).exists() and folder != PACKAGE / "bundled":
+            return folder
+    return next(
+        (
+            f.parents[1]
+            for f in (here, *here.parents)
+            if f.parent.name == "runs" and (f / "run.json").exists()
+        ),
+        here,
+    )
+
+
+def bundled(name: str) -> Path:
+    """What comes with the code: `notebooks`, `results`, `data_manifest.yaml`, `constraints.txt`.
+
+    The checkout's where there is one, else the copy that `pip install .` puts into the package (pyproject.toml, package-dir).
+    """
+    copy, folder = PACKAGE / "bundled" / name, root()
+    if copy.exists() and not (folder / CHECKOUT).exists():
+        return copy
+    return folder / name if (folder / name).exists() else PACKAGE.parent / name
+
+
+def results_folder() -> Path:
+    """The published tables, which README and chapters read; a run's own lie in `runs/<run>/results`."""
+    return bundled("results")

@@ -1,0 +1,56 @@
+"""Did it align? How much of the teacher's space the student's features contain, on held-out spots."""
+
+import math
+
+import numpy as np
+from sklearn.linear_model import RidgeCV
+from sklearn.metrics import r2_score
+from sklearn.neighbors import NearestNeighbors
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+
+def alignment_quality(
+    features_train: np.ndarray,
+    x_teacher_train: np.ndarray,
+    features_test: np.ndarray,
+    x_teacher_test: np.ndarray,
+    k: int = 10,
+) -> dict[str, float]:
+    """Did it align? How much of the teacher the features of held-out spots contain.
+
+    Args:
+        features_train, features_test: (n, d) and (m, d).
+        x_teacher_train, x_teacher_test: (n, d_t) and (m, d_t); rows with NaN, spots that the teacher left out, are left out.
+
+    Returns:
+        r2: held-out R2 of a ridge from standardised features to X_teacher, components weighted by their
+        variance, penalty by leave-one-out on the training spots. neighbour_overlap: share of a held-out
+        spot's k nearest neighbours in feature space that are among its k nearest in teacher space;
+        chance: the same for random neighbours. n_train, n_test, k. NaN where fewer than two spots are left on a side.
+    """
+    usable, usable_test = np.isfinite(x_teacher_train).all(1), np.isfinite(x_teacher_test).all(1)
+    features_train, x_teacher_train = features_train[usable], x_teacher_train[usable]
+    features_test, x_teacher_test = features_test[usable_test], x_teacher_test[usable_test]
+    if min(len(features_train), len(features_test)) < 2:
+        unknown = dict.fromkeys(("r2", "neighbour_overlap", "chance"), math.nan)
+        return unknown | {"n_train": len(features_train), "n_test": len(features_test), "k": k}
+    scaler = StandardScaler().fit(features_train)
+    ridge = make_pipeline(scaler, RidgeCV(np.logspace(-1, 5, 13))).fit(
+        features_train, x_teacher_train
+    )
+    r2 = r2_score(x_teacher_test, ridge.predict(features_test), multioutput="variance_weighted")
+    m = len(features_test)
+    k = min(k, m - 1)
+    here = _neighbours(scaler.transform(features_test), k)  # (m, k)
+    there = _neighbours(x_teacher_test, k)  # (m, k)
+    shared = np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(here, there, strict=True)])
+    return {
+        "r2": float(r2), "neighbour_overlap": float(shared), "chance": k / (m - 1),
+        "n_train": len(features_train), "n_test": m, "k": k,
+    }  # fmt: skip
+
+
+def _neighbours(x: np.ndarray, k: int) -> np.ndarray:
+    """Rows of the k nearest other rows, (m, k)."""
+    return NearestNeighbors(n_neighbors=k).fit(x).kneighbors(return_distance=False)

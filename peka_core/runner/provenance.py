@@ -1,0 +1,41 @@
+"""Where a number comes from: versions, commit, device."""
+
+import functools
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+
+from ..device import device_name, versions
+from ..places import PACKAGE
+
+
+@functools.cache
+def commit() -> str:
+    """Short git commit of the code, with `+` where tracked files differ from it; empty outside a checkout."""
+    if not (PACKAGE.parent / "data_manifest.yaml").is_file():
+        return ""  # installed: a repository around it is somebody else's
+    try:
+        head = _git(PACKAGE, "rev-parse", "--short=10", "HEAD")
+        return head + (
+            "+" if _git(PACKAGE, "status", "--porcelain", "--untracked-files=no", "--", ".") else ""
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _git(folder: Path, *words: str) -> str:
+    return subprocess.run(
+        ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def provenance(device: str = "") -> dict:
+    """Version of this package, commit, Python, packages and device (the best where none is given), for `unit.json` and tables."""
+    return {
+        "peka_core": importlib.metadata.version("peka-core"),
+        "commit": commit(),
+        "python": platform.python_version(),
+        "packages": versions(),
+        "device": device_name(device),
+    }

@@ -1,0 +1,79 @@
+"""Rungs: which student to train, or to score, said in one line. A ladder is a list of them in a profile."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from ..errors import PekaError
+from ..recipe import METHODS, Recipe
+
+TAUGHT_BY = ("teacher", "permuted_teacher", "genes")
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One student, and the space in which its features are read.
+
+    Rungs that differ in name and space alone are the same trained student.
+
+    Attributes:
+        method: what is trained (`METHODS`); `none` is the frozen encoder.
+        space: `encoder`, `projected` or `concat` (frozen beside projected).
+        taught_by: `teacher`; `permuted_teacher`, its rows shuffled within each section, so that composition of a
+            section stays and everything about a spot is lost; `genes`, the target genes themselves.
+        recipe: changes to the profile's recipe, as sorted (name, value) pairs.
+        encoder: another encoder than the profile's.
+        share: share of the split's training patients that teacher and alignment see; the head still sees all.
+        name: what tables and figures call it.
+    """
+
+    method: str
+    space: str = "encoder"
+    taught_by: str = "teacher"
+    recipe: tuple[tuple[str, object], ...] = ()
+    encoder: str = ""
+    share: float = 1.0
+    name: str = ""
+
+    def change(self, recipe: Recipe) -> Recipe:
+        """The recipe of this rung: the profile's with this rung's changes."""
+        return dataclasses.replace(recipe, **dict(self.recipe))
+
+
+NAMED = {"frozen": Rung("none"), "random": Rung("none", encoder="random")}
+
+
+def as_rung(rung: "Rung | str") -> Rung:
+    """A rung; `frozen`, `random`, or the plain one of a method's name."""
+    return NAMED.get(rung, Rung(rung)) if isinstance(rung, str) else rung
+
+
+def first_adapter(methods: tuple[str, ...]) -> str:
+    """The first of a profile's methods that changes the encoder, for what shows one student; "" where none does."""
+    return next((method for method in methods if method not in ("none", "projector_only")), "")
+
+
+def read_rung(values: dict) -> Rung:
+    """A rung from a profile: `{name: L_KD only, method: bat, recipe: {lambda_struct: 0.0}}`; method is bat by default.
+
+    Raises:
+        PekaError: unknown keys, recipe values or teachers.
+    """
+    values = {"method": "bat"} | values
+    changes = values.pop("recipe", {})
+    _refuse(set(values) - {f.name for f in dataclasses.fields(Rung)}, f"key of rung {values}")
+    _refuse(
+        set(changes) - {f.name for f in dataclasses.fields(Recipe)},
+        f"recipe value of rung {values}",
+    )
+    _refuse({values["method"]} - set(METHODS), f"method of rung {values}")
+    _refuse({values.get("taught_by", "teacher")} - set(TAUGHT_BY), f"taught_by of rung {values}")
+    pairs = (
+        (key, tuple(value) if isinstance(value, list) else value)
+        for key, value in sorted(changes.items())
+    )
+    return Rung(**values, recipe=tuple(pairs))
+
+
+def _refuse(unknown: set, what: str) -> None:
+    if unknown:
+        raise PekaError(f"unknown {what}: {', '.join(sorted(map(str, unknown)))}")

@@ -1,0 +1,211 @@
+"""Real tissue without a token (`her2st-real`): what happens offline, and the line with networks of the real shapes and drawn weights."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL
+from safetensors.torch import save_file
+from test_backbones import hf_names, hf_vit
+
+from peka_core import places
+from peka_core.commands.command_line import main
+from peka_core.errors import PekaError
+from peka_core.models import backbones, encoder_files, scfoundation
+from peka_core.models.encoder_files import rows
+from peka_core.protocols import PROTOCOLS
+from peka_core.runner import run as workspace
+from peka_core.runner import stages
+from peka_core.runner.profile import load_profile
+from peka_core.runner.rungs import Rung
+from peka_core.sources import her2st, hest, hest_files
+from peka_core.studies import tables
+
+
+def test_offline_a_run_ends_before_it_starts_with_one_message(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PEKA_MIRROR", str(tmp_path))
+    monkeypatch.setattr(places, "root", lambda: tmp_path)
+    assert main(["run", "her2st-real"]) == 1
+    said = capsys.readouterr().err
+    for name in ("kaiko-vits16", "resnet50", "phikon"):  # all at once
+        assert f"encoder {name!r} has no weights here" in said and f"--weights {name}=PATH" in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_gated_encoder_without_a_token_is_refused_before_any_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("PEKA_MIRROR", raising=False)
+    monkeypatch.setenv("PEKA_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    monkeypatch.setattr(hest_files, "get_token", lambda: None)
+    monkeypatch.setattr(places, "root", lambda: tmp_path)
+    assert main(["run", "hest-kidney"]) == 1
+    said = capsys.readouterr().err
+    for part in (
+        "h-optimus-0",
+        "no token is set",
+        "accept the terms on https://",
+        "HF_TOKEN",
+        "use phikon",
+        "HEST-1k is gated",
+        "PEKA_MIRROR",
+    ):
+        assert part in said
+
+
+@pytest.mark.parametrize(("more", "message"), [
+    (["--weights", "h-optimus-0=/nowhere/x.bin"], "no weights for encoder 'h-optimus-0' at /nowhere/x.bin"),
+    (["--weights", "hoptimus=/nowhere/x.bin"], "this run has no encoder 'hoptimus'; it has h-optimus-0"),
+    (["-p", "encoder=nosuch", "--run", "x"], "no encoder 'nosuch'"),
+])  # fmt: skip
+def test_a_wrong_name_or_path_is_told_before_anything_is_fetched(
+    more, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.delenv("PEKA_MIRROR", raising=False)
+    monkeypatch.setenv("PEKA_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_x")
+    monkeypatch.setattr(hest_files, "get_token", lambda: "hf_x")
+    monkeypatch.setattr(
+        scfoundation, "fetch_files", lambda *_: pytest.fail("1.4 GB were asked for first")
+    )
+    monkeypatch.setattr(places, "root", lambda: tmp_path)
+    assert main(["run", "hest-kidney", *more]) == 1
+    assert message in capsys.readouterr().err and not (tmp_path / "runs").exists()
+
+
+def test_slides_that_a_mirror_lacks_end_a_run_before_it_starts(
+    papers_index, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("PEKA_MIRROR", str(tmp_path))
+    monkeypatch.setattr(places, "root", lambda: tmp_path)
+    run = ["run", "hest-breast", "-p", "encoder=mini", "--run", "x"]
+    assert main(run) == 1 and "HEST_v1_1_0.csv" in capsys.readouterr().err  # not even the index
+    (tmp_path / "hest").mkdir()
+    shutil.copy(papers_index / "hest/HEST_v1_1_0.csv", tmp_path / "hest")
+    assert main(run) == 1
+    assert (
+        "st/" in (said := capsys.readouterr().err)
+        and "PEKA_MIRROR" in said
+        and not (tmp_path / "runs").exists()
+    )
+
+
+def test_a_missing_index_of_ones_own_is_told_as_such(tmp_path, monkeypatch):
+    monkeypatch.delenv("PEKA_MIRROR", raising=False)
+    with pytest.raises(PekaError, match="/nowhere/i.csv: missing"):
+        hest.preflight("breast", index="/nowhere/i.csv")
+
+
+def test_a_refused_run_has_not_asked_for_the_teacher(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(encoder_files, "preflight", lambda *_: None)
+    monkeypatch.setattr(hest, "preflight", lambda **_: None)
+    monkeypatch.setattr(
+        scfoundation, "fetch_files", lambda *_: pytest.fail("1.4 GB were asked for first")
+    )
+    monkeypatch.setattr(places, "root", lambda: tmp_path)
+    assert main(["run", "hest-kidney", "-p", "epochs=2"]) == 1
+    assert "add --run NAME" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [("resnet50", True), ("resnet50.nosuch", False), ("hf-hub:me/model", True), ("nosuch", False)],
+)
+def test_timm_is_asked_for_names_that_are_its_own(name, known):
+    assert encoder_files._timm_has(name) == known
+
+
+def test_a_ladder_needs_its_rungs_encoders_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PEKA_MIRROR", str(tmp_path))
+    monkeypatch.setattr(places, "root", lambda: tmp_path)
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: smoke\ntitle: x\nladder: [{name: x, method: none, encoder: uni}]\n")
+    assert main(["ladder", str(path)]) == 1
+    assert "encoder 'uni' has no weights here" in capsys.readouterr().err
+
+
+def test_a_fetch_brings_what_it_can_and_then_tells_what_is_closed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PEKA_MIRROR", str(tmp_path))
+    monkeypatch.setattr(her2st, "fetch", lambda **_: print("sections are here"))
+    assert main(["fetch", "her2st-real"]) == 1
+    said = capsys.readouterr()
+    assert "sections are here" in said.out
+    assert all(
+        f"encoder {name!r} has no weights here" in said.err
+        for name in ("kaiko-vits16", "resnet50", "phikon")
+    )
+
+
+def test_a_fetch_names_encoders_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PEKA_MIRROR", str(tmp_path))
+    assert main(["fetch", "her2st-real", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert all(
+        f"encoder {name}: not in the mirror" in said
+        for name in ("kaiko-vits16", "resnet50", "phikon")
+    )
+
+
+@pytest.fixture(scope="module")
+def mirror(tmp_path_factory):
+    """Weights of the profile's three encoders, drawn, in the layouts of their real files."""
+    home = tmp_path_factory.mktemp("mirror")
+    torch.manual_seed(0)
+    states = {
+        name: backbones.build(rows()[name], "cpu").state_dict()
+        for name in ("kaiko-vits16", "resnet50")
+    }
+    states["phikon"] = hf_names(hf_vit(768, 12, 1e-12, 12))
+    for name, state in states.items():
+        path = home / "encoders" / name / rows()[name].files[0]
+        path.parent.mkdir(parents=True)
+        write = save_file if path.suffix == ".safetensors" else torch.save
+        write({key: value.contiguous() for key, value in state.items()}, path)
+    return home
+
+
+@pytest.mark.slow
+def test_students_of_real_shapes_are_aligned_and_scored_beside_frozen_others(
+    mirror, tmp_path, monkeypatch
+):
+    """The demo's drawn tissue in the place of her2st; encoders, adapters and rows of the profile her2st-real."""
+    monkeypatch.setenv("PEKA_MIRROR", str(mirror))
+    monkeypatch.setenv("PEKA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(places, "root", lambda: tmp_path)
+    real = load_profile("her2st-real")
+    own = {name: getattr(real.recipe, name) for name in ("block", "hidden")}
+    work = workspace.open_run(
+        "smoke", "real", "cpu", {}, SMALL | own | {"encoder": real.encoder, "patients": 2}
+    )
+    work.profile = type(real)(**vars(work.profile) | {"others": real.others})
+    split = work.cohort().splits[0].name
+    table = tables.score_table(
+        work,
+        PROTOCOLS["hest_bench"],
+        rows=[
+            row
+            for row in tables.predictors(work, PROTOCOLS["hest_bench"], ())
+            if row[0] == "encoder"
+        ],
+    )
+    assert table.groupby("label")["encoder"].first().str.partition("@")[0].to_dict() == {
+        "frozen encoder": "kaiko-vits16", "ResNet-50, frozen": "resnet50", "Phikon, frozen": "phikon",
+    }  # fmt: skip
+    widths = {
+        name: stages.space_of(work, Rung("none", encoder=name), "").shape[1]
+        for name in ("kaiko-vits16", "resnet50", "phikon")
+    }
+    assert widths == {"kaiko-vits16": 384, "resnet50": 2048, "phikon": 768}
+    frozen, aligned = (stages.space_of(work, rung, split) for rung in ("frozen", "bat"))
+    assert frozen.shape == aligned.shape and not np.allclose(frozen, aligned)
+    student = stages.score(work, "bat", PROTOCOLS["strict"], split=split)
+    assert (
+        student.scores["protocol"].iloc[0] == "strict" and np.isfinite(student.scores["pcc"]).any()
+    )
+
+
+def test_an_encoder_that_is_not_there_names_the_way(tmp_path, monkeypatch):
+    monkeypatch.setenv("PEKA_MIRROR", str(tmp_path))
+    monkeypatch.setattr(places, "root", lambda: tmp_path)
+    with pytest.raises(PekaError, match="phikon"):
+        workspace.open_run("smoke", "x", "cpu", {}, SMALL | {"encoder": "phikon"}).encoder()
