@@ -1,5 +1,6 @@
 """Where things lie: the folder of runs, what comes with the code, the cache of downloads."""
 
+import os
 from pathlib import Path
 
 CHECKOUT = "data_manifest.yaml"  # the file by which a checkout is known
@@ -41,3 +42,10 @@ def bundled(name: str) -> Path:
 def results_folder() -> Path:
     """The published tables, which README and chapters read; a run's own lie in `runs/<run>/results`."""
     return bundled("results")
+
+
+def cache_folder() -> Path:
+    """The folder where downloads are kept: PEKA_CACHE, else the user's cache folder."""
+    import pooch  # slow to import
+
+    return Path(os.environ.get("PEKA_CACHE") or pooch.os_cache("peka"))

@@ -15,11 +15,11 @@ from conftest import write_tiny_cohort
 from scipy import sparse
 
 from peka_core.cohort import open_cohort, write_cohort_tables, write_sample
-from peka_core.downloads.manifest import cache_folder
+from peka_core.places import cache_folder
 from peka_core.errors import PekaError
 from peka_core.files import sha256
 from peka_core.genes import log_cp10k
-from peka_core.layout import tile_digests
+from peka_core.layout import duplicates
 from peka_core.layout.sections import read_spots
 from peka_core.layout.tables import copies
 
@@ -251,14 +251,14 @@ def test_without_a_tiles_column_pixels_enter_the_digest(tiny_cohort):
 def test_tiles_are_hashed_once(tiny_cohort, monkeypatch):
     edit_samples(tiny_cohort, tiles_sha256="")
     before = open_cohort(tiny_cohort).digest
-    monkeypatch.setattr(tile_digests, "_hash", lambda *_: pytest.fail("hashed again"))
+    monkeypatch.setattr(duplicates, "_digest", lambda *_: pytest.fail("hashed again"))
     assert open_cohort(tiny_cohort).digest == before
     assert not list(tiny_cohort.glob("*digests*")), (
         "nothing of ours in a directory that may be another's"
     )
-    record = tile_digests._read(cache_folder() / tile_digests.RECORD)
+    record = duplicates._read_record(cache_folder() / duplicates.RECORD)
     assert len(record) == 8 and str(tiny_cohort) in next(iter(record))
-    (cache_folder() / tile_digests.RECORD).write_text("[")
+    (cache_folder() / duplicates.RECORD).write_text("[")
     monkeypatch.undo()
     assert open_cohort(tiny_cohort).digest == before, "a damaged record is no record"
 

@@ -8,7 +8,7 @@ import scanpy as sc
 from fake_cohort import draw
 from sklearn.model_selection import KFold
 
-from peka_core.ceiling import split_half_ceiling
+from peka_core.studies.ceiling import split_half_ceiling
 from peka_core.cohort import Split, open_cohort
 from peka_core.drawn.oracle import oracle
 from peka_core.errors import PekaError

@@ -7,7 +7,15 @@ from scipy import stats
 
 from peka_core.errors import PekaError
 from peka_core.protocols import PROTOCOLS
-from peka_core.statistics import mean_defined, paired, paired_t, pearson, summarise, t_interval
+from peka_core.statistics import (
+    mean_defined,
+    paired,
+    paired_t,
+    partial_pearson,
+    pearson,
+    summarise,
+    t_interval,
+)
 
 STRICT, PAPER = PROTOCOLS["strict"], PROTOCOLS["peka_paper"]
 
@@ -177,3 +185,20 @@ def test_paired_refuses_what_it_cannot_match():
         paired(mixed, mixed)
     alone = paired(mixed, mixed, scheme="sections")
     assert np.isnan(alone["p"]) and alone["n"] == 1 and alone["mean"] == 0
+
+
+def test_partial_correlation_is_that_of_residuals():
+    rng = np.random.default_rng(0)
+    depth = rng.normal(size=80)
+    observed, predicted = (rng.normal(size=(80, 3)) + depth[:, None] for _ in range(2))
+    predicted[:, 0] += observed[:, 0]
+    observed[:9, 1] = np.nan
+    design = np.column_stack([np.ones(80), depth])
+    for j, found in enumerate(partial_pearson(observed, predicted, depth)):
+        used = np.isfinite(observed[:, j])
+        rest = [
+            y - design[used] @ np.linalg.lstsq(design[used], y, rcond=None)[0]
+            for y in (observed[used, j], predicted[used, j])
+        ]
+        assert found == pytest.approx(stats.pearsonr(*rest)[0], abs=1e-10)
+    assert np.isnan(partial_pearson(observed, np.repeat(depth[:, None], 3, 1), depth)).all()

@@ -17,7 +17,7 @@ import yaml
 
 from ..errors import PekaError
 from ..files import sha256, write_json, write_whole
-from ..places import PACKAGE
+from ..places import PACKAGE, cache_folder
 from .network import check_network, told, told_by_name
 
 NAME = "data_manifest.yaml"
@@ -39,11 +39,6 @@ def load_manifest(path: str | Path | None = None) -> dict:
     raise PekaError(
         f"{found[0]}: missing; expected the list of pinned downloads. Install the package again, or work in a checkout."
     )
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: PEKA_CACHE, or the user's cache folder."""
-    return Path(os.environ.get("PEKA_CACHE") or pooch.os_cache("peka"))
 
 
 def git_blob_sha1(path: str | Path) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import PekaError
-from . import tile_digests
+from . import duplicates
 from .sections import Section, open_section, read_counts, read_spots, stored_spots, tile_centres
 from .tables import copies, read_samples
 
@@ -138,7 +138,7 @@ def digest(cohort: Cohort) -> str:
             names = (
                 section.patches.name,
                 sorted(map(str, section.barcodes)),
-                tile_digests.by_barcode(section.patches),
+                duplicates.digest_by_barcode(section.patches),
             )
             total.update(repr(names).encode())
     return total.hexdigest()
@@ -150,7 +150,7 @@ def _tiles_are_told(section: Section, table, path: Path) -> bool:
     That of a drawn cohort is not of pixels but of what determines them: they may differ by a grey level between processors.
     """
     claimed = table.get("tiles_sha256", {}).get(section.sample)
-    if not claimed or is_drawn(path) or tile_digests.is_digest(section.patches, claimed):
+    if not claimed or is_drawn(path) or duplicates.has_digest(section.patches, claimed):
         return bool(claimed)
     warnings.warn(
         f"{path / 'samples.csv'}: tiles_sha256 of {section.sample} is not that of {section.patches}, which was changed since. Its "

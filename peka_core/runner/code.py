@@ -16,7 +16,7 @@ from ..places import PACKAGE
 
 TRAINED = ("alignment", "student", "targets", "teachers")
 STAGES = {  # stage -> modules in which its work begins
-    "teacher": ("teachers",), "embedding": ("teachers",), "hashes": ("leaks",), "alignment": TRAINED, "features": ("student", "tiles"),
+    "teacher": ("teachers",), "embedding": ("teachers",), "hashes": ("layout.duplicates",), "alignment": TRAINED, "features": ("student", "tiles"),
     "quality": ("quality", "student", "teachers"), "umap": ("student", "teachers"), "evaluation": ("evaluation", "controls", "student"),
 }  # fmt: skip
 

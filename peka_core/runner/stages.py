@@ -128,8 +128,8 @@ def _own_targets(work: Run, split: Split, world: str) -> np.ndarray:
 
 
 def hashes(work: Run) -> np.ndarray:
-    """Perceptual hashes of all tiles, `(n,)` uint64 (`leaks.difference_hash`)."""
-    from ..leaks import difference_hash
+    """Perceptual hashes of all tiles, `(n,)` uint64 (`duplicates.difference_hash`)."""
+    from ..layout.duplicates import difference_hash
 
     unit = work.unit("hashes", "on")
     return np.load(

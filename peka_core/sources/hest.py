@@ -18,9 +18,9 @@ from ..cohort import Cohort, open_cohort, write_cohort_tables
 from ..errors import PekaError
 from ..files import sha256
 from ..genes import top_genes
+from ..layout.duplicates import compare_tiles
 from ..layout.gene_columns import joined_genes
 from ..layout.patches import TILE_UM_PER_PX
-from ..leaks import compare_tiles
 from . import hest_files, resume
 from .hest_files import fetch_slides, home
 from .hest_index import (

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from .genes import log_cp10k
-from .layout.gene_columns import columns_of
-from .statistics import mean_defined, pearson
+from ..genes import log_cp10k
+from ..layout.gene_columns import columns_of
+from ..statistics import mean_defined, pearson
 
 
 def thin(
