@@ -14,10 +14,10 @@ from packaging.utils import canonicalize_name
 
 from .. import places
 from ..device import best_device, device_name
-from ..downloads.manifest import cache_folder
 from ..errors import PekaError
 from ..files import TEMPORARY, free_bytes
 from ..models.encoder_files import BUNDLED, lacks_token, reachable, rows, whereabouts
+from ..places import cache_folder
 from ..runner.profile import Profile, load_profile
 
 PYTHONS = ((3, 11), (3, 13))

@@ -11,10 +11,11 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..downloads.manifest import NAME, Verified, cache_folder, load_manifest, read_own
+from ..downloads.manifest import NAME, Verified, load_manifest, read_own
 from ..downloads.network import check_network, told, told_by_name
 from ..errors import PekaError
 from ..files import PLACEHOLDERS, alone, sha256, sha256_once, what_is, write_json, write_whole
+from ..places import cache_folder
 from ..progress import say_once
 from .weight_files import given_weights
 

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse, stats
 
+from .. import places
 from ..cohort import open_cohort, write_cohort_tables, write_sample
 from ..downloads import manifest
 from ..downloads.network import check_network, told
@@ -79,7 +80,7 @@ def preflight(sections: Iterable[str] | str = SECTIONS) -> None:
     Raises:
         PekaError: which files the mirror lacks, or which variable of the network is at fault.
     """
-    mirror, home = os.environ.get("PEKA_MIRROR"), manifest.cache_folder()
+    mirror, home = os.environ.get("PEKA_MIRROR"), places.cache_folder()
     paths = [
         Path(mirror or home) / file
         for section in _names(sections)

@@ -15,6 +15,7 @@ import pandas as pd
 from huggingface_hub import HfApi, get_token, hf_hub_download
 from huggingface_hub.errors import HTTPError
 
+from .. import places
 from ..downloads import manifest
 from ..downloads.network import check_network, told, told_by_name
 from ..errors import PekaError
@@ -36,7 +37,7 @@ TILE_BYTES, COUNT_BYTES, SLIDE_BYTES = (
 
 def home() -> Path:
     """The folder that holds st/, patches/ and metadata/."""
-    return Path(os.environ.get("PEKA_MIRROR") or manifest.cache_folder()) / "hest"
+    return Path(os.environ.get("PEKA_MIRROR") or places.cache_folder()) / "hest"
 
 
 def patterns(ids: list[str], folders: list[str]) -> list[str]:
@@ -108,7 +109,7 @@ class Pins:
     """hest/pins.json in the cache: the revision and the digest of every file that was ever used."""
 
     def __init__(self):
-        self.path = manifest.cache_folder() / "hest" / "pins.json"
+        self.path = places.cache_folder() / "hest" / "pins.json"
         step = "Restore it; or delete it, and the files that are here are noted anew as they are."
         known = manifest.read_own(self.path, step)
         files = known.get("files", {})
@@ -128,7 +129,7 @@ class Pins:
 
     def check(self, names: list[str]) -> None:
         """Raise PekaError where a file is not what was noted; note the new ones. Large files are hashed once."""
-        seen = manifest.Verified(manifest.cache_folder() / "verified.json")
+        seen = manifest.Verified(places.cache_folder() / "verified.json")
         for name in names:
             path, facts = home() / name, self.files.get(name)
             if facts is None:

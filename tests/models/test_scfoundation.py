@@ -18,6 +18,7 @@ import torch
 from conftest import FILES, SHARED
 from scipy import sparse
 
+from peka_core import places
 from peka_core.downloads import manifest
 from peka_core.errors import PekaError
 from peka_core.files import sha256
@@ -507,7 +508,7 @@ def test_the_real_vocabulary_has_the_drawn_genes_at_their_places(shared, teacher
 
 def test_real_weights_give_the_values_that_the_authors_printed(shared):
     """Runs where the 1.4 GB are: in PEKA_MIRROR, or in the cache of downloads."""
-    home = Path(os.environ.get("PEKA_MIRROR") or manifest.cache_folder())
+    home = Path(os.environ.get("PEKA_MIRROR") or places.cache_folder())
     if not (home / scfoundation.FILES["checkpoint"]).exists():
         pytest.skip(
             f"needs scFoundation's weights (1.4 GB, non-commercial) at {home / scfoundation.FILES['checkpoint']}"

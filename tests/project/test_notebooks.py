@@ -19,9 +19,9 @@ import pandas as pd
 import psutil
 import pytest
 
+from peka_core import places
 from peka_core.cohort import open_cohort
 from peka_core.commands.command_line import CHAPTERS
-from peka_core.downloads import manifest
 from peka_core.runner.profile import load_profile
 
 ROOT = Path(__file__).parents[2]
@@ -281,7 +281,7 @@ def her2st_files(monkeypatch, request):
     beside = ROOT.parent / "shared" / "data"
     if not os.environ.get("PEKA_MIRROR") and (beside / "her2st").is_dir():
         monkeypatch.setenv("PEKA_MIRROR", str(beside))
-    home = Path(os.environ.get("PEKA_MIRROR") or manifest.cache_folder())
+    home = Path(os.environ.get("PEKA_MIRROR") or places.cache_folder())
     sections = load_profile("her2st").source_options["sections"]
     missing = [
         name for name in sections if not (home / f"her2st/data/ST-cnts/{name}.tsv.gz").exists()
