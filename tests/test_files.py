@@ -11,7 +11,7 @@ from peka_core.cohort import open_cohort, write_cohort_tables, write_sample
 from peka_core.errors import PekaError
 from peka_core.files import TEMPORARY, one_name, write_whole
 from peka_core.layout.writing import write_tiles
-from peka_core.sources import hest, hest_files, hest_index, resume
+from peka_core.sources import building, hest, hest_files, hest_index
 
 BAD = (
     "../../evil",
@@ -102,10 +102,10 @@ def test_resume_takes_away_its_own_temporary_files_alone(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("text")
     (tmp_path / "building.json").write_text('{"options": {"source": "hest", "sections": []}}')
-    resume.start(tmp_path, {"source": "hest", "sections": []})
+    building.claim(tmp_path, {"source": "hest", "sections": []})
     assert [name for name in everything(tmp_path) if "-" in name] == sorted(mine)
     with pytest.raises(PekaError, match="evil"):
-        resume.start(tmp_path / "other", {"source": "hest", "sections": ["../evil"]})
+        building.claim(tmp_path / "other", {"source": "hest", "sections": ["../evil"]})
 
 
 def test_temporary_names_begin_as_resume_looks_for_them(tmp_path):

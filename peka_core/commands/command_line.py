@@ -325,7 +325,7 @@ def _open(arguments: argparse.Namespace) -> workspace.Run:
         lambda: preflight(profile.encoders + ladder, weights),
     ]
     if hasattr(source, "preflight") and not workspace.has_cohort(folder, profile.source):
-        checks.append(lambda: source.preflight(**_options_of(source.preflight, profile)))
+        checks.append(lambda: _check_source(source, profile))
     problems = []
     for check in checks:
         try:
@@ -337,6 +337,15 @@ def _open(arguments: argparse.Namespace) -> workspace.Run:
     work = workspace.open_run(profile.file, run, arguments.device, weights, profile.overrides)
     _fetch_teacher(profile)
     return work
+
+
+def _check_source(source, profile: Profile) -> None:
+    """Ask a source for what its cohort needs; splits of a user's own cohort must fit `strict` too."""
+    from ..protocols import PROTOCOLS
+
+    cohort = source.preflight(**_options_of(source.preflight, profile))
+    if cohort is not None:
+        PROTOCOLS["strict"].splits(cohort)
 
 
 def _source(profile: Profile):

@@ -13,8 +13,7 @@ from ..cohort import Cohort, open_cohort
 from ..errors import PekaError
 from ..files import link_whole, sha256, write_json
 from ..layout.checks import is_drawn
-from ..protocols import PROTOCOLS
-from . import resume
+from . import building
 
 PARTS = (
     "adata/*.h5ad",
@@ -41,7 +40,7 @@ def build(into: str | Path, path: str | Path) -> Path:
         raise PekaError(
             f"{path}: this is the run's own cohort; expected another directory. Choose another --run NAME."
         )
-    for folder in resume.FOLDERS:  # links of a build that was killed
+    for folder in building.FOLDERS:  # links of a build that was killed
         shutil.rmtree(into / folder, ignore_errors=True)
     files = {
         str(file.relative_to(path)): _state(file) | {"sha256": sha256(file)}
@@ -51,7 +50,7 @@ def build(into: str | Path, path: str | Path) -> Path:
         (into / name).unlink(missing_ok=True)
         link_whole(path / name, into / name, symbolic=True)
     options = {"source": "directory", "path": str(path), "sections": list(cohort.samples.index)}
-    resume.finish(into, options, {}, files=files, drawn=is_drawn(path))
+    building.mark_built(into, options, {}, files=files, drawn=is_drawn(path))
     return into
 
 
@@ -59,7 +58,7 @@ def preflight(path: str | Path) -> Cohort:
     """Open a cohort directory and refuse, before any work, one that the chapters cannot use; nothing is written.
 
     Raises:
-        PekaError: as `open_cohort`; no tiles; no splits, or one that cannot be scored; no target genes that all sections have.
+        PekaError: as `open_cohort`; no tiles; no splits; no target genes that all sections have.
     """
     path = Path(path)
     if not path.is_dir():
@@ -102,7 +101,6 @@ def preflight(path: str | Path) -> Cohort:
         raise PekaError(
             f'{path}/var_<k>genes.json: {what}; expected {{"genes": [...]}}, which hest_bench is scored on. Write or correct it.'
         )
-    PROTOCOLS["strict"].splits(cohort)
     if cohort.samples["group"].nunique() == 1:
         print(
             f"{path}: one patient, so sections are held out: scores have no interval, and say nothing of new patients",

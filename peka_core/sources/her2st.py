@@ -24,7 +24,7 @@ from ..errors import PekaError
 from ..files import what_is
 from ..genes import top_genes
 from ..tiles import cut_tiles
-from . import resume
+from . import building
 
 SECTIONS = ("B4", "C2", "C3", "C4", "C5")
 PITCH_UM = 200.0  # between neighbouring spots, in x and in y
@@ -54,16 +54,16 @@ def build(path: str | Path, sections: Iterable[str] | str = SECTIONS, min_umi: i
     """
     path, sections = Path(path), _names(sections)
     options = {"source": "her2st", "recipe": RECIPE, "sections": sections, "min_umi": int(min_umi)}
-    if resume.finished(path, options):
+    if building.is_built(path, options):
         return path
     raw = _files(sections)
-    facts = resume.start(path, options)
+    facts = building.claim(path, options)
     for section in sections:
-        if section not in facts or not resume.written(path, section):
+        if section not in facts or not building.has_section(path, section):
             facts[section] = _build_section(path, section, raw[section], int(min_umi))
-            resume.progress(path, options, facts)
+            building.save_facts(path, options, facts)
     _write_tables(path, {section: facts[section] for section in sections})
-    resume.finish(path, options, facts)
+    building.mark_built(path, options, facts)
     return path
 
 

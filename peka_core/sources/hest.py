@@ -21,7 +21,7 @@ from ..genes import top_genes
 from ..layout.duplicates import compare_tiles
 from ..layout.gene_columns import joined_genes
 from ..layout.patches import TILE_UM_PER_PX
-from . import hest_files, resume
+from . import building, hest_files
 from .hest_files import fetch_slides, home
 from .hest_index import (
     COHORTS,
@@ -82,14 +82,14 @@ def build(
         "source": "hest", "recipe": RECIPE, "cohort": cohort, "index_sha256": sha256(found), "sections": list(table.index),
         "folds": int(folds), "unknown": unknown, "groups_sha256": hashlib.sha256(whose.to_csv().encode()).hexdigest(),
     }  # fmt: skip
-    if resume.finished(path, options):
+    if building.is_built(path, options):
         return path
     files = fetch_slides(table, wsis)
-    facts, symbols = resume.start(path, options), symbols_of_ensembl(files)
+    facts, symbols = building.claim(path, options), symbols_of_ensembl(files)
     for sample, row in table.iterrows():
-        if sample not in facts or not resume.written(path, sample):
+        if sample not in facts or not building.has_section(path, sample):
             facts[sample] = convert_slide(path, sample, files[sample], row, symbols)
-            resume.progress(path, options, facts)
+            building.save_facts(path, options, facts)
     facts = {sample: facts[sample] for sample in table.index}
     more = _write_tables(
         path,
@@ -98,7 +98,7 @@ def build(
         int(folds),
         rules_of(cohort).authors_genes,
     )
-    resume.finish(path, options, facts, **more)
+    building.mark_built(path, options, facts, **more)
     return path
 
 
