@@ -1,0 +1,76 @@
+"""What the command line does after Ctrl-C, and after the reader of its output has gone."""
+
+import contextlib
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import TextIO
+
+import psutil
+
+QUIET_SECONDS = 5  # after a first Ctrl-C: kernels end and half-written files are removed
+
+
+@contextlib.contextmanager
+def interrupted_once() -> Iterator[None]:
+    """Let the first Ctrl-C end the work, and ignore more of them while it cleans up."""
+    before = signal.getsignal(signal.SIGINT)
+    main_thread = threading.current_thread() is threading.main_thread()
+    if before is not signal.default_int_handler or not main_thread:
+        yield  # the caller ignores interrupts (nohup) or handles them itself
+        return
+    last = -math.inf
+
+    def once(*_):
+        nonlocal last
+        if time.monotonic() - last > QUIET_SECONDS:
+            last = time.monotonic()
+            _end_kernels()
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, once)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _end_kernels() -> None:
+    """Kill the notebook kernels of this process and what they started.
+
+    jupyter_client starts each kernel in a session of its own. A kernel that is asked to shut down
+    goes on for seconds and prints messages. Other children share our session and end with us.
+    """
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if hasattr(os, "getsid") and os.getsid(process.pid) != os.getsid(0):
+                process.kill()
+
+
+class LastingStream:
+    """A stream whose work goes on after its reader has gone, as in `peka … | head`."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write the text; without a reader it is lost."""
+        self._try(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream; without a reader its buffer is lost."""
+        self._try(self._stream.flush)
+
+    def _try(self, call, *arguments) -> None:
+        try:
+            call(*arguments)
+        except BrokenPipeError:
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())

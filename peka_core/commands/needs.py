@@ -1,0 +1,260 @@
+"""What a profile needs: slides, spots, networks, RAM, disk and downloads. Nothing is downloaded."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from ..downloads.manifest import load_manifest
+from ..encoders import Encoder
+from ..errors import PekaError
+from ..models import backbones, scfoundation
+from ..models.encoder_files import BUNDLED, rows, whereabouts
+from ..recipe import mixes_patients
+from ..runner.profile import Profile
+from ..runner.rungs import as_rung
+from ..sources.hest_files import COUNT_BYTES, TILE_BYTES
+from ..tiles import KEEP_IN_MEMORY
+
+TOKENS = 2_500  # expressed genes of a spot, for the teacher's cost: an assumption
+SCFOUNDATION_DIM = 3072
+PROCESS_GB = (
+    1.9  # Python with torch, figures and a small student: `demo` measured 2.35 with its data
+)
+GENES = {"demo": 600, "her2st": 12_000}  # that a cohort measures
+OTHER_GENES = 18_000  # in other sources: an assumption
+COUNT_PEAK = 48  # bytes for each stored count while targets are made: 44 measured at 5,000 x 18,000
+DENSE_PEAK = 16  # bytes for each dense value: of one section, or of all spots for the pca teacher
+TABLES_KEPT = 8  # features that chapters keep in memory at once (stages._read)
+SMALL_GB = 0.3  # adapters, scores, notebooks and figures of a run
+HER2ST_SPOTS = 13_620 / 36  # of a section
+
+
+class Size(NamedTuple):
+    """How large the cohort of a profile is, and lines for the plan about its downloads."""
+
+    slides: int
+    spots: int
+    splits: int
+    lines: list[str]
+
+
+def size_of(profile: Profile) -> Size:
+    """The size of a profile's cohort, whether or not the cohort is built.
+
+    Raises:
+        PekaError: the source's size is known only after its cohort is built.
+    """
+    if profile.source not in SIZES:
+        raise PekaError(
+            f"{profile.name}: the number of spots of source {profile.source} is known only after "
+            "its cohort is built; peka fetch shows its files"
+        )
+    return SIZES[profile.source](profile)
+
+
+def _demo(profile: Profile) -> Size:
+    from ..drawn import demo
+
+    defaults = inspect.signature(demo.build).parameters.items()
+    options = {name: p.default for name, p in defaults} | profile.source_options
+    slides = options["patients"] * options["sections"]
+    return Size(slides, slides * options["spots"], options["folds"], ["nothing to download"])
+
+
+def _directory(profile: Profile) -> Size:
+    from ..sources.directory import preflight
+
+    path = profile.source_options["path"]
+    cohort = preflight(path)
+    line = f"nothing to download: the run links to {path}"
+    return Size(len(cohort.samples), len(cohort), len(cohort.split_ids), [line])
+
+
+def _her2st(profile: Profile) -> Size:
+    from ..sources import her2st
+
+    sections = _her2st_sections(profile)
+    spots = round(HER2ST_SPOTS * len(sections))
+    line = "spots: about 378 a section; the exact number is known once the cohort is built"
+    return Size(len(sections), spots, len(her2st.make_splits(sections)), [line])
+
+
+def _her2st_sections(profile: Profile) -> list[str]:
+    from ..sources import her2st
+
+    return her2st._names(profile.source_options.get("sections", her2st.SECTIONS))
+
+
+def _hest(profile: Profile) -> Size:
+    from ..sources import hest
+
+    options = profile.source_options
+    cohort = options.get("cohort", "breast")
+    rules, own = hest.COHORTS[cohort], [options.get(name, "") for name in ("index", "index_sha256")]
+    known = []
+    if own[0] or hest.index_place().exists():  # a user's own index is never downloaded
+        table = hest.slides(cohort, *own, options.get("counts"))
+        table = hest.without(table, options.get("leave_out", ()))
+        slides, spots = len(table), int(table["spots"].sum())
+        groups = hest.groups(table, options.get("unknown", "slide"))
+        splits = hest.make_splits(groups, dict(table["spots"]), options.get("folds", 6))
+        n_splits = len(splits)
+    else:
+        slides, spots, n_splits = rules.slides, rules.spots, options.get("folds", 6)
+        known = [
+            f"HEST-1k's index is not here (peka fetch {profile.name} brings it), so these are the "
+            f"counts of v1_1_0 with all slides and at most {n_splits} splits"
+        ]
+    gb = spots * (TILE_BYTES + COUNT_BYTES) / 1e9
+    lines = [
+        f"the paper's n of this cohort: {rules.n_paper:,}",
+        *known,
+        f"to download and keep: about {gb:.1f} GB of slides ({TILE_BYTES / 1e3:.0f} kB a tile, "
+        f"{COUNT_BYTES / 1e3:.0f} kB of counts a spot). This is an estimate: "
+        f"peka fetch {profile.name} --dry-run asks the hub. The cohort links to these files",
+    ]
+    return Size(slides, spots, n_splits, lines)
+
+
+SIZES: dict[str, Callable[[Profile], Size]] = {
+    "demo": _demo,
+    "directory": _directory,
+    "her2st": _her2st,
+    "hest": _hest,
+}
+
+
+class Work(NamedTuple):
+    """One piece of work of a profile: what, with which student, on how many tiles."""
+
+    what: str
+    encoder: str
+    method: str
+    trained: int  # tiles in all epochs
+    embedded: int  # tiles
+
+
+def work_of(profile: Profile, spots: int, splits: int) -> Iterator[Work]:
+    """What a profile aligns and embeds.
+
+    The demo's other worlds, the small examples of chapter 3 and the forward passes over validation
+    spots are left out.
+    """
+    for name in profile.encoders:
+        yield Work("frozen features", name, "none", 0, spots)
+    for what, split, world in profile.alignments([f"patients/{i}" for i in range(splits)]):
+        if world == "on":
+            rung = as_rung(what)
+            recipe = rung.change(profile.recipe).for_split(mixes_patients(split))
+            share = 1.0 if split == "all" else 0.8 if mixes_patients(split) else 1 - 1 / splits
+            trained = round(recipe.epochs * spots * share * (1 - recipe.set_aside))
+            encoder = rung.encoder or profile.encoder
+            yield Work(f"align {rung.method} on {split}", encoder, rung.method, trained, spots)
+
+
+def meta_encoder(name: str) -> Encoder:
+    """An encoder without weights on the meta device: `mini`, `random` or a row of the manifest."""
+    half = (0.5, 0.5, 0.5)
+    if name in BUNDLED:
+        from ..models.mini import build_mini
+
+        with torch.device("meta"):
+            model = build_mini(0)
+        model = model.requires_grad_(False).eval()
+        return Encoder(name, model, half, half, model.num_features, device="meta")
+    if name not in rows():
+        raise PekaError(
+            f"no plan for encoder {name!r}: it is no row of data_manifest.yaml; "
+            f"there are {', '.join(rows())}"
+        )
+    row = rows()[name]
+    with torch.device("meta"):  # no random weights are drawn: one second, not thirty
+        model = backbones.build(row)
+    model = model.requires_grad_(False).to("meta")
+    crop = row.transform["crop"]
+    return Encoder(name, model, half, half, row.dim, crop, None, pool=row.pooling, device="meta")
+
+
+def bytes_of(encoder: Encoder) -> int:
+    """Bytes of a network in float32."""
+    return 4 * sum(p.numel() for p in encoder.model.parameters())
+
+
+@dataclass(frozen=True)
+class Needs:
+    """GB that a run takes, estimated.
+
+    Attributes:
+        ram: of its process.
+        runs: what it leaves under runs/.
+        downloads: what is downloaded once and kept.
+    """
+
+    ram: float
+    runs: float
+    downloads: float
+
+
+def needs(profile: Profile, weights: dict[str, str] | None = None) -> Needs:
+    """RAM and disk of a profile at n spots x G genes. Training on the CPU needs RAM beside this.
+
+    RAM holds the process, the largest network in float32, all tiles where they stay in memory
+    (below `KEEP_IN_MEMORY`), and the larger of two moments. While targets are made it holds
+    `TOKENS` stored counts a spot and a dense section (for the pca teacher all spots). While a head
+    is fitted it holds the tables of features that chapters keep, and two more.
+
+    Args:
+        weights: the user's own files by encoder, which need no download.
+
+    Raises:
+        PekaError: as `size_of`.
+    """
+    slides, spots, splits, _ = size_of(profile)
+    dim, genes = teacher_dim(profile), GENES.get(profile.source, OTHER_GENES)
+    work = list(work_of(profile, spots, splits))
+    encoders = {name: meta_encoder(name) for name in dict.fromkeys(w.encoder for w in work)}
+    networks = {name: bytes_of(encoder) for name, encoder in encoders.items()}
+    dims = (encoders[w.encoder].dim + (w.method != "none") * dim for w in work)
+    tables = [4 * spots * width for width in dims]
+    tiles = spots * TILE_BYTES
+    stored, section = spots * min(TOKENS, genes), min(4_992, 3 * spots // slides)
+    dense = genes * (spots if profile.teacher == "pca" else section)
+    counts = stored * COUNT_PEAK + dense * DENSE_PEAK
+    features = stored * 16 + (min(TABLES_KEPT, len(tables)) + 2) * max(tables)
+    in_memory = tiles if tiles < KEEP_IN_MEMORY else 0
+    ram = max(networks.values()) + in_memory + max(counts, features)
+    drawn = 0 if profile.source == "hest" else tiles + stored * 8  # HEST's files are linked
+    runs = drawn + sum(tables) + 4 * spots * dim * (1 + len(work))
+    downloads = _downloads(profile, spots, networks, weights or {})
+    return Needs(ram / 1e9 + PROCESS_GB, runs / 1e9 + SMALL_GB, downloads / 1e9)
+
+
+def _downloads(profile: Profile, spots: int, networks: dict, weights: dict[str, str]) -> int:
+    """Bytes that come over the network where no slide and no teacher is here yet."""
+    wanted = [name for name in networks if name in rows() and name not in weights]
+    total = sum(networks[name] for name in wanted if not whereabouts(rows()[name])[0])
+    if profile.source == "hest":
+        total += spots * (TILE_BYTES + COUNT_BYTES)
+    if profile.source == "her2st":
+        from ..sources import her2st
+
+        files = load_manifest()["sources"]["her2st"]["files"]
+        paths = (her2st._paths(section).values() for section in _her2st_sections(profile))
+        total += sum(files[path].get("size", 0) for group in paths for path in group)
+    return total + (teacher_bytes() if profile.teacher == "scfoundation" else 0)
+
+
+def teacher_bytes() -> int:
+    """Size of scFoundation's checkpoint, from the manifest."""
+    files = load_manifest()["sources"]["scfoundation"]["files"]
+    return files[scfoundation.FILES["checkpoint"]]["size"]
+
+
+def teacher_dim(profile: Profile) -> int:
+    """Dimension of the teacher's space."""
+    if profile.teacher == "scfoundation":
+        return SCFOUNDATION_DIM
+    return profile.teacher_options["n_components"]
