@@ -55,7 +55,7 @@ def one_name(name, what: str) -> str:
     return name
 
 
-def write_whole(path: str | Path, write: Callable[[Path], None]) -> Path:
+def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Let `write` fill a temporary neighbour of `path`, then rename it into place.
 
     A reader sees the old file, the new file or none, never half of one. The temporary name keeps the

@@ -1,28 +1,30 @@
-"""The head of every score: StandardScaler, PCA, ridge, from features to all target genes at once.
+"""The head of every score: StandardScaler, PCA and ridge, from features to all genes at once.
 
 PCA scores are uncorrelated, so ridge on them needs no further inverse: with squared singular values
-`l_j` the coefficient of component j is `(z_j . y) / (l_j + alpha)`. One factorisation of the features
-therefore serves every gene and every alpha. Features are read in blocks of rows, so that float64, which the small
-eigenvalues need, is never a copy of all of them.
+`l_j`, the coefficient of component j is `(z_j . y) / (l_j + alpha)`. One factorisation of the
+features therefore serves every gene and every alpha. Small eigenvalues need float64, so the
+features are converted in blocks of rows: a float64 copy of all of them would not fit in memory.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from scipy.linalg import eigh
 from sklearn.model_selection import GroupKFold, KFold
 
-from .statistics import mean_defined, pearson
+from .statistics import MIN_SECTION_SPOTS, mean_defined, pearson
 
 N_COMPONENTS = 256
 INNER_FOLDS = 5
 BLOCK = 4096  # rows that are float64 at a time
-TIE = 1e-6
+TIE = 1e-6  # penalties whose mean PCC differs by less are equally good
 
 
 @dataclass(frozen=True)
 class Head:
-    """A fitted head; d features, k components, g genes, all float64."""
+    """A fitted head with d features, k components and g genes; all arrays are float64."""
 
     mean: np.ndarray  # (d,)
     scale: np.ndarray  # (d,) standard deviation, 1 where a feature is constant
@@ -35,14 +37,13 @@ class Head:
         """Targets `(m, g)` predicted for features `x (m, d)` with ridge penalty `alpha`."""
         return self.path(x, [alpha])[0]
 
-    def path(self, x: np.ndarray, alphas) -> np.ndarray:
-        """Predictions `(a, m, g)` for each of `a` penalties: the factorisation is shared by all of them."""
+    def path(self, x: np.ndarray, alphas: Sequence[float]) -> np.ndarray:
+        """Predictions `(a, m, g)`, one for each of `a` penalties, from the same factorisation."""
         shrink = 1 / (self.power + np.asarray(alphas, np.float64)[:, None])  # (a, k)
         weights = shrink[..., None] * self.moments  # (a, k, g)
-        parts = [
-            (z @ self.components) @ weights for z in _blocks(x, self.mean, self.scale)
-        ]  # (m, d)(d, k)(a, k, g) = (a, m, g)
-        return np.concatenate(parts, axis=1) + self.intercept
+        blocks = _blocks(x, self.mean, self.scale)
+        parts = [(z @ self.components) @ weights for z in blocks]  # (m, d)(d, k)(a, k, g)
+        return np.concatenate(parts, axis=1) + self.intercept  # (a, m, g)
 
 
 def fit_head(
@@ -51,49 +52,53 @@ def fit_head(
     n_components: int = N_COMPONENTS,
     standardise: bool = True,
 ) -> Head:
-    """Fit StandardScaler, PCA(min(n_components, n, d)) and ridge on `x_train (n, d)`, `y_train (n, g)`.
+    """Fit StandardScaler, PCA(min(n_components, n, d)) and ridge.
 
-    Equals scikit-learn's StandardScaler, PCA(svd_solver="full") and Ridge in sequence; without the scaler where
-    `standardise` is False. Components without variance (constant or repeated features, the n-th of n centred rows) are
-    left out: ridge gives them no weight.
+    The result equals scikit-learn's StandardScaler, PCA(svd_solver="full") and Ridge in sequence.
+    Components without variance (constant or repeated features, the n-th of n centred rows) are left
+    out, because ridge gives them no weight.
+
+    Args:
+        x_train: features (n, d).
+        y_train: targets (n, g).
+        n_components: the most components that the PCA keeps.
+        standardise: whether features are divided by their standard deviation.
     """
     x, y = np.asarray(x_train), np.asarray(y_train, np.float64)
     (n, d), intercept = x.shape, y.mean(0)
     mean, scale = _mean_and_scale(x, standardise)
-    if (
-        n > d
-    ):  # eigenvectors of the (d, d) covariance; otherwise of the (n, n) Gram matrix, the smaller one
+    if n > d:  # the (d, d) covariance is smaller than the (n, n) Gram matrix
         covariance, moments = np.zeros((d, d)), np.zeros((d, y.shape[1]))
-        for start, z in zip(range(0, n, BLOCK), _blocks(x, mean, scale)):
+        for start, z in zip(range(0, n, BLOCK), _blocks(x, mean, scale), strict=True):
             covariance += z.T @ z  # (d, n)(n, d) = (d, d)
             moments += z.T @ (y[start : start + BLOCK] - intercept)  # (d, n)(n, g) = (d, g)
         power, components = _leading(covariance, min(n_components, d), n)
     else:
         z = np.concatenate(list(_blocks(x, mean, scale)))
         power, vectors = _leading(z @ z.T, min(n_components, n), d)
-        components, moments = (
-            z.T @ vectors / np.sqrt(power),
-            z.T @ (y - intercept),
-        )  # (d, n)(n, k) = (d, k)
-    return Head(
-        mean, scale, components, power, components.T @ moments, intercept
-    )  # (k, d)(d, g) = (k, g)
+        components = z.T @ vectors / np.sqrt(power)  # (d, n)(n, k) = (d, k)
+        moments = z.T @ (y - intercept)  # (d, n)(n, g) = (d, g)
+    scores_by_genes = components.T @ moments  # (k, d)(d, g) = (k, g)
+    return Head(mean, scale, components, power, scores_by_genes, intercept)
 
 
 def fit_predict(
-    features, targets, train, test, alphas, standardise: bool = True, fit=None
+    features: np.ndarray,
+    targets: np.ndarray,
+    train: np.ndarray,
+    test: np.ndarray,
+    alphas: Sequence[float],
+    standardise: bool = True,
 ) -> np.ndarray:
-    """Fit on rows `train`, predict rows `test` for every alpha: `(a, m, g)`.
+    """Fit on rows `train` and predict rows `test` for every alpha: `(a, m, g)`.
 
-    `features (n, d)`; `targets (n, g)`, NaN where the protocol drops a spot; `fit (n, g)` bool, where a protocol fits
-    each gene on spots of its own. Genes with the same rows share one head; a gene without any row is predicted as NaN.
+    `features (n, d)`; `targets (n, g)` hold NaN where a gene is not fitted on a spot. Genes that
+    are fitted on the same rows share one head. A gene without any row is predicted as NaN.
     """
     usable = np.isfinite(targets[train])  # (t, g)
-    usable = usable if fit is None else usable & fit[train]
     if usable.all():
-        return fit_head(features[train], targets[train], standardise=standardise).path(
-            features[test], alphas
-        )
+        head = fit_head(features[train], targets[train], standardise=standardise)
+        return head.path(features[test], alphas)
     predicted = np.full((len(alphas), len(test), targets.shape[1]), np.nan)
     patterns, of_gene = np.unique(usable, axis=1, return_inverse=True)  # (t, patterns), (g,)
     for i in np.flatnonzero(patterns.any(0)):
@@ -104,32 +109,44 @@ def fit_predict(
 
 
 def choose_alpha(
-    features, targets, train, obs, alphas, min_spots: int, standardise: bool = True
+    features: np.ndarray,
+    targets: np.ndarray,
+    train: np.ndarray,
+    obs: pd.DataFrame,
+    alphas: Sequence[float],
+    standardise: bool = True,
 ) -> float:
-    """The penalty with the best mean per-section PCC in an inner cross-validation over rows `train`.
+    """The penalty with the best mean PCC per section in an inner cross-validation on `train`.
 
-    Inner folds hold out whole groups (patients), sections where there is one group, spots where there is one
-    section: `obs` has columns group and sample. One alpha for all genes. Features of an aligned student have
-    seen the inner held-out patients, so for them this choice leans towards small penalties; the test
-    patients stay unseen. Of penalties that differ by less than 1e-6 (a single feature, no defined PCC) the
-    first is taken, so that float noise decides nothing.
+    The inner folds hold out whole groups (patients); where there is one group they hold out
+    sections, and where there is one section, spots. `obs` has the columns group and sample. All
+    genes share one alpha. The features of an aligned student have seen the patients that an inner
+    fold holds out, so for them this choice leans towards small penalties; the test patients stay
+    unseen. The first of several equally good penalties is taken, so that rounding decides nothing.
     """
-    curve = []  # one (a,) per inner held-out section
+    curve = []  # one (a,) for each section that an inner fold holds out
+    samples = obs["sample"].to_numpy()
     for inside, held_out in _inner_folds(obs.iloc[train]):
         rows = train[held_out]
-        predicted = fit_predict(
-            features, targets, train[inside], rows, alphas, standardise
-        )  # (a, m, g)
-        samples = obs["sample"].to_numpy()[rows]
-        for section in np.unique(samples):
-            here = samples == section
-            curve.append(mean_defined(pearson(targets[rows[here]], predicted[:, here], min_spots)))
-    quality = mean_defined(np.array(curve).T)  # (a,)
-    quality = np.nan_to_num(quality, nan=-np.inf)
-    return float(alphas[np.argmax(quality >= quality.max() - TIE)])
+        predicted = fit_predict(features, targets, train[inside], rows, alphas, standardise)
+        for section in np.unique(samples[rows]):
+            here = samples[rows] == section
+            pcc = pearson(targets[rows[here]], predicted[:, here], MIN_SECTION_SPOTS)  # (a, g)
+            curve.append(mean_defined(pcc))
+    quality = np.nan_to_num(mean_defined(np.array(curve).T), nan=-np.inf)  # (a,)
+    return float(np.asarray(alphas)[np.argmax(quality >= quality.max() - TIE)])
 
 
-def _blocks(x, mean=0.0, scale=1.0):
+def _inner_folds(obs: pd.DataFrame) -> list[tuple[np.ndarray, np.ndarray]]:
+    for column in ("group", "sample"):
+        labels = obs[column].to_numpy()
+        n_groups = len(np.unique(labels))
+        if n_groups > 1:
+            return list(GroupKFold(min(INNER_FOLDS, n_groups)).split(obs, groups=labels))
+    return list(KFold(INNER_FOLDS, shuffle=True, random_state=0).split(obs))
+
+
+def _blocks(x: np.ndarray, mean=0.0, scale=1.0) -> Iterator[np.ndarray]:
     """Rows of `x`, `BLOCK` at a time, as float64, centred and scaled."""
     for start in range(0, len(x), BLOCK):
         z = np.asarray(x[start : start + BLOCK], np.float64) - mean
@@ -137,29 +154,20 @@ def _blocks(x, mean=0.0, scale=1.0):
         yield z
 
 
-def _mean_and_scale(x, standardise):
-    """Mean and scale `(d,)`; features constant up to rounding keep scale 1, as in scikit-learn; so do all without `standardise`."""
+def _mean_and_scale(x: np.ndarray, standardise: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and scale `(d,)`; as in scikit-learn, a feature constant up to rounding has scale 1."""
     n, eps = len(x), np.finfo(np.float64).eps
-    mean = sum(block.sum(0) for block in _blocks(x)) / n
+    mean = np.asarray(sum(block.sum(0) for block in _blocks(x))) / n
     if not standardise:
         return mean, np.ones(x.shape[1])
-    variance = sum((block**2).sum(0) for block in _blocks(x, mean)) / n
+    variance = np.asarray(sum((block**2).sum(0) for block in _blocks(x, mean))) / n
     constant = variance <= n * eps * variance + (n * mean * eps) ** 2
     return mean, np.where(constant, 1.0, np.sqrt(variance))
 
 
-def _leading(square, k, other):
-    """The `k` largest eigenvalues `(k,)` of a square matrix and their vectors, leading first; those without variance left out."""
+def _leading(square: np.ndarray, k: int, other: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` largest eigenvalues `(k,)` above rounding, and their vectors, leading first."""
     size = len(square)
     power, vectors = eigh(square, subset_by_index=(size - k, size - 1), overwrite_a=True)
     keep = np.flatnonzero(power > power[-1] * max(size, other) * np.finfo(np.float64).eps)[::-1]
     return power[keep], vectors[:, keep]
-
-
-def _inner_folds(obs):
-    for column in ("group", "sample"):
-        labels = obs[column].to_numpy()
-        n_groups = len(np.unique(labels))
-        if n_groups > 1:
-            return list(GroupKFold(min(INNER_FOLDS, n_groups)).split(obs, groups=labels))
-    return list(KFold(INNER_FOLDS, shuffle=True, random_state=0).split(obs))

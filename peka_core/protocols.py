@@ -1,26 +1,26 @@
 """Protocols: which spots fit the head, which are scored, for which genes, and how PCC is pooled.
 
-The same features give 0.3 or 0.7 depending on these choices, so they travel as one named object, and a
-score's name always carries it.
+The same features score 0.3 or 0.7 depending on these choices. They therefore travel as one named
+object, and a score always carries its name.
 """
 
 from dataclasses import dataclass, replace
 
+import anndata as ad
 import numpy as np
 import pandas as pd
+from scipy import sparse
 from sklearn.model_selection import KFold, train_test_split
 
-from .cohort import Split
+from .cohort import Cohort, Split
 from .errors import PekaError
 from .genes import authors_genes, log_cp10k, variable_genes
 from .layout.gene_columns import columns_of
 from .layout.tables import copies
 from .recipe import mixes_patients
+from .values import told_of
 
-HELD_OUT = {
-    "patients": "group",
-    "sections": "sample",
-}  # scheme -> the column whose values a split must not share
+HELD_OUT = {"patients": "group", "sections": "sample"}  # scheme -> column that no split may share
 
 
 @dataclass(frozen=True)
@@ -28,52 +28,65 @@ class Protocol:
     """One way to score features.
 
     Change one choice with `dataclasses.replace`, and give the result a name of its own.
+
+    Attributes:
+        scheme: `spots`, shuffled folds over all spots, or `cohort`, the cohort's own splits.
+        genes_from: who chooses the target genes. `all` spots or the split's `train` spots choose
+            among the genes that every section measured; `file` is the cohort's own list.
+            `authors` (`authors_genes`) or a tuple of names may take any gene that some section
+            measured, which is then 0 in the other sections.
+        alphas: ridge penalties. One is fixed; of several, inner cross-validation chooses one; none
+            stands for HEST-Benchmark's rule, 100 / (components x genes).
+        pooling: PCC over all test spots of a fold (`pooled`), or in each `section`, then patients.
+        merge_duplicates: whether copies of a section are left out of training and of test.
+        scope: the spots that align by default, `all` or `nested` in the split's training spots;
+            `given` where the features come from elsewhere.
+        zeros: `drop` where a gene is fitted and scored only on the spots that counted it.
+        target: what is predicted, a key of `TARGETS`.
+        standardise: whether features are standardised before the PCA.
+        gene_folds: each gene shuffles its own usable spots, as in the authors' code.
+        inner_holdout: with gene_folds, a fifth of each training fold is not used, as there.
+        folds, seed: of scheme `spots`.
+        min_spots: where zeros are dropped, a gene with fewer usable spots is skipped.
     """
 
     name: str
-    scheme: (
-        str  # "spots": shuffled folds over all spots; "cohort": the cohort's own held-out splits
-    )
-    genes_from: str  # who chooses the target genes, among those that every section measured: "all" spots, or the split's "train"
-    # spots; "file": the cohort's own list. Among those that any section measured: "authors", by the rule of `authors_genes`;
-    # "given", the list `genes`. There a gene is 0 in a section that did not measure it.
-    alphas: tuple[
-        float, ...
-    ]  # ridge penalties: one is fixed, several are chosen from by inner cross-validation;
-    # none: HEST-Benchmark's rule, 100 / (components x genes)
-    pooling: str  # PCC over all test spots of a fold ("pooled") or in each section ("section"), then patients
-    merge_duplicates: bool  # leave copies of a section out, of training and of test
-    scope: str  # default for the alignment: "all" spots, or "nested" in the split's training spots
-    zeros: str = "keep"  # "drop": a gene is fitted and scored only where it was counted
-    target: str = "ln_cp10k"  # TARGETS: what is predicted
-    standardise: bool = True  # features before the PCA
-    gene_folds: bool = (
-        False  # scheme "spots": each gene shuffles its own usable spots, as the authors do
-    )
-    inner_holdout: bool = (
-        False  # with gene_folds: a fifth of each training fold is left unused, as the authors do
-    )
+    scheme: str
+    genes_from: str | tuple[str, ...]
+    alphas: tuple[float, ...]
+    pooling: str
+    merge_duplicates: bool
+    scope: str
+    zeros: str = "keep"
+    target: str = "ln_cp10k"
+    standardise: bool = True
+    gene_folds: bool = False
+    inner_holdout: bool = False
     n_genes: int = 50
-    genes: tuple[str, ...] = ()  # with genes_from "given"
-    folds: int = 5  # of scheme "spots"
+    folds: int = 5
     seed: int = 2025
-    min_spots: int = 322  # zeros dropped: genes with fewer usable spots are skipped
-    min_section_spots: int = 10  # a section with fewer scored spots has no PCC
+    min_spots: int = 322
 
-    def splits(self, cohort) -> list[Split]:
-        """Training and test spots of a cohort, without copies of sections where duplicates are merged.
+    def splits(self, cohort: Cohort) -> list[Split]:
+        """Training and test spots of a cohort, without copies where duplicates are merged.
 
         Raises:
-            PekaError: no splits in the cohort, or a split with a patient (scheme patients) or section (scheme
-                sections) on both sides, or without spots on one side.
+            PekaError: the cohort has no splits, or a split has a patient (scheme patients) or
+                section (scheme sections) on both sides, or no spots on one side.
         """
-        keep = ~_copies(cohort.obs) if self.merge_duplicates else np.ones(len(cohort.obs), bool)
+        keep = np.ones(len(cohort.obs), bool)
+        if self.merge_duplicates:
+            samples = cohort.obs.drop_duplicates("sample").set_index("sample")
+            keep = ~cohort.obs["sample"].isin(copies(samples["duplicate_of"])).to_numpy()
         if self.scheme == "spots":
-            return _shuffled(keep, self)
+            spots, rows = np.arange(len(keep)), np.flatnonzero(keep)
+            folds = KFold(self.folds, shuffle=True, random_state=self.seed).split(rows)
+            masks = [[np.isin(spots, rows[side]) for side in fold] for fold in folds]
+            return [Split(f"spots/{i}", train, test) for i, (train, test) in enumerate(masks)]
         if not cohort.splits:
             raise PekaError(
-                f"{cohort.path}: protocol {self.name} needs the cohort's own splits; "
-                "expected splits/train_0.csv and splits/test_0.csv."
+                f"{cohort.path}: protocol {self.name} needs the cohort's own splits, and there are "
+                "none; expected splits/train_0.csv and splits/test_0.csv."
             )
         splits = [Split(s.name, s.train & keep, s.test & keep) for s in cohort.splits]
         for split in splits:
@@ -81,59 +94,50 @@ class Protocol:
         return splits
 
 
+def _check(cohort: Cohort, split: Split) -> None:
+    labels = cohort.obs[HELD_OUT[split.scheme]].to_numpy()
+    if shared := sorted(set(labels[split.train]) & set(labels[split.test])):
+        raise PekaError(
+            f"{cohort.path}: split {split.name} has {', '.join(map(str, shared))} in training and "
+            f"in test, although it holds out {split.scheme}. Correct splits/*.csv or samples.csv."
+        )
+    if not split.train.any() or not split.test.any():
+        raise PekaError(
+            f"{cohort.path}: split {split.name} has {split.train.sum()} training and "
+            f"{split.test.sum()} test spots; expected at least one of each."
+        )
+
+
 PROTOCOLS = {
-    # The paper as written (Methods; KFold seed and scaler from the authors' code and our reading, see 04).
-    "peka_paper": Protocol(
-        "peka_paper",
-        "spots",
-        "all",
-        alphas=(1.0,),
-        pooling="pooled",
-        merge_duplicates=False,
-        scope="all",
-    ),
-    # The authors' code (RunningStone/PEKA bf9c6f5): rules that their text does not give. A gene is kept with more than 321 spots.
-    "peka_official": Protocol(
-        "peka_official",
-        "spots",
-        "authors",
-        alphas=(1.0,),
-        pooling="pooled",
-        merge_duplicates=False,
-        scope="all",
-        zeros="drop",
-        target="log2_cp10k",
-        standardise=False,
-        gene_folds=True,
-        inner_holdout=True,
-        min_spots=322,
-    ),
-    # HEST-Benchmark (mahmoodlab/HEST afd42c3), on its own splits and genes.
-    "hest_bench": Protocol(
-        "hest_bench",
-        "cohort",
-        "file",
-        alphas=(),
-        pooling="pooled",
-        merge_duplicates=False,
-        scope="given",
-        target="ln_counts",
-    ),
-    # What a new patient's slide would get.
-    "strict": Protocol(
-        "strict",
-        "cohort",
-        "train",
-        alphas=tuple(np.logspace(-1, 5, 13)),
-        pooling="section",
-        merge_duplicates=True,
-        scope="nested",
-    ),
-}
+    protocol.name: protocol
+    for protocol in (
+        # The paper as written (Methods). KFold's seed and the scaler are from the authors' code.
+        Protocol(
+            "peka_paper", "spots", "all", alphas=(1.0,), pooling="pooled", merge_duplicates=False,
+            scope="all",
+        ),
+        # The authors' code (RunningStone/PEKA bf9c6f5), with rules that their text does not give.
+        Protocol(
+            "peka_official", "spots", "authors", alphas=(1.0,), pooling="pooled",
+            merge_duplicates=False, scope="all", zeros="drop", target="log2_cp10k",
+            standardise=False, gene_folds=True, inner_holdout=True, min_spots=322,
+        ),
+        # HEST-Benchmark (mahmoodlab/HEST afd42c3), on its own splits and genes.
+        Protocol(
+            "hest_bench", "cohort", "file", alphas=(), pooling="pooled", merge_duplicates=False,
+            scope="given", target="ln_counts",
+        ),
+        # Ours: the score that a new patient's slide would get.
+        Protocol(
+            "strict", "cohort", "train", alphas=tuple(np.logspace(-1, 5, 13)), pooling="section",
+            merge_duplicates=True, scope="nested",
+        ),
+    )
+}  # fmt: skip
 
 
 def protocol_of(split: str) -> Protocol:
-    """Whose splits have this name: `peka_paper` of shuffled spots, `strict`, which leaves copied sections out, of all others."""
+    """The protocol whose splits have this name: `peka_paper` for shuffled spots, else `strict`."""
     return PROTOCOLS["peka_paper" if mixes_patients(split) else "strict"]
 
 
@@ -143,101 +147,94 @@ class Task:
 
     split: Split  # train and test (n,), without the copies where the protocol merges duplicates
     genes: list[str]
-    targets: (
-        np.ndarray
-    )  # (n, g) float32, the protocol's target; NaN where the zero rule drops a spot
+    targets: np.ndarray  # (n, g) float32, NaN where the zero rule drops a spot
     gene_groups: list[str]  # var["group"] of each gene, "" where the cohort has none
     obs: pd.DataFrame  # the cohort's obs
     spatial: np.ndarray  # (n, 2) spot centres, px
     protocol: Protocol
     fit: np.ndarray | None = None  # (n, g) bool, where each gene has training spots of its own
-    scored: np.ndarray | None = None  # (n, g) bool, likewise the spots that it is tested on
+    scored: np.ndarray | None = None  # (n, g) bool, and the spots that it is tested on
+
+    @property
+    def fitted(self) -> np.ndarray:
+        """Targets `(n, g)` of the spots that the head may be fitted on, NaN elsewhere."""
+        return self.targets if self.fit is None else np.where(self.fit, self.targets, np.nan)
 
     @property
     def observed(self) -> np.ndarray:
         """Targets `(n, g)` of the spots that are scored, NaN elsewhere."""
         return self.targets if self.scored is None else np.where(self.scored, self.targets, np.nan)
 
+    @property
+    def rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Row numbers of the training spots and of the test spots."""
+        return np.flatnonzero(self.split.train), np.flatnonzero(self.split.test)
 
-def make_tasks(cohort, protocol: Protocol) -> list[Task]:
+
+def make_tasks(cohort: Cohort, protocol: Protocol) -> list[Task]:
     """The protocol's splits of a cohort, each with its target genes and targets.
 
     Raises:
-        PekaError: as `Protocol.splits`; a target gene that no section, or not every section, measured.
+        PekaError: as `Protocol.splits`; a target gene was not measured by every section, or, where
+            the protocol does not ask for that, by none.
     """
-    splits = protocol.splits(cohort)
-    adata = (
-        cohort.adata(join="outer")
-        if protocol.genes_from in ("authors", "given")
-        else cohort.adata()
-    )
-    if protocol.genes_from in ("all", "train"):
-        log, seen = log_cp10k(adata, dense=False), {}  # (n, G) float32, made once for all splits
-        everywhere = protocol.genes_from == "all"
-        rows = [np.ones(adata.n_obs, bool)] if everywhere else [split.train for split in splits]
-        lists = [variable_genes(log, adata, some, protocol.n_genes, seen) for some in rows] * (
-            len(splits) if everywhere else 1
-        )
+    splits, chosen_by = protocol.splits(cohort), protocol.genes_from
+    common = chosen_by in ("all", "train", "file")
+    adata = cohort.adata() if common else cohort.adata(join="outer")
+    if chosen_by in ("all", "train"):
+        log = log_cp10k(adata, dense=False)  # (n, G) float32
+        every = np.ones(adata.n_obs, bool)
+        seen: dict[bytes, pd.DataFrame] = {}  # tables of sections, each made once
+        rows = [every if chosen_by == "all" else split.train for split in splits]
+        lists = [variable_genes(log, adata, train, protocol.n_genes, seen) for train in rows]
     else:
         genes = _fixed_genes(cohort, adata, protocol)
-        adata = adata[
-            :, columns_of(adata.var_names, genes)
-        ].copy()  # (n, g): nothing else is needed of the others
+        with told_of(cohort.path):
+            adata = adata[:, columns_of(adata.var_names, genes)].copy()  # (n, g) is all it needs
         log, lists = log_cp10k(adata, dense=False), [genes] * len(splits)
-    tasks = [_task(adata, log, split, genes, protocol) for split, genes in zip(splits, lists)]
+    pairs = zip(splits, lists, strict=True)
+    tasks = [_task(adata, log, split, genes, protocol) for split, genes in pairs]
     return _gene_folds(tasks) if protocol.gene_folds else tasks
 
 
-def _task(adata, log, split, genes, protocol):
+def _fixed_genes(cohort: Cohort, adata: ad.AnnData, protocol: Protocol) -> list[str]:
+    """Target genes of a protocol that asks every split for the same ones."""
+    if protocol.genes_from == "authors":
+        return authors_genes(adata, protocol.n_genes)
+    genes = cohort.genes if protocol.genes_from == "file" else protocol.genes_from
+    if isinstance(genes, str) or len(genes) == 0:
+        raise PekaError(
+            f"{cohort.path}, protocol {protocol.name}: genes_from {protocol.genes_from!r} gives no "
+            "target genes; expected all, train, authors, file (var_*genes.json), or names."
+        )
+    return list(genes)
+
+
+TARGETS = {  # name -> targets (n, g) float32, from ln CP10K and from the counts
+    "ln_cp10k": lambda log, counts: log.toarray(),
+    "log2_cp10k": lambda log, counts: log.toarray() / np.float32(np.log(2)),
+    "ln_counts": lambda log, counts: np.log1p(counts.X.toarray()),
+}
+
+
+def _task(
+    adata: ad.AnnData, log: sparse.csr_matrix, split: Split, genes: list[str], protocol: Protocol
+) -> Task:
     columns = columns_of(adata.var_names, genes)
-    targets = TARGETS[protocol.target](adata, log, columns)  # (n, g)
+    targets = TARGETS[protocol.target](log[:, columns], adata[:, columns])
     if protocol.zeros == "drop":
         targets[targets == 0] = np.nan
         usable = np.isfinite(targets[split.train | split.test]).sum(0)
-        targets[:, usable < protocol.min_spots] = (
-            np.nan
-        )  # a gene without any target is skipped everywhere
-    groups = (
-        adata.var["group"].astype(str).iloc[columns].tolist()
-        if "group" in adata.var
-        else [""] * len(genes)
-    )
-    return Task(
-        split, genes, targets, groups, adata.obs, np.asarray(adata.obsm["spatial"]), protocol
-    )
-
-
-def _fixed_genes(cohort, adata, protocol) -> list[str]:
-    """Target genes of a protocol that asks every split for the same ones."""
-    if protocol.genes_from == "file":
-        return _listed_genes(cohort, adata)
-    if protocol.genes_from == "authors":
-        return authors_genes(adata, protocol.n_genes)
-    if protocol.genes_from != "given" or not protocol.genes:
-        raise PekaError(
-            f"protocol {protocol.name}: genes_from {protocol.genes_from!r} with {len(protocol.genes)} genes; expected all, "
-            "train, file or authors, or given and a list."
-        )
-    return list(protocol.genes)
-
-
-def _listed_genes(cohort, adata) -> list[str]:
-    """The cohort's own target genes, in the order of their file."""
-    missing = [gene for gene in cohort.genes if gene not in adata.var_names]
-    if missing or not cohort.genes:
-        what = (
-            f"{len(missing)} of its genes are not in every section (first: {missing[0]})"
-            if missing
-            else "no gene in it"
-        )
-        raise PekaError(
-            f"{cohort.path}/var_*genes.json: {what}; expected the target genes of this cohort."
-        )
-    return list(cohort.genes)
+        targets[:, usable < protocol.min_spots] = np.nan  # a gene without targets is skipped
+    groups = [""] * len(genes)
+    if "group" in adata.var:
+        groups = adata.var["group"].astype(str).iloc[columns].tolist()
+    spatial = np.asarray(adata.obsm["spatial"])
+    return Task(split, genes, targets, groups, adata.obs, spatial, protocol)
 
 
 def _gene_folds(tasks: list[Task]) -> list[Task]:
-    """The tasks with folds of each gene's own: its usable spots are shuffled by themselves (genes of equal spots alike)."""
+    """The tasks with folds of each gene's own, over the usable spots of that gene."""
     protocol, usable = tasks[0].protocol, np.isfinite(tasks[0].targets)  # (n, g)
     fit, scored = (np.zeros((len(tasks), *usable.shape), bool) for _ in range(2))
     for gene in np.flatnonzero(usable.any(0)):
@@ -247,65 +244,8 @@ def _gene_folds(tasks: list[Task]) -> list[Task]:
             if protocol.inner_holdout:
                 train, _ = train_test_split(train, test_size=0.2, random_state=protocol.seed)
             fit[i, rows[train], gene] = scored[i, rows[test], gene] = True
-    everywhere = tasks[0].split.train | tasks[0].split.test
+    every = tasks[0].split.train | tasks[0].split.test
     return [
-        replace(
-            task, split=Split(task.split.name, everywhere, everywhere), fit=fit[i], scored=scored[i]
-        )
+        replace(task, split=Split(task.split.name, every, every), fit=fit[i], scored=scored[i])
         for i, task in enumerate(tasks)
     ]
-
-
-def _ln_cp10k(adata, log, columns) -> np.ndarray:
-    return log[:, columns].toarray()
-
-
-def _log2_cp10k(adata, log, columns) -> np.ndarray:
-    return log[:, columns].toarray() / np.float32(np.log(2))
-
-
-def _ln_counts(adata, log, columns) -> np.ndarray:
-    return np.log1p(adata[:, columns].X.toarray())
-
-
-TARGETS = {
-    "ln_cp10k": _ln_cp10k,
-    "log2_cp10k": _log2_cp10k,
-    "ln_counts": _ln_counts,
-}  # name -> (n, g) float32
-
-
-def _copies(obs):
-    """Rows of sections that are a copy of another section of this cohort, of each set of copies all but one (`copies`)."""
-    sections = obs.drop_duplicates("sample").set_index("sample")["duplicate_of"]
-    return obs["sample"].isin(copies(sections)).to_numpy()
-
-
-def _shuffled(keep, protocol):
-    rows = np.flatnonzero(keep)
-    folds = KFold(protocol.folds, shuffle=True, random_state=protocol.seed).split(rows)
-    return [
-        Split(f"spots/{i}", _mask(keep, rows[train]), _mask(keep, rows[test]))
-        for i, (train, test) in enumerate(folds)
-    ]
-
-
-def _mask(like, rows):
-    mask = np.zeros(len(like), bool)
-    mask[rows] = True
-    return mask
-
-
-def _check(cohort, split):
-    labels = cohort.obs[HELD_OUT[split.scheme]].to_numpy()
-    shared = sorted(set(labels[split.train]) & set(labels[split.test]))
-    if shared:
-        raise PekaError(
-            f"{cohort.path}: split {split.name} has {', '.join(map(str, shared))} in training and in "
-            f"test; scheme {split.scheme} holds them out. Correct its splits/*.csv or samples.csv."
-        )
-    if not split.train.any() or not split.test.any():
-        raise PekaError(
-            f"{cohort.path}: split {split.name} has {split.train.sum()} training and "
-            f"{split.test.sum()} test spots; expected some on both sides."
-        )

@@ -124,7 +124,7 @@ def grouped(n_groups, n_sections, per_section=40, d=30, seed=0):
 
 @pytest.mark.parametrize("shape", [(6, 2), (1, 4), (1, 1)], ids=["patients", "sections", "spots"])
 def test_alpha_is_that_of_a_plain_loop_over_scikit_learn(shape):
-    x, y, obs = grouped(*shape)
+    x, y, obs = grouped(*shape, per_section=80 if shape == (1, 1) else 40)
     rows = np.arange(len(x))[::-1][:-7]  # any order, not all spots
     column = "group" if shape[0] > 1 else "sample"
     folds = (
@@ -146,7 +146,7 @@ def test_alpha_is_that_of_a_plain_loop_over_scikit_learn(shape):
         curve.append(np.mean(sections))
     best = alphas[np.argmax(curve)]
     assert alphas[0] < best < alphas[-1]
-    assert choose_alpha(x, y, rows, obs, alphas, 5) == best
+    assert choose_alpha(x, y, rows, obs, alphas) == best
 
 
 def test_inner_folds_hold_out_whole_patients():
@@ -160,7 +160,7 @@ def test_inner_folds_hold_out_whole_patients():
             )  # slices read blocks of what was picked before
             return super().__getitem__(rows)
 
-    choose_alpha(x.view(Spy), y, np.arange(len(x)), obs, [1.0, 10.0], 5)
+    choose_alpha(x.view(Spy), y, np.arange(len(x)), obs, [1.0, 10.0])
     group = obs["group"].to_numpy()
     assert len(seen) == 10
     for train, held_out in zip(seen[::2], seen[1::2]):
@@ -171,7 +171,7 @@ def test_float_noise_does_not_choose_alpha():
     x, y, obs = grouped(4, 1)
     rows, alphas = np.arange(len(x)), np.logspace(-1, 5, 13)
     one_hot = np.eye(4)[obs["group"]]  # undefined inside sections
-    assert choose_alpha(one_hot, y, rows, obs, alphas, 5) == alphas[0]
+    assert choose_alpha(one_hot, y, rows, obs, alphas) == alphas[0]
     assert (
-        choose_alpha(x[:, :1], y, rows, obs, alphas, 5) == alphas[0]
+        choose_alpha(x[:, :1], y, rows, obs, alphas) == alphas[0]
     )  # one feature: PCC is the same at any alpha

@@ -98,7 +98,7 @@ def test_a_held_out_name_on_both_sides_is_refused(scheme, column, name):
     cohort = draw()
     train = np.ones(len(cohort.obs), bool)
     cohort.splits = [Split(f"{scheme}/0", train, (cohort.obs[column] == name).to_numpy())]
-    with pytest.raises(PekaError, match=f"{scheme}/0 has {name} in training and in test"):
+    with pytest.raises(PekaError, match=f"{scheme}/0 .*{name}"):
         make_tasks(cohort, STRICT)
 
 
@@ -112,12 +112,12 @@ def test_sections_of_one_patient_may_be_held_out_as_sections():
 def test_missing_or_empty_splits_are_named():
     cohort = draw()
     cohort.splits = []
-    with pytest.raises(PekaError, match="expected splits/train_0.csv"):
+    with pytest.raises(PekaError, match="splits/train_0.csv"):
         make_tasks(cohort, STRICT)
     cohort.splits = [
         Split("patients/0", np.ones(len(cohort.obs), bool), np.zeros(len(cohort.obs), bool))
     ]
-    with pytest.raises(PekaError, match="240 training and 0 test spots"):
+    with pytest.raises(PekaError, match="patients/0"):
         make_tasks(cohort, STRICT)
 
 
@@ -233,9 +233,7 @@ def test_a_gene_that_a_section_lacks_may_be_one_of_the_authors(unequal):
 
 @pytest.mark.parametrize("zeros", ["drop", "keep"])
 def test_a_gene_that_a_section_did_not_measure_is_zero_there(unequal, zeros):
-    rules = replace(
-        OFFICIAL, genes_from="given", genes=("G03", "OWN1", "G05"), zeros=zeros, min_spots=5
-    )
+    rules = replace(OFFICIAL, genes_from=("G03", "OWN1", "G05"), zeros=zeros, min_spots=5)
     targets, sample = make_tasks(unequal, rules)[0].targets, unequal.obs["sample"].to_numpy()
     absent = {"G03": sample == "P1A", "OWN1": sample != "P2B"}
     for column, gene in enumerate(("G03", "OWN1")):
@@ -251,7 +249,7 @@ def test_a_gene_that_a_section_did_not_measure_is_zero_there(unequal, zeros):
 def test_only_rules_with_an_outer_join_take_genes_that_a_section_lacks(unequal):
     for genes in (("G05", "NOSUCH"), ()):
         with pytest.raises(PekaError):
-            make_tasks(unequal, replace(OFFICIAL, genes_from="given", genes=genes))
+            make_tasks(unequal, replace(OFFICIAL, genes_from=genes))
     with pytest.raises(PekaError):
         make_tasks(unequal, replace(OFFICIAL, genes_from="autors"))
 
@@ -261,9 +259,7 @@ def test_nobody_takes_another_column_for_a_gene_that_is_not_there(unequal, monke
         columns_of(unequal.adata().var_names, ["G05", "OWN1"])
     with pytest.raises(PekaError, match="OWN1"):
         split_half_ceiling(unequal.adata(), ["G05", "OWN1"], repeats=1)
-    task = make_tasks(unequal, replace(OFFICIAL, genes_from="given", genes=("OWN1",), min_spots=5))[
-        0
-    ]
+    task = make_tasks(unequal, replace(OFFICIAL, genes_from=("OWN1",), min_spots=5))[0]
     monkeypatch.setattr(
         "peka_core.drawn.oracle.expected_targets", lambda *_, **__: np.zeros((len(unequal), 28))
     )
@@ -276,7 +272,7 @@ def test_the_authors_keep_a_gene_with_more_than_321_spots(used, scored):
     cohort = draw(patients=2, sections=2, spots=100, genes=40)  # 400 spots
     cohort.counts[:, 0] = 0
     cohort.counts[:used, 0] = 1 + np.arange(used) % 3
-    rules = replace(PROTOCOLS["peka_official"], genes_from="given", genes=("G00",))
+    rules = replace(PROTOCOLS["peka_official"], genes_from=("G00",))
     assert np.isfinite(make_tasks(cohort, rules)[0].targets).any() == scored
     assert (
         PROTOCOLS["peka_official"].min_spots == 322

@@ -192,7 +192,7 @@ def with_authors_list(work: Run, protocol: Protocol) -> tuple[Protocol | None, s
             else f"not in {hest_index.home()}"
         )
         return None, f"the authors' target genes, {file}: {why}; not scored"
-    named = replace(protocol, name=f"{protocol.name}_authors_list", genes_from="given", genes=genes)
+    named = replace(protocol, name=f"{protocol.name}_authors_list", genes_from=genes)
     return (
         named,
         f"the authors' target genes, {file}: {len(genes)} of {len(listed)} were measured in some slide",

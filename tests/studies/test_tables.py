@@ -102,7 +102,7 @@ def test_the_authors_list_is_scored_where_the_mirror_has_it(hest_work):
     small = dataclasses.replace(PROTOCOLS["peka_official"], name="official", min_spots=5)
     listed, said = tables.with_authors_list(run, small)
     assert (
-        (listed.name, listed.genes) == ("official_authors_list", tuple(names))
+        (listed.name, listed.genes_from) == ("official_authors_list", tuple(names))
         and "4 of 5" in said
         and path.name in said
     )
@@ -110,7 +110,7 @@ def test_the_authors_list_is_scored_where_the_mirror_has_it(hest_work):
     assert set(table["protocol"]) == {"official_authors_list"} and set(
         stages.score(run, "frozen", listed).genes["gene"]
     ) <= set(names)
-    other = dataclasses.replace(listed, genes=listed.genes[:2])
+    other = dataclasses.replace(listed, genes_from=listed.genes_from[:2])
     assert set(stages.score(run, "frozen", other).genes["gene"]) <= set(names[:2]), (
         "another list under the same name is another unit"
     )
