@@ -1,4 +1,4 @@
-"""Values from outside: YAML whose numbers are numbers, types and ranges by declaration, paths that stay what they are."""
+"""Values that users write: YAML with plain numbers, types and ranges as declared, absolute paths."""
 
 import contextlib
 import dataclasses
@@ -25,17 +25,17 @@ WORDS = {
     type(None): "nothing",
     dict: "a mapping",
 }
+NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")  # of YAML 1.1
 
 
 class Yaml(yaml.SafeLoader):
-    """YAML with the numbers of version 1.2: `1e-4` is one, `010` is ten and `1:30` is text; a name twice in a mapping is an error."""
+    """YAML with the numbers of version 1.2, which refuses a name that occurs twice in a mapping.
+
+    `1e-4` is a number, `010` is ten and `1:30` is text.
+    """
 
     yaml_implicit_resolvers = {
-        first: [
-            (tag, rule)
-            for tag, rule in rules
-            if tag not in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
-        ]
+        first: [(tag, rule) for tag, rule in rules if tag not in NUMBER_TAGS]
         for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -44,29 +44,28 @@ class Yaml(yaml.SafeLoader):
         seen = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"{key.value} stands here twice", problem_mark=key.start_mark
-                )
+                problem = f"{key.value} is written twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
+FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
 Yaml.add_implicit_resolver("!whole", re.compile(r"[-+]?\d+$"), list("-+0123456789"))
-Yaml.add_implicit_resolver(
-    "!number", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$"), list("-+.0123456789")
-)
+Yaml.add_implicit_resolver("!number", FLOAT, list("-+.0123456789"))
 Yaml.add_constructor("!whole", lambda loader, node: int(loader.construct_scalar(node)))
 Yaml.add_constructor("!number", lambda loader, node: float(loader.construct_scalar(node)))
 
 
 def read_yaml(text: str, name: str | Path, expected: str):
-    """What a piece of YAML holds.
+    """Read a piece of YAML.
 
     Args:
-        name: of the file or option, and `expected`: what should be in it, for the message.
+        name: of the file or option, for the message.
+        expected: what should be in it, for the message.
 
     Raises:
-        PekaError: no YAML; the message has the line where YAML knows it.
+        PekaError: it is not YAML; the message has the line where YAML knows it.
     """
     try:
         return yaml.load(text, Yaml)
@@ -78,21 +77,22 @@ def read_yaml(text: str, name: str | Path, expected: str):
 
 
 def read_mapping(path: Path, expected: str) -> dict:
-    """The mapping that a small YAML file holds.
+    """Read the mapping in a small YAML file.
 
     Raises:
-        PekaError: the file cannot be read, is no UTF-8, no YAML, or holds something else.
+        PekaError: the file cannot be read, is not UTF-8 or not YAML, or holds something else.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise PekaError(
-            f"{path}: cannot be read ({error.strerror}); expected {expected}. Correct the path or its permissions."
+            f"{path}: cannot be read ({error.strerror}); expected {expected}. "
+            "Correct the path or its permissions."
         ) from error
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise PekaError(
-            f"{path}, line {line}: not UTF-8; expected {expected}, as UTF-8 text. Save it so."
+            f"{path}, line {line}: this is not UTF-8; expected {expected}. Save it as UTF-8 text."
         ) from error
     values = read_yaml(text, path, expected)
     if not isinstance(values, dict):
@@ -104,8 +104,8 @@ def read_mapping(path: Path, expected: str) -> dict:
 
 
 @contextlib.contextmanager
-def told_of(name: str | Path):
-    """Put what a value belongs to in front of the message about it."""
+def prefixed_errors(name: str | Path):
+    """Put a name in front of the message of each PekaError."""
     try:
         yield
     except PekaError as error:
@@ -113,32 +113,31 @@ def told_of(name: str | Path):
 
 
 def absolute(path: str | Path) -> Path:
-    """A path as the user means it here and now: `~` expanded, and the same from any other working directory."""
+    """A path with `~` expanded that means the same from every working directory."""
     return Path(os.path.expanduser(path)).absolute()
 
 
 def fitted(value, kind, name: str):
-    """A value in its declared type: a whole number may stand for a number and a list for a tuple, nothing else for another.
+    """Return a value in its declared type.
+
+    A whole number may be given for a number and a list for a tuple; nothing else is converted.
 
     Args:
-        kind: a type as annotations write it (`int`, `tuple[str, ...]`, `str | Path | None`); what it does not know it lets pass.
+        kind: an annotation, such as `int`, `tuple[str, ...]` or `str | Path | None`. Values of
+            kinds that are not known here are returned as they are.
         name: what the message calls the value.
 
     Raises:
-        PekaError: another type, or a number that is not finite.
+        PekaError: the value has another type, or is a number that is not finite.
     """
-    choices = (
-        typing.get_args(kind)
-        if typing.get_origin(kind) in (typing.Union, types.UnionType)
-        else (kind,)
-    )
+    is_union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+    choices = typing.get_args(kind) if is_union else (kind,)
     for choice in choices:
-        found = _as(value, choice, name)
-        if found is not _UNFIT:
-            return found
-    raise PekaError(
-        f"{name} must be {' or '.join(_words(choice) for choice in choices)}, not {_shown(value)}"
-    )
+        if (result := _as(value, choice, name)) is not _UNFIT:
+            return result
+    wanted = " or ".join(_words(choice) for choice in choices)
+    text = f"the text {value!r}" if isinstance(value, str) else repr(value)
+    raise PekaError(f"{name} must be {wanted}, not {'nothing' if value is None else text}")
 
 
 _UNFIT = object()
@@ -149,35 +148,27 @@ def _as(value, kind, name: str):
     origin = typing.get_origin(kind) or kind
     if origin in (tuple, Iterable) and isinstance(value, (list, tuple)):
         return _items(value, kind, origin, name)
-    if (
-        kind is float
-        and isinstance(value, Real)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-    ):
-        return float(value)
-    if kind is int and isinstance(value, Integral) and not isinstance(value, bool):
-        return int(value)
-    if origin in (bool, str, dict, Path, type(None)) or dataclasses.is_dataclass(origin):
-        return value if isinstance(value, origin) else _UNFIT
+    if kind in (int, float):
+        number = Integral if kind is int else Real
+        fits = isinstance(value, number) and not isinstance(value, bool) and math.isfinite(value)
+        return kind(value) if fits else _UNFIT
     if origin is Iterable:
         return value if isinstance(value, str) else _UNFIT
-    return _UNFIT if origin in (int, float, tuple) else value
+    if origin in (bool, str, dict, Path, type(None)) or dataclasses.is_dataclass(origin):
+        return value if isinstance(value, origin) else _UNFIT
+    return _UNFIT if origin is tuple else value
 
 
 def _items(values, kind, origin, name: str):
-    """Members of a list in their declared types; a declared tuple becomes one."""
+    """The members of a list in their declared types; a declared tuple becomes one."""
     inner = typing.get_args(kind)
     if origin is tuple and inner and inner[-1] is not ...:
         if len(values) != len(inner):
             return _UNFIT
     else:
-        inner = inner[:1] * len(values)
-    members = (
-        [fitted(value, part, f"each of {name}") for value, part in zip(values, inner, strict=True)]
-        if inner
-        else list(values)
-    )
+        inner = (inner[:1] or (typing.Any,)) * len(values)
+    pairs = zip(values, inner, strict=True)
+    members = [fitted(value, part, f"each of {name}") for value, part in pairs]
     return tuple(members) if origin is tuple else members
 
 
@@ -188,42 +179,28 @@ def _words(kind) -> str:
     return WORDS.get(origin, getattr(origin, "__name__", str(origin)))
 
 
-def _shown(value) -> str:
-    return (
-        "nothing"
-        if value is None
-        else f"the text {value!r}"
-        if isinstance(value, str)
-        else repr(value)
-    )
-
-
 def fitted_fields(record, checks: Mapping[str, tuple[str, Callable]], name: str = "") -> dict:
     """Fields of a dataclass object in their declared types, checked for range.
 
     Args:
         checks: field -> (what is allowed in words, the test).
-        name: what stands before a field's name in the message.
+        name: what the message puts before a field's name.
 
     Raises:
-        PekaError: the first field that does not fit.
+        PekaError: a field does not fit; the first one is named.
     """
-    kinds = typing.get_type_hints(type(record))
-    return {
-        field.name: within(
-            fitted(getattr(record, field.name), kinds[field.name], name + field.name),
-            checks.get(field.name),
-            name + field.name,
-        )
-        for field in dataclasses.fields(record)
-    }
+    kinds, result = typing.get_type_hints(type(record)), {}
+    for field in dataclasses.fields(record):
+        value = fitted(getattr(record, field.name), kinds[field.name], name + field.name)
+        result[field.name] = within(value, checks.get(field.name), name + field.name)
+    return result
 
 
 def within(value, check: tuple[str, Callable] | None, name: str):
-    """The value, where it passes its check; None passes.
+    """Return a value that passes its check; None passes every check.
 
     Raises:
-        PekaError: it does not; the message has the name and what is allowed.
+        PekaError: it does not pass; the message has the name and what is allowed.
     """
     if check and value is not None and not check[1](value):
         raise PekaError(f"{name} must be {check[0]}, not {value!r}")
@@ -231,11 +208,10 @@ def within(value, check: tuple[str, Callable] | None, name: str):
 
 
 def options_of(function: Callable) -> dict[str, object]:
-    """Name -> declared type of a function's parameters, by annotation, else by the type of the default."""
+    """Name -> declared type of a function's parameters, by annotation or by the default's type."""
     hints = typing.get_type_hints(function)
-    parameters = inspect.signature(function).parameters.values()
     return {
         p.name: hints.get(p.name, typing.Any if p.default in (None, p.empty) else type(p.default))
-        for p in parameters
+        for p in inspect.signature(function).parameters.values()
         if p.name != "self"
     }

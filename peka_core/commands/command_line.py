@@ -21,7 +21,7 @@ from ..device import check_device
 from ..errors import PekaError
 from ..files import CANNOT_WRITE, no_access, write_json
 from ..recipe import METHODS
-from ..runner.profile import Profile, load_profile, profile_names
+from ..runner.profile import Profile, load_profile, profile_titles
 from ..runner.profile_checks import check_complete, source_of
 from ..runner.run import Run, has_cohort, open_run, run_folder
 from ..values import absolute, read_yaml
@@ -292,7 +292,7 @@ def _list(arguments: argparse.Namespace) -> None:
         for name, row in rows().items()
     }
     for title, named in (
-        ("profiles", {name: load_profile(name).title for name in profile_names()}),
+        ("profiles", profile_titles()),
         ("encoders", BUNDLED_ENCODERS | from_files | OTHER_ENCODERS),
         ("teachers", {name: teacher.about for name, teacher in TEACHERS.items()}),
         ("methods", METHODS),

@@ -1,18 +1,19 @@
 """A profile says what one `peka run NAME` does: cohort, encoder, teacher, methods and recipe."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import PekaError
 from ..recipe import RECIPES, Recipe
-from ..values import absolute, fitted, fitted_fields, read_mapping, told_of
+from ..values import absolute, fitted, fitted_fields, prefixed_errors, read_mapping
 from .profile_checks import (
     OPTION_GROUPS,
     RANGES,
+    check_chapters,
     check_methods,
-    check_worlds,
     checked_options,
     checked_rung,
     with_paths,
@@ -20,36 +21,52 @@ from .profile_checks import (
 from .rungs import Rung, first_adapter
 
 FOLDER = Path(__file__).parent / "profiles"
-GROUPS = (*OPTION_GROUPS, "recipe")
-FORM = "a profile, names and values as in peka_core/profiles"
+GROUPS = (*OPTION_GROUPS, "recipe", "chapters")
+FORM = "a profile, with names and values as in peka_core/runner/profiles"
+
+
+@dataclass(frozen=True)
+class Chapters:
+    """What single chapters show beside the study.
+
+    Attributes:
+        cues_off_splits: on how many splits to align in the demo's second world, whose counts
+            ignore the hidden cues.
+        few: `patients` and `epochs` of the demo's small study, in which an alignment has time to
+            learn spots by heart; empty where there is none.
+        scope_effect: whether the first of `all_methods` is also aligned on the training spots of
+            `spots/0`, to compare both scopes.
+        lessons: whether chapter 3 trains small examples.
+        umap: whether chapter 5 draws UMAPs.
+    """
+
+    cues_off_splits: int = 0
+    few: dict = field(default_factory=dict)
+    scope_effect: bool = False
+    lessons: bool = False
+    umap: bool = True
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Values of one profile file, overrides applied.
+    """Values of one profile file, with the overrides applied.
 
     Attributes:
-        source: module of `peka_core.sources` that builds the cohort, with `source_options`.
-        cues_off_splits: on how many splits to align in the demo's second world, whose counts ignore the hidden cues.
-        few: `patients` and `epochs` of the demo's small study, in which an alignment can learn spots by heart;
-            empty where there is none.
-        methods: adapter methods aligned on each split's training spots (scope nested).
-        all_methods: methods aligned once on all spots (scope all).
-        scope_effect: whether the first of `all_methods` is also aligned on the training spots of `spots/0`, to compare with scope all.
-        lessons: whether chapter 3 trains small examples in the open.
-        others: rungs that are scored beside them under the paper's protocols: other encoders, frozen or aligned on all spots.
-        ladder: what `peka ladder` compares with the frozen encoder: rungs, and names of predictors.
-        umap: whether chapter 5 draws UMAPs.
+        source: module of `peka_core.sources` or `peka_core.drawn` that builds the cohort.
+        source_options: arguments of that module's `build`.
+        methods: adapter methods that are aligned on each split's training spots (scope nested).
+        all_methods: methods that are aligned once, on all spots (scope all).
+        others: rungs scored beside these under the paper's protocols: other encoders, frozen or
+            aligned on all spots.
+        ladder: what `peka ladder` compares with the frozen encoder: rungs and names of predictors.
         overrides: what was changed from the file, by flat name.
-        file: the bundled profile's name, or the absolute path of the file, to open it again from anywhere.
+        file: name of a bundled profile or absolute path of a file, to open it again from anywhere.
     """
 
     name: str
     title: str
     source: str
     source_options: dict
-    cues_off_splits: int
-    few: dict
     encoder: str
     teacher: str
     teacher_options: dict
@@ -57,9 +74,7 @@ class Profile:
     all_methods: tuple[str, ...]
     recipe: Recipe
     seed: int
-    umap: bool = True
-    scope_effect: bool = True
-    lessons: bool = True
+    chapters: Chapters
     others: tuple = ()
     ladder: tuple = ()
     overrides: dict = field(default_factory=dict)
@@ -67,110 +82,141 @@ class Profile:
 
     @property
     def encoders(self) -> list[str]:
-        """Every encoder that a run needs, its own first."""
-        return list(
-            dict.fromkeys([self.encoder, *(rung.encoder for rung in self.others if rung.encoder)])
-        )
+        """Every encoder that a run needs; the profile's own comes first."""
+        others = [rung.encoder for rung in self.others if rung.encoder]
+        return list(dict.fromkeys([self.encoder, *others]))
 
     def alignments(
         self, splits: list[str], off: list[str] = ()
     ) -> list[tuple[Rung | str, str, str]]:
-        """(method or rung, split, world) of everything that this profile aligns, chapter 3's list.
+        """(method or rung, split, world) of everything that chapter 3 aligns.
 
         Args:
-            splits: names of the cohort's own splits; off: those of world `off`.
+            splits: names of the cohort's own splits.
+            off: names of the splits of world `off`.
         """
-        own = [first_adapter(self.all_methods)] if first_adapter(self.all_methods) else []
-        planned = [(method, split, "on") for method in self.methods for split in splits]
-        planned += [(method, "all", "on") for method in self.all_methods]
-        planned += [(method, "spots/0", "on") for method in own if self.scope_effect]
-        planned += [(rung, "all", "on") for rung in self.others if rung.method != "none"]
-        planned += [("bat", split, "off") for split in list(off)[: self.cues_off_splits]]
-        return planned + [
-            (method, split, "few") for method in own for split in ("all", "spots/0") if self.few
-        ]
+        shown, first = self.chapters, first_adapter(self.all_methods)
+        plan = [(method, split, "on") for method in self.methods for split in splits]
+        plan += [(method, "all", "on") for method in self.all_methods]
+        plan += [(first, "spots/0", "on")] if first and shown.scope_effect else []
+        plan += [(rung, "all", "on") for rung in self.others if rung.method != "none"]
+        plan += [("bat", split, "off") for split in list(off)[: shown.cues_off_splits]]
+        return plan + [(first, s, "few") for s in ("all", "spots/0") if first and shown.few]
+
+
+@functools.cache
+def bundled() -> dict[str, tuple[Path, str, str]]:
+    """Name of each bundled profile -> its file, cohort and variant, "" where it has none.
+
+    A file may list `cohorts` and `variants`: `hest.yaml` holds `hest-kidney`, `hest-kidney-full` …
+    """
+    names = {}
+    for path in sorted(FOLDER.glob("*.yaml")):
+        values = read_mapping(path, FORM)
+        for cohort in values.get("cohorts", [""]):
+            for variant in ("", *values.get("variants", {})):
+                name = "-".join(filter(None, (path.stem, cohort, variant)))
+                names[name] = path, cohort, variant
+    return names
 
 
 def profile_names() -> list[str]:
     """Names of the bundled profiles."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return sorted(bundled())
+
+
+def profile_titles() -> dict[str, str]:
+    """Name -> title of the bundled profiles; the cohorts of one file share a line."""
+    titles = {}
+    for name, (path, cohort, _) in sorted(bundled().items()):
+        known = " / ".join(c for p, c, v in bundled().values() if p == path and not v)
+        shown = name.replace(f"-{cohort}", "-COHORT") if cohort else name
+        titles[shown] = read_values(name)["title"].replace("{cohort}", known)
+    return titles
 
 
 def load_profile(name: str, overrides: dict | None = None) -> Profile:
-    """Read `profiles/<name>.yaml` and change some of its values; each is checked for its declared type and range.
+    """Read a profile and change some of its values; each is checked for its type and range.
 
-    Paths in a file are relative to its folder, those in `overrides` to the working directory, and `~` is the home folder; in the
-    profile they are absolute.
+    Paths in a file are relative to its folder, those in `overrides` to the working directory, and
+    `~` is the home folder. In the profile they are absolute.
 
     Args:
         name: a bundled profile, or the path of a YAML file of the same form.
         overrides: `{"epochs": 2, "sections": ["C2", "C3"]}`; nested values by their own name.
 
     Raises:
-        PekaError: unknown profile or value name (the message lists the known ones), a file that holds no profile, or a value that
-            does not fit.
+        PekaError: the profile or the name of a value is unknown, the file holds no profile, or a
+            value does not fit.
     """
-    path = _path_of(name)
-    values = read_values(path)
+    path, _, _ = _find(name)
+    values = read_values(name)
     overrides = _overrides(overrides or {}, values)
     for key, value in overrides.items():
         _home(values, key)[key] = value
-    with told_of(f"profile {path.stem}"):
-        file = path.stem if path.parent == FOLDER else str(path)
-        return _checked(values, {"name": path.stem, "overrides": overrides, "file": file})
+    label, file = (name, name) if name in bundled() else (path.stem, str(path))
+    with prefixed_errors(f"profile {label}"):
+        return _checked(values, {"name": label, "overrides": overrides, "file": file})
 
 
-def read_values(path: Path, above: tuple[Path, ...] = ()) -> dict:
-    """Values of a profile file, on top of those of the profile that its `base` names; of `recipe` each value by itself.
+def read_values(name: str, folder: Path = Path(), above: tuple[Path, ...] = ()) -> dict:
+    """Values of a profile, on top of those of the profile that its `base` names.
 
-    `recipe: {like: as_run, block: 16}` starts from one of `recipe.RECIPES` instead.
+    The options of source and teacher replace those of the base. In `recipe` and `chapters` each
+    value replaces one of the base. `recipe: {like: as_run, block: 16}` starts from one of
+    `recipe.RECIPES` instead.
 
     Args:
+        name: as in `load_profile`; a path may be relative to `folder`.
         above: the files whose `base` led here.
 
     Raises:
-        PekaError: a file that holds no profile, or whose base leads back to it.
+        PekaError: the file holds no profile, or its base leads back to it.
     """
+    path, cohort, variant = _find(name, folder)
     if path.resolve() in above:
-        raise PekaError(
-            f"{path}: its base leads back to it; expected a profile that stands on another. Name another base."
-        )
+        raise PekaError(f"{path}: its base leads back to this file. Name another base.")
     values = read_mapping(path, FORM)
-    base = values.pop("base", None) or ""
-    with told_of(f"{path}: base"):
-        under_path = _path_of(base, path.parent) if base else None
-    under = read_values(under_path, (*above, path.resolve())) if base else {}
-    for group in (*GROUPS, "few"):
-        values[group] = (
-            _mapping(values[group], f"{path}: {group}")
-            if group in values
-            else under.get(group, {})
-            if group != "recipe"
-            else {}
-        )
-    known = {
-        f.name: f
-        for f in dataclasses.fields(Profile)
-        if f.name not in ("name", "overrides", "file")
-    }
-    if unknown := set(values) - set(known):
-        raise PekaError(
-            f"{path}: unknown value {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}"
-        )
-    recipe = dict(values["recipe"])
-    if (like := recipe.pop("like", "")) and like not in list(RECIPES):
-        raise PekaError(f"{path}: recipe like {like!r} is unknown; there are {', '.join(RECIPES)}")
-    start = dataclasses.asdict(RECIPES[like]) if like else under.get("recipe", {})
-    values = under | values | {"recipe": start | recipe}
-    needed = [
-        name for name, f in known.items() if f.default is f.default_factory is dataclasses.MISSING
-    ]
-    if lacking := [name for name in needed if name not in values]:
-        raise PekaError(
-            f"{path}: {', '.join(lacking)} missing; expected {FORM}, or a line `base: demo` for what it does not say"
-        )
-    with told_of(path):
-        return values | with_paths(values, path.parent)
+    base, variants = values.pop("base", None) or "", values.pop("variants", {})
+    if values.pop("cohorts", None) and cohort:
+        values["source_options"] = values["source_options"] | {"cohort": cohort}
+    with prefixed_errors(f"{path}: base"):
+        above = (*above, path.resolve())
+        under = read_values(base, path.parent, above) if base else {}
+    with prefixed_errors(path):
+        merged = _merged(_merged(under, values), variants.get(variant, {}))
+        needed = [f.name for f in _value_fields() if f.default is f.default_factory]
+        if lacking := [name for name in needed if name not in merged]:
+            raise PekaError(
+                f"{', '.join(lacking)} missing; expected {FORM}, or a line `base: demo`, which "
+                "gives all values that the file does not have"
+            )
+        return merged | with_paths(merged, path.parent)
+
+
+def _value_fields() -> list[dataclasses.Field]:
+    """Fields of a profile that its file sets."""
+    made_here = ("name", "overrides", "file")
+    return [f for f in dataclasses.fields(Profile) if f.name not in made_here]
+
+
+def _merged(under: dict, values: dict) -> dict:
+    """Values on top of others; see `read_values`."""
+    _refuse_unknown(values, [f.name for f in _value_fields()], "value")
+    merged = under | values
+    for group in GROUPS:
+        given, start = values.get(group), under.get(group, {})
+        given = dict(fitted({} if given is None else given, dict, group))
+        if group == "recipe" and (like := given.pop("like", "")):
+            _refuse_unknown([like], RECIPES, "recipe to be like")
+            start = dataclasses.asdict(RECIPES[like])
+        merged[group] = given if group in OPTION_GROUPS and group in values else start | given
+    return merged
+
+
+def _refuse_unknown(names, known, what: str) -> None:
+    if unknown := sorted(repr(name) for name in names if name not in list(known)):
+        raise PekaError(f"unknown {what} {', '.join(unknown)}; known: {', '.join(sorted(known))}")
 
 
 def override_names(values: dict) -> list[str]:
@@ -179,26 +225,19 @@ def override_names(values: dict) -> list[str]:
     return sorted(flat + [key for group in GROUPS for key in values[group]])
 
 
-def _path_of(name: str, folder: Path = Path()) -> Path:
-    """The file of a profile: a bundled one's, or at a path that may be relative to `folder`."""
-    if str(name).endswith((".yaml", ".yml")):
-        path = absolute(folder / Path(str(name)).expanduser())
-    else:
-        path = FOLDER / f"{name}.yaml" if str(name) in profile_names() else Path()
-    if not path.is_file():
-        raise PekaError(
-            f"no profile {name!r}; known: {', '.join(profile_names())}, or the path of a YAML file"
-        )
-    return path
-
-
-def _mapping(values, name: str) -> dict:
-    """A mapping, or nothing written where one belongs."""
-    return fitted({} if values is None else values, dict, name)
+def _find(name: str, folder: Path = Path()) -> tuple[Path, str, str]:
+    """File, cohort and variant of a profile: a bundled one, or a path relative to `folder`."""
+    if name in bundled():
+        return bundled()[name]
+    path = absolute(folder / Path(str(name)).expanduser())
+    if path.suffix not in (".yaml", ".yml") or not path.is_file():
+        known = ", ".join(profile_names())
+        raise PekaError(f"no profile {name!r}; known: {known}, or the path of a YAML file")
+    return path, "", ""
 
 
 def _overrides(overrides: dict, values: dict) -> dict:
-    """Changed values by flat name, paths among them absolute."""
+    """Changed values by flat name; paths among them become absolute."""
     if not isinstance(overrides, Mapping):
         raise PekaError(f'overrides must be a mapping such as {{"epochs": 2}}, not {overrides!r}')
     for key in overrides:
@@ -213,34 +252,32 @@ def _overrides(overrides: dict, values: dict) -> dict:
 
 def _home(values: dict, key: str) -> dict:
     """The mapping inside `values` that holds `key`."""
-    if key not in override_names(values):
-        raise PekaError(f"unknown parameter {key!r}; known: {', '.join(override_names(values))}")
+    _refuse_unknown([key], override_names(values), "parameter")
     return next((values[group] for group in GROUPS if key in values[group]), values)
 
 
-def _checked(values: dict, facts: dict) -> Profile:
-    """The profile of some values, each in its declared type and range; `facts`: where they are from."""
-    recipe = _recipe(values["recipe"])
-    options = {group: checked_options(values, group) for group in OPTION_GROUPS}
-    rungs = {
-        group: tuple(
-            checked_rung(entry, recipe, group)
-            for entry in fitted(values.get(group, ()), tuple, group)
-        )
-        for group in ("ladder", "others")
-    }
-    profile = Profile(**values | options | rungs | facts | {"recipe": recipe})
+def _checked(values: dict, origin: dict) -> Profile:
+    """The profile of some values, each in its declared type and range.
+
+    Args:
+        origin: name, overrides and file of the profile.
+    """
+    recipe = _filled(Recipe, values["recipe"], "recipe")
+    chapters = _filled(Chapters, values["chapters"], "chapters")
+    chapters = Chapters(**fitted_fields(chapters, RANGES))
+    made = {group: checked_options(values, group) for group in OPTION_GROUPS}
+    for group in ("ladder", "others"):
+        rungs = fitted(values.get(group, ()), tuple, group)
+        made[group] = tuple(checked_rung(entry, recipe, group) for entry in rungs)
+    profile = Profile(**values | made | origin | {"recipe": recipe, "chapters": chapters})
     profile = Profile(**fitted_fields(profile, RANGES))
-    check_methods("methods", profile.methods)
-    check_methods("all_methods", profile.all_methods)
-    check_worlds(vars(profile))
-    return profile
+    for name in ("methods", "all_methods"):
+        check_methods(name, getattr(profile, name))
+    check_chapters(chapters, values)
+    cohort = str(profile.source_options.get("cohort", ""))
+    return dataclasses.replace(profile, title=profile.title.replace("{cohort}", cohort))
 
 
-def _recipe(values: dict) -> Recipe:
-    known = {f.name for f in dataclasses.fields(Recipe)}
-    if unknown := set(values) - known:
-        raise PekaError(
-            f"unknown recipe value {', '.join(sorted(map(str, unknown)))}; known: {', '.join(sorted(known))}"
-        )
-    return Recipe(**values)
+def _filled(kind: type, values: dict, group: str):
+    _refuse_unknown(values, [f.name for f in dataclasses.fields(kind)], f"{group} value")
+    return kind(**values)

@@ -260,7 +260,7 @@ class Run:
             OWN_NAMES.get(name, name): value for name, value in self.profile.source_options.items()
         }
         if world == "few":
-            options |= {"patients": self.profile.few["patients"], "folds": 2}
+            options |= {"patients": self.profile.chapters.few["patients"], "folds": 2}
         if self.same_tissue(world):
             options |= {"hidden": _hidden(world), "counts_for": self.cohort().path}
         return options
@@ -321,7 +321,7 @@ class Run:
         """
         recipe = rung.change(self.profile.recipe)
         if world == "few":
-            return dataclasses.replace(recipe, epochs=self.profile.few["epochs"], set_aside=0.0)
+            return dataclasses.replace(recipe, epochs=self.profile.chapters.few["epochs"], set_aside=0.0)
         return recipe.for_split(
             split is not None and split.mixes(self.cohort(world).obs["sample"].to_numpy())
         )
