@@ -33,7 +33,11 @@ def test_one_file_holds_the_papers_cohorts_and_their_variants():
     assert len(names) == 16 and len([n for n in profile_titles() if n.startswith("hest")]) == 4
     plain, run = load_profile("hest-lung"), load_profile("hest-lung-as-run")
     nested, full = load_profile("hest-liver-nested"), load_profile("hest-breast-full")
-    assert [p.source_options["cohort"] for p in (plain, nested, full)] == ["lung", "liver", "breast"]
+    assert [p.source_options["cohort"] for p in (plain, nested, full)] == [
+        "lung",
+        "liver",
+        "breast",
+    ]
     assert plain.recipe == dataclasses.replace(RECIPES["as_written"], targets=("attn.qkv",))
     assert run.recipe == RECIPES["as_run"] and (plain.all_methods, run.all_methods) == (
         ("bat",),
