@@ -18,7 +18,7 @@ from .genes import authors_genes, log_cp10k, variable_genes
 from .layout.gene_columns import columns_of
 from .layout.tables import copies
 from .recipe import mixes_patients
-from .values import told_of
+from .values import prefixed_errors
 
 HELD_OUT = {"patients": "group", "sections": "sample"}  # scheme -> column that no split may share
 
@@ -189,7 +189,7 @@ def make_tasks(cohort: Cohort, protocol: Protocol) -> list[Task]:
         lists = [variable_genes(log, adata, train, protocol.n_genes, seen) for train in rows]
     else:
         genes = _fixed_genes(cohort, adata, protocol)
-        with told_of(cohort.path):
+        with prefixed_errors(cohort.path):
             adata = adata[:, columns_of(adata.var_names, genes)].copy()  # (n, g) is all it needs
         log, lists = log_cp10k(adata, dense=False), [genes] * len(splits)
     pairs = zip(splits, lists, strict=True)
