@@ -2,120 +2,96 @@
 
 import errno
 import importlib.metadata
+from pathlib import Path
 
 import pytest
 
-from peka_core.commands import doctor, plan
+from peka_core import places
+from peka_core.commands import doctor, needs
 from peka_core.commands.command_line import main
 from peka_core.runner.profile import load_profile
 
 
-def states(lines):
+def states(lines) -> dict[str, str]:
     return {name: state for state, name, _ in lines}
 
 
-def test_this_machine_passes_and_tokens_are_not_shown(monkeypatch, capsys):
+def test_this_machine_passes_and_tokens_are_not_shown(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("HF_TOKEN", "hf_very_secret")
     monkeypatch.delenv("PEKA_MIRROR", raising=False)
     assert main(["doctor"]) == 0
     said = capsys.readouterr().out
     assert "hf_very_secret" not in said and "HF_TOKEN" in said and "problem" not in said
-
-
-def test_a_mirror_that_is_not_there_is_a_problem(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("PEKA_MIRROR", str(tmp_path / "nowhere"))
-    assert main(["doctor"]) == 1
-    assert "is no folder" in capsys.readouterr().out
+    assert main(["doctor"]) == 1 and str(tmp_path / "nowhere") in capsys.readouterr().out
 
 
-def test_packages_are_compared_with_the_pins(tmp_path, monkeypatch):
+def test_packages_are_compared_with_the_pins(tmp_path):
     here = importlib.metadata.version("numpy")
-    pins = tmp_path / "constraints.txt"
-    pins.write_text(f"numpy=={here}\nSciKit_Learn==0.0.1\n")
-    (line,) = doctor.packages(pins)
-    assert (
-        line[0] == "note"
-        and "scikit-learn" in line[2]
-        and "pinned 0.0.1" in line[2]
-        and "numpy" not in line[2]
-    )
+    (tmp_path / "pins.txt").write_text(f"numpy=={here}\nSciKit_Learn==0.0.1\n")
+    (line,) = doctor.packages(tmp_path / "pins.txt")
+    assert line[0] == "note" and "numpy" not in line[2]
+    assert "scikit-learn" in line[2] and "pinned 0.0.1" in line[2]
 
 
 @pytest.mark.parametrize(
-    ("asked", "state", "word"),
+    ("wanted", "state", "name"),
     [
-        (["no-such-package>=1"], "problem", "not installed"),
-        (["numpy>=999"], "problem", "too old"),
-        (["numpy; extra == 'test'"], "ok", "0 as pinned"),
+        ("no-such-package>=1", "problem", "no-such-package"),
+        ("numpy>=999", "problem", "numpy"),
+        ("numpy; extra == 'test'", "ok", "packages"),
     ],
 )
-def test_missing_and_old_packages_are_problems(monkeypatch, asked, state, word):
-    monkeypatch.setattr(importlib.metadata, "requires", lambda name: asked)
-    first = next(doctor.packages())
-    assert first[0] == state and word in first[2]
+def test_missing_and_old_packages_are_problems(monkeypatch, wanted, state, name):
+    monkeypatch.setattr(importlib.metadata, "requires", lambda _: [wanted])
+    assert next(doctor.packages())[:2] == (state, name)
 
 
-def test_too_little_disk_or_memory_is_a_problem(monkeypatch, tmp_path):
-    monkeypatch.setattr(doctor, "_free_gb", lambda folder: 0.5)
-    monkeypatch.setattr(doctor, "_memory_gb", lambda: 1.0)
+def test_too_little_disk_or_memory_is_a_problem(monkeypatch):
+    monkeypatch.setattr(doctor, "free_gb", lambda folder: 0.5)
+    monkeypatch.setattr(doctor, "memory_gb", lambda: 1.0)
     found = states(doctor.examine())
     assert found["disk of runs"] == found["memory"] == "problem"
 
 
-def test_free_space_of_a_folder_that_is_not_there_yet_is_its_parents(tmp_path):
-    assert doctor._free_gb(tmp_path / "not" / "yet") == pytest.approx(
-        doctor._free_gb(tmp_path), rel=0.01
-    )
-
-
-def test_a_folder_that_may_not_be_written_is_a_problem_for_runs_and_a_note_for_downloads(
-    monkeypatch, tmp_path
-):
-    def refused(dir, prefix):
-        assert dir.is_dir()  # the nearest that is there
+def test_a_folder_that_may_not_be_written_is_noticed(monkeypatch):
+    def refused(dir: Path, prefix: str):
+        assert dir.is_dir()  # the nearest one that exists
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(doctor.tempfile, "TemporaryFile", refused)
-    found = {name: (state, text) for state, name, text in doctor.examine()}
-    assert found["disk of runs"][0] == "problem" and found["disk of downloads"][0] == "note"
-    assert "Permission denied" in found["disk of runs"][1]
+    found = states(doctor.examine())
+    assert found["disk of runs"] == "problem" and found["disk of downloads"] == "note"
 
 
 def test_trying_to_write_leaves_nothing(monkeypatch, tmp_path):
-    monkeypatch.setattr(doctor, "root", lambda: tmp_path)
+    monkeypatch.setattr(places, "root", lambda: tmp_path)
     monkeypatch.setenv("PEKA_CACHE", str(tmp_path / "cache"))
     assert states(doctor.examine())["disk of runs"] == "ok" and list(tmp_path.iterdir()) == []
 
 
 def test_a_profile_is_compared_with_this_machine(monkeypatch, tmp_path):
     monkeypatch.delenv("PEKA_MIRROR", raising=False)
-    monkeypatch.setattr(doctor, "_memory_gb", lambda: 64.0)
-    monkeypatch.setattr(doctor, "_free_gb", lambda folder: 100.0)
-    profile = load_profile("smoke")
-    names = ["profile: memory", "profile: runs", "profile: downloads"]
-    assert [line[:2] for line in doctor.room(profile)] == [("ok", name) for name in names]
-    need = plan.needs(profile)
-    monkeypatch.setattr(doctor, "_memory_gb", lambda: need.ram - 0.1)
-    monkeypatch.setattr(doctor, "_free_gb", lambda folder: need.runs / 2)
-    assert states(doctor.room(profile)) == dict(
-        zip(names, ["problem", "problem", "ok"])
-    )  # nothing is downloaded
-    monkeypatch.setattr(plan, "needs", lambda *_: plan.Needs(1.0, 4.0, 8.0))
-    monkeypatch.setattr(doctor, "_free_gb", lambda folder: 10.0)
-    for shared, state in (
-        (True, "problem"),
-        (False, "ok"),
-    ):  # each fits by itself, both together do not
-        monkeypatch.setattr(doctor, "_same_disk", lambda *_: shared)
-        assert states(doctor.room(profile)) == dict(zip(names, ["ok", state, state]))
-    monkeypatch.setenv("PEKA_MIRROR", str(tmp_path))
-    monkeypatch.setattr(doctor, "_same_disk", lambda *_: True)
-    assert states(doctor.room(profile)) == dict.fromkeys(names, "ok")
+    profile, found = load_profile("smoke"), lambda: list(states(doctor.room(profile)).values())
+    for need, memory, free, expected in (
+        ((1, 4, 8), 2, 20, ["ok", "ok", "ok"]),
+        ((1, 4, 8), 0.9, 20, ["problem", "ok", "ok"]),
+        ((1, 4, 8), 2, 10, ["ok", "problem", "problem"]),  # each fits alone, together they do not
+        ((1, 4, 0), 2, 3, ["ok", "problem", "ok"]),
+    ):
+        monkeypatch.setattr(needs, "needs", lambda *_, need=need: needs.Needs(*need))
+        monkeypatch.setattr(doctor, "memory_gb", lambda memory=memory: memory)
+        monkeypatch.setattr(doctor, "free_gb", lambda _, free=free: free)
+        assert found() == expected
+    monkeypatch.setattr(needs, "needs", lambda *_: needs.Needs(1, 4, 8))
+    monkeypatch.setattr(doctor, "free_gb", lambda _: 10)
+    monkeypatch.setenv("PEKA_MIRROR", str(tmp_path))  # nothing is downloaded
+    assert found() == ["ok", "ok", "ok"]
 
 
 def test_a_container_has_the_memory_that_it_is_allowed(monkeypatch, tmp_path):
-    whole = doctor._memory_gb()
-    monkeypatch.setattr(doctor, "LIMIT", tmp_path / "memory.max")
-    for text, gb in (("1073741824\n", 1.0), ("max\n", whole), (str(2**60), None)):
+    monkeypatch.setattr(doctor, "CGROUP", tmp_path / "memory.max")
+    whole = doctor.memory_gb()
+    for text, gb in (("1073741824\n", 1.0), ("max\n", whole), (str(2**60), whole)):
         (tmp_path / "memory.max").write_text(text)
-        assert doctor._memory_gb() == gb or (gb is None and doctor._memory_gb() >= whole)
+        assert doctor.memory_gb() == gb
