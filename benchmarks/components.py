@@ -69,17 +69,11 @@ def seeds(work: Run, rungs: list[Rung], split: str, numbers: tuple[int, ...]) ->
     frozen features stay.
     """
     strict, rows = PROTOCOLS["strict"], []
-    frozen = stages.score(work, "frozen", strict, split=split)
+    frozen = stages.score(work, "frozen", strict, splits=(split,))
     for number in numbers:
         again = replace(work, profile=replace(work.profile, seed=number))
-        again.cohort, again.tiles, again.tasks, again.encoder = (
-            work.cohort,
-            work.tiles,
-            work.tasks,
-            work.encoder,
-        )  # read once
         for rung in rungs:
-            scored = stages.score(again, rung, strict, split=split)
+            scored = stages.score(again, rung, strict, splits=(split,))
             found, made = paired(scored.scores, frozen.scores)["values"], made_by(scored, frozen)
             rows += [
                 {"label": rung.name, "seed": number, "patient": patient, "difference": value} | made

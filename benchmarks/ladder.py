@@ -36,7 +36,9 @@ def main() -> int:
         key: yaml.safe_load(value)
         for key, _, value in (item.partition("=") for item in arguments.p)
     }
-    made = in_each(arguments, arguments.name, lambda work: studies.ladder(work, SPLIT), overrides)
+    made = in_each(
+        arguments, arguments.name, lambda work: studies.ladder(work, (SPLIT,)), overrides
+    )
     table = replicate(made).assign(
         protocol="strict",
         scope="nested",

@@ -36,7 +36,7 @@ def digest_of_code(
     """
     total = hashlib.sha256()
     for name in sorted(_closure(begin, aside, package)):
-        total.update(f"{name}:{_digest(package, name)}\n".encode())
+        total.update(f"{name}:{digest_of_module(name, package)}\n".encode())
     return total.hexdigest()[:12]
 
 
@@ -82,7 +82,8 @@ def _imports(package: Path, name: str) -> frozenset[str]:
 
 
 @functools.cache
-def _digest(package: Path, name: str) -> str:
+def digest_of_module(name: str, package: Path = PACKAGE) -> str:
+    """Hex sha256 of one module alone, without what it imports."""
     return hashlib.sha256("\n".join(_said(_tree(package, name))).encode()).hexdigest()
 
 

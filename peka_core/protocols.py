@@ -5,6 +5,7 @@ object, and a score always carries its name.
 """
 
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
 import anndata as ad
 import numpy as np
@@ -23,6 +24,15 @@ from .values import prefixed_errors
 HELD_OUT = {"patients": "group", "sections": "sample"}  # scheme -> column that no split may share
 
 
+class Scope(StrEnum):
+    """Which spots the alignment behind a score has seen."""
+
+    NESTED = "nested"  # the training spots of the scored split
+    ALL = "all"  # every spot, the scored ones too
+    GIVEN = "given"  # whatever the one who gave the features trained on
+    NONE = "none"  # nothing was aligned
+
+
 @dataclass(frozen=True)
 class Protocol:
     """One way to score features.
@@ -39,8 +49,7 @@ class Protocol:
             stands for HEST-Benchmark's rule, 100 / (components x genes).
         pooling: PCC over all test spots of a fold (`pooled`), or in each `section`, then patients.
         merge_duplicates: whether copies of a section are left out of training and of test.
-        scope: the spots that align by default, `all` or `nested` in the split's training spots;
-            `given` where the features come from elsewhere.
+        scope: the spots that align where nothing else is asked for.
         zeros: `drop` where a gene is fitted and scored only on the spots that counted it.
         target: what is predicted, a key of `TARGETS`.
         standardise: whether features are standardised before the PCA.
@@ -56,7 +65,7 @@ class Protocol:
     alphas: tuple[float, ...]
     pooling: str
     merge_duplicates: bool
-    scope: str
+    scope: Scope
     zeros: str = "keep"
     target: str = "ln_cp10k"
     standardise: bool = True
@@ -114,23 +123,23 @@ PROTOCOLS = {
         # The paper as written (Methods). KFold's seed and the scaler are from the authors' code.
         Protocol(
             "peka_paper", "spots", "all", alphas=(1.0,), pooling="pooled", merge_duplicates=False,
-            scope="all",
+            scope=Scope.ALL,
         ),
         # The authors' code (RunningStone/PEKA bf9c6f5), with rules that their text does not give.
         Protocol(
             "peka_official", "spots", "authors", alphas=(1.0,), pooling="pooled",
-            merge_duplicates=False, scope="all", zeros="drop", target="log2_cp10k",
+            merge_duplicates=False, scope=Scope.ALL, zeros="drop", target="log2_cp10k",
             standardise=False, gene_folds=True, inner_holdout=True, min_spots=322,
         ),
         # HEST-Benchmark (mahmoodlab/HEST afd42c3), on its own splits and genes.
         Protocol(
             "hest_bench", "cohort", "file", alphas=(), pooling="pooled", merge_duplicates=False,
-            scope="given", target="ln_counts",
+            scope=Scope.GIVEN, target="ln_counts",
         ),
         # Ours: the score that a new patient's slide would get.
         Protocol(
             "strict", "cohort", "train", alphas=tuple(np.logspace(-1, 5, 13)), pooling="section",
-            merge_duplicates=True, scope="nested",
+            merge_duplicates=True, scope=Scope.NESTED,
         ),
     )
 }  # fmt: skip
@@ -139,6 +148,42 @@ PROTOCOLS = {
 def protocol_of(split: str) -> Protocol:
     """The protocol whose splits have this name: `peka_paper` for shuffled spots, else `strict`."""
     return PROTOCOLS["peka_paper" if mixes_patients(split) else "strict"]
+
+
+def split_named(cohort: Cohort, name: str) -> Split:
+    """A split by its name: `all`, which trains on every spot and tests none; `spots/i`, the shuffled
+    folds of `peka_paper`; or one of the cohort's own, without the copies of sections.
+
+    Raises:
+        PekaError: the cohort has no such split.
+    """
+    if name == "all":
+        n = len(cohort.obs)
+        return Split("all", np.ones(n, bool), np.zeros(n, bool))
+    for split in protocol_of(name).splits(cohort):
+        if split.name == name:
+            return split
+    raise PekaError(
+        f"{cohort.path}: no split {name!r}; this cohort has {[s.name for s in cohort.splits]}"
+    )
+
+
+def aligned_on(
+    cohort: Cohort, protocol: Protocol, splits: list[Split], scope: Scope
+) -> list[Split]:
+    """For each scored split, the split whose training spots the alignment sees.
+
+    Raises:
+        PekaError: scope nested where each gene has folds of its own, which leave no spot out.
+    """
+    if scope == Scope.ALL:
+        return [split_named(cohort, "all")] * len(splits)
+    if protocol.gene_folds:
+        raise PekaError(
+            f"protocol {protocol.name} gives each gene folds of its own, so no spot is held out from "
+            "all of them and no alignment can be nested in them: score it with scope all"
+        )
+    return splits
 
 
 @dataclass(frozen=True)
@@ -215,6 +260,26 @@ TARGETS = {  # name -> targets (n, g) float32, from ln CP10K and from the counts
     "log2_cp10k": lambda log, counts: log.toarray() / np.float32(np.log(2)),
     "ln_counts": lambda log, counts: np.log1p(counts.X.toarray()),
 }
+
+
+def genes_of_split(tasks: list[Task], split: Split) -> np.ndarray:
+    """Targets (n, g) of the genes that a protocol chose for a split.
+
+    Args:
+        tasks: of the protocol that has this split; for the split `all`, the first one is taken.
+
+    Raises:
+        PekaError: none of the tasks has these training spots.
+    """
+    same = [task for task in tasks if np.array_equal(task.split.train, split.train)]
+    if not same and split.name == "all":
+        same = tasks
+    if not same:
+        raise PekaError(
+            f"taught by genes on {split.name}: no known protocol has a split of these training "
+            "spots, so no genes are known"
+        )
+    return same[0].targets
 
 
 def _task(

@@ -2,7 +2,9 @@
 
 import math
 
+import anndata as ad
 import numpy as np
+import pandas as pd
 from sklearn.linear_model import RidgeCV
 from sklearn.metrics import r2_score
 from sklearn.neighbors import NearestNeighbors
@@ -54,3 +56,13 @@ def alignment_quality(
 def _neighbours(x: np.ndarray, k: int) -> np.ndarray:
     """Rows of the k nearest other rows, (m, k)."""
     return NearestNeighbors(n_neighbors=k).fit(x).kneighbors(return_distance=False)
+
+
+def umap_points(features: np.ndarray, spots: pd.Index) -> pd.DataFrame:
+    """Two UMAP coordinates `x`, `y` of each spot, from features (n, d). scanpy, seed 0."""
+    import scanpy as sc
+
+    table = ad.AnnData(obs=pd.DataFrame(index=spots), obsm={"X_features": features})
+    sc.pp.neighbors(table, use_rep="X_features", random_state=0)
+    sc.tl.umap(table, random_state=0)
+    return pd.DataFrame(table.obsm["X_umap"], index=spots, columns=["x", "y"]).round(3)

@@ -105,6 +105,11 @@ class Student(nn.Module):
             else {f"rank_{name}": r for name, r in self.allocation.ranks().items()}
         )
 
+    @property
+    def keeps_features(self) -> bool:
+        """Whether its encoder space is that of the frozen encoder: no adapter, and the same pixels."""
+        return self.method == "projector_only" and self.recipe.pixels == "normalised"
+
     def project(self, features: Tensor) -> Tensor:
         """Features (n, d) -> teacher space (n, d_t)."""
         return self.projector(features)
@@ -235,6 +240,19 @@ def project_features(student: Student, features: np.ndarray) -> np.ndarray:
     """Projected space (n, d_t) of features (n, d) that are at hand already, for a student without an adapter."""
     with torch.no_grad():
         return student.project(torch.as_tensor(features, device=student.device)).cpu().numpy()
+
+
+def in_space(embedded, space: str, frozen: np.ndarray | None = None) -> np.ndarray:
+    """Features (n, d) of all spots in one space.
+
+    Args:
+        embedded: arrays by name, `X_encoder` and `X_projected`, such as the obsm of a features table.
+        space: `encoder`, `projected`, or `concat`: the frozen features beside the projected ones.
+        frozen: features (n, d) of the frozen encoder, which only `concat` needs.
+    """
+    if space == "concat":
+        return np.concatenate([frozen, embedded["X_projected"]], axis=1)  # (n, d + d_t)
+    return embedded[f"X_{space}"]
 
 
 def count_parameters(student: Student) -> dict[str, int]:

@@ -1,8 +1,9 @@
-"""What a student is trained towards: the teacher's vectors, the same permuted within sections, or the genes themselves.
+"""What a student is trained towards: the teacher's vectors, these permuted in sections, or genes.
 
 Everything here takes arrays over all n spots, and looks at training spots alone where it fits or chooses something.
 """
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 
@@ -38,13 +39,45 @@ def gene_targets(targets: np.ndarray, seen: np.ndarray) -> np.ndarray:
     return (targets - targets[seen].mean(0)) / (targets[seen].std(0) + 1e-6)
 
 
-def filled(x_teacher: np.ndarray, usable: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """X_teacher (n, d_t) as features: a spot that the teacher could not use is the mean of the usable training spots."""
-    return (
-        x_teacher
-        if usable.all()
-        else np.where(usable[:, None], x_teacher, x_teacher[usable & seen].mean(0))
-    )
+def lesson(
+    embedded: ad.AnnData, taught_by: str, seed: int, genes: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Targets `(n, d_t)` and pseudo-labels `(n,)` of all spots, for `align`.
+
+    A spot that the teacher could not use has label -1, and no student is trained on it.
+
+    Args:
+        embedded: what `embed_spots` returned, with obs column sample.
+        taught_by: `teacher`; `permuted_teacher`, whose rows are shuffled within each section; or
+            `genes`, the target genes instead of the teacher's vectors.
+        seed: of the permutation.
+        genes: the target genes `(n, g)`, which only `genes` needs.
+    """
+    x_teacher, seen = embedded.obsm["X_teacher"], embedded.obs["teacher_train"].to_numpy()
+    labels = embedded.obs["pseudo_label"].to_numpy().astype(int)
+    if taught_by == "permuted_teacher":
+        order = permuted_teacher(embedded.obs["sample"].to_numpy(object), seen, labels, seed)
+        return x_teacher[order], labels[order]
+    if taught_by == "genes":
+        return gene_targets(genes, seen), labels
+    return x_teacher, labels
+
+
+def teacher_as_features(embedded: ad.AnnData) -> np.ndarray:
+    """X_teacher `(n, d_t)` as features, for a head that predicts genes from the teacher itself.
+
+    A spot that the teacher could not use gets the mean of the usable training spots.
+    """
+    x_teacher, seen = embedded.obsm["X_teacher"], embedded.obs["teacher_train"].to_numpy()
+    usable = embedded.obs["pseudo_label"].to_numpy() >= 0
+    if usable.all():
+        return x_teacher
+    return np.where(usable[:, None], x_teacher, x_teacher[usable & seen].mean(0))
+
+
+def training_spots(obs: pd.DataFrame, train: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Which training spots `(n,)` teacher and alignment see: those of a share of the patients."""
+    return some_patients(validation_groups(obs, train), train, share, seed)
 
 
 def some_patients(groups: np.ndarray, train: np.ndarray, share: float, seed: int) -> np.ndarray:

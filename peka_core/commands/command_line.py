@@ -21,9 +21,10 @@ from ..device import check_device
 from ..errors import PekaError
 from ..files import CANNOT_WRITE, no_access, write_json
 from ..recipe import METHODS
+from ..runner.cohort_folder import has_cohort
 from ..runner.profile import Profile, load_profile, profile_titles
 from ..runner.profile_checks import check_complete, source_of
-from ..runner.run import Run, has_cohort, open_run, run_folder
+from ..runner.run import Run, open_run, run_folder
 from ..values import absolute, read_yaml
 from .interrupts import LastingStream, interrupted_once
 from .notebooks import CHAPTERS, execute
@@ -245,7 +246,7 @@ def _ladder(arguments: argparse.Namespace) -> None:
         if name in studies.DRAWN_ONLY and work.profile.source != "demo":
             continue
         started = time.perf_counter()
-        path = save_table(study(work, ",".join(splits[:how_many])), work.folder / "results", name)
+        path = save_table(study(work, splits[:how_many]), work.folder / "results", name)
         print(f"{path}: {time.perf_counter() - started:.0f} s", flush=True)
 
 

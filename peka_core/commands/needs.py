@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from ..downloads.manifest import load_manifest
+from ..drawn.worlds import OWN
 from ..encoders import Encoder
 from ..errors import PekaError
 from ..models import backbones, scfoundation
@@ -146,7 +147,7 @@ def work_of(profile: Profile, spots: int, splits: int) -> Iterator[Work]:
     for name in profile.encoders:
         yield Work("frozen features", name, "none", 0, spots)
     for what, split, world in profile.alignments([f"patients/{i}" for i in range(splits)]):
-        if world == "on":
+        if world == OWN:
             rung = as_rung(what)
             recipe = rung.change(profile.recipe).for_split(mixes_patients(split))
             share = 1.0 if split == "all" else 0.8 if mixes_patients(split) else 1 - 1 / splits

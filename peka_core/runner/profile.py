@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..drawn.worlds import OFF, OWN, World, few_patients
 from ..errors import PekaError
 from ..recipe import RECIPES, Recipe
 from ..values import absolute, fitted, fitted_fields, prefixed_errors, read_mapping
@@ -88,7 +89,7 @@ class Profile:
 
     def alignments(
         self, splits: list[str], off: list[str] = ()
-    ) -> list[tuple[Rung | str, str, str]]:
+    ) -> list[tuple[Rung | str, str, World]]:
         """(method or rung, split, world) of everything that chapter 3 aligns.
 
         Args:
@@ -96,12 +97,14 @@ class Profile:
             off: names of the splits of world `off`.
         """
         shown, first = self.chapters, first_adapter(self.all_methods)
-        plan = [(method, split, "on") for method in self.methods for split in splits]
-        plan += [(method, "all", "on") for method in self.all_methods]
-        plan += [(first, "spots/0", "on")] if first and shown.scope_effect else []
-        plan += [(rung, "all", "on") for rung in self.others if rung.method != "none"]
-        plan += [("bat", split, "off") for split in list(off)[: shown.cues_off_splits]]
-        return plan + [(first, s, "few") for s in ("all", "spots/0") if first and shown.few]
+        plan = [(method, split, OWN) for method in self.methods for split in splits]
+        plan += [(method, "all", OWN) for method in self.all_methods]
+        plan += [(first, "spots/0", OWN)] if first and shown.scope_effect else []
+        plan += [(rung, "all", OWN) for rung in self.others if rung.method != "none"]
+        plan += [("bat", split, OFF) for split in list(off)[: shown.cues_off_splits]]
+        return plan + [
+            (first, s, few_patients(shown.few)) for s in ("all", "spots/0") if first and shown.few
+        ]
 
 
 @functools.cache

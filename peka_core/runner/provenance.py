@@ -39,3 +39,17 @@ def provenance(device: str = "") -> dict:
         "packages": versions(),
         "device": device_name(device),
     }
+
+
+def maker(facts: dict) -> dict[str, str]:
+    """What made a number, in the columns of a table: commit, device, versions and code.
+
+    Args:
+        facts: what the unit's `unit.json` says.
+    """
+    versions = "; ".join(f"{name} {version}" for name, version in facts["packages"].items())
+    code = facts["unit"].get("code", "")
+    return {name: facts[name] for name in ("commit", "device")} | {
+        "versions": versions,
+        "code": code,
+    }

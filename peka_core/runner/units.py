@@ -52,9 +52,7 @@ class Unit:
         space: `encoder`, `projected` or `concat`.
         protocol: name of the evaluation protocol.
         rules: digest of all of the protocol's rules, since a changed one may keep its name.
-        zeros: `keep` or `drop`, the protocol's zero rule.
-        scope: `nested` or `all`: which spots the alignment saw; of a `umap` the rows that its pseudo-labels were fitted on.
-        share: share of the split's training patients that were used.
+        scope: `nested` or `all`: which spots the alignment saw.
         seed: seed of the alignment, or of a drawn control.
         code: digest of the code that makes it.
     """
@@ -71,9 +69,7 @@ class Unit:
     space: str = ""
     protocol: str = ""
     rules: str = ""
-    zeros: str = ""
     scope: str = ""
-    share: float = 1.0
     seed: int = 0
     code: str = ""
 

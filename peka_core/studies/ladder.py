@@ -3,7 +3,7 @@
 Every study is a function of a run; its numbers are differences to the frozen encoder, paired over held-out patients.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -14,6 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
 
+from ..drawn.worlds import OFF, OWN, hidden_cues
 from ..evaluation import evaluate
 from ..protocols import PROTOCOLS
 from ..recipe import RECIPES
@@ -56,11 +57,11 @@ LAMBDAS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of L_KD; L_struct has the rest
 ALPHAS = tuple(10.0**power for power in range(-1, 6))
 
 
-def ladder(work: Run, split: str = "") -> pd.DataFrame:
+def ladder(work: Run, splits: Sequence[str] = ()) -> pd.DataFrame:
     """Every rung minus the frozen encoder under `strict`: one row a rung and gene set.
 
     Args:
-        split: these splits alone (names, with commas); empty: all of the cohort's own.
+        splits: names of the splits to score; empty means all of the cohort's own.
     """
     rows = [
         ("rung", rung)
@@ -73,13 +74,15 @@ def ladder(work: Run, split: str = "") -> pd.DataFrame:
         PROTOCOLS["strict"],
         tqdm(rows, desc="ladder", unit="rung"),
         scheme=scheme,
-        split=split,
+        splits=splits,
     )
     by_patient = [
         " ".join(f"{name}:{v:.4f}" for name, v in values.items()) for values in table["values"]
     ]
     table = table.drop(columns="label").rename(columns={"rung": "label"}).assign(values=by_patient)
-    return _named(work, table).assign(protocol="strict", scope="nested", splits=split or "all")
+    return _named(work, table).assign(
+        protocol="strict", scope="nested", splits=",".join(splits) or "all"
+    )
 
 
 def scope_effects(work: Run, split: str = "spots/0") -> pd.DataFrame:
@@ -89,12 +92,12 @@ def scope_effects(work: Run, split: str = "spots/0") -> pd.DataFrame:
     quarter more spots and steps.
     """
     paper, rows = PROTOCOLS["peka_paper"], []
-    base = stages.score(work, "frozen", paper, split=split)
+    base = stages.score(work, "frozen", paper, splits=(split,))
     for rung in tqdm(
         [r for r in work.profile.ladder if isinstance(r, Rung)], desc="scope effects", unit="rung"
     ):
         made = {"frozen": base} | {
-            scope: stages.score(work, rung, paper, scope, split) for scope in ("nested", "all")
+            scope: stages.score(work, rung, paper, scope, (split,)) for scope in ("nested", "all")
         }
         for a, b in (("nested", "frozen"), ("all", "frozen"), ("all", "nested")):
             found = _without_values(paired(made[a].scores, made[b].scores)) | tables.made_by(
@@ -106,8 +109,8 @@ def scope_effects(work: Run, split: str = "spots/0") -> pd.DataFrame:
     )
 
 
-def curves(work: Run, split: str) -> pd.DataFrame:
-    """bat minus frozen under `strict` on `split`, for one value of the recipe changed at a time."""
+def curves(work: Run, splits: Sequence[str]) -> pd.DataFrame:
+    """bat minus frozen under `strict` on `splits`, for one value of the recipe changed at a time."""
     plain, points = work.profile.recipe, []
     for title, (name, values) in CURVES.items():
         points += [
@@ -131,10 +134,10 @@ def curves(work: Run, split: str) -> pd.DataFrame:
                 Rung("bat", recipe=longer, share=share),
             )
         )
-    return _against_frozen(work, points, split)
+    return _against_frozen(work, points, splits)
 
 
-def recipes(work: Run, split: str) -> pd.DataFrame:
+def recipes(work: Run, splits: Sequence[str]) -> pd.DataFrame:
     """minus frozen under `strict`: the profile's recipe, each switch between paper and code by itself, and both as a whole.
 
     In encoder space; the whole recipes in projected space too, which is what paper and code hand to the head. They keep their
@@ -149,20 +152,20 @@ def recipes(work: Run, split: str) -> pd.DataFrame:
             (f"{name}, whole ({space})", Rung(method, space, recipe=changes))
             for space in ("encoder", "projected")
         ]
-    return _against_frozen(work, [("recipe", name, rung) for name, rung in points], split)
+    return _against_frozen(work, [("recipe", name, rung) for name, rung in points], splits)
 
 
-def cue_shares(work: Run, split: str) -> pd.DataFrame:
+def cue_shares(work: Run, splits: Sequence[str]) -> pd.DataFrame:
     """bat minus frozen on the same tissue, with 0, a quarter, ... of the cue genes' law hidden from the frozen encoder."""
-    worlds = {0.0: "off", 0.25: "hidden=0.25", 0.5: "hidden=0.5", 0.75: "hidden=0.75", 1.0: "on"}
+    worlds = {0.0: OFF} | {s: hidden_cues(s) for s in (0.25, 0.5, 0.75)} | {1.0: OWN}
     points = [
         ("share of the cues that is hidden", share, Rung("bat"), world)
         for share, world in worlds.items()
     ]
-    return _against_frozen(work, points, split)
+    return _against_frozen(work, points, splits)
 
 
-def alphas(work: Run, split: str) -> pd.DataFrame:
+def alphas(work: Run, splits: Sequence[str]) -> pd.DataFrame:
     """bat minus frozen under `strict` at one fixed penalty of the head after the other: a bad one fakes a win."""
     strict, rows = PROTOCOLS["strict"], []
     for alpha in ALPHAS:
@@ -170,7 +173,7 @@ def alphas(work: Run, split: str) -> pd.DataFrame:
         tasks = [
             replace(task, protocol=fixed)
             for task in work.tasks(strict)
-            if task.split.name in split.split(",")
+            if task.split.name in splits
         ]
         score = lambda rung: (
             evaluate(
@@ -188,29 +191,26 @@ def alphas(work: Run, split: str) -> pd.DataFrame:
             .mean()
         )
         rows.append({"alpha": alpha, "frozen": level, **_without_values(paired(bat, frozen))})
-    made = _made_with(work, ("frozen", "bat"), split.split(","))
+    made = _made_with(work, ("frozen", "bat"), splits)
     return _named(work, pd.DataFrame(rows)).assign(
-        protocol="strict, alpha fixed", split=split, **made
+        protocol="strict, alpha fixed", split=",".join(splits), **made
     )
 
 
-def forgetting(work: Run, split: str = "") -> pd.DataFrame:
+def forgetting(work: Run, splits: Sequence[str] = ()) -> pd.DataFrame:
     """The drawn tissue type read from features of held-out patients: balanced accuracy of each rung, and minus frozen.
 
     A logistic regression on standardised features, fitted on the split's training spots. No alignment was told the
     type, so this is what adapting the encoder to counts did to something else that it knew.
     """
-    splits = [
-        s
-        for s in PROTOCOLS["strict"].splits(work.cohort())
-        if not split or s.name in split.split(",")
-    ]
+    known = PROTOCOLS["strict"].splits(work.cohort())
+    scored = [split for split in known if not splits or split.name in splits]
     rungs = {"frozen encoder": "frozen"} | {
         r.name: r for r in work.profile.ladder if isinstance(r, Rung) and r.space == "encoder"
     }
     rungs |= {"random encoder": "random"}
     found = {
-        label: _type_accuracy(work, rung, splits)
+        label: _type_accuracy(work, rung, scored)
         for label, rung in tqdm(rungs.items(), desc="forgetting")
     }
     rows = []
@@ -221,9 +221,9 @@ def forgetting(work: Run, split: str = "") -> pd.DataFrame:
         rows.append(
             {"label": label, "balanced_accuracy": accuracy.mean(), "n": len(accuracy)} | change
         )
-    made = _made_with(work, rungs.values(), [s.name for s in splits])
+    made = _made_with(work, rungs.values(), [split.name for split in scored])
     return _named(work, pd.DataFrame(rows)).assign(
-        task="tissue_type", splits=split or "all", **made
+        task="tissue_type", splits=",".join(splits) or "all", **made
     )
 
 
@@ -253,16 +253,13 @@ def _type_accuracy(work: Run, rung: Rung | str, splits: list) -> pd.Series:
     return pd.Series(values)
 
 
-def _against_frozen(work: Run, points: list, split: str) -> pd.DataFrame:
+def _against_frozen(work: Run, points: list, splits: Sequence[str]) -> pd.DataFrame:
     """bat minus frozen for (curve, value, rung[, world]), all, cue and composition genes."""
     rows = []
     for curve, value, rung, *world in tqdm(points, desc="curves", unit="point"):
+        there = work.at(world[0]) if world else work
         table = tables.difference_table(
-            work,
-            PROTOCOLS["strict"],
-            [("student", rung)],
-            world=world[0] if world else "on",
-            split=split,
+            there, PROTOCOLS["strict"], [("student", rung)], splits=splits
         )
         rows.append(
             table.drop(columns=["label", "rung", "predictor", "values"]).assign(
@@ -270,7 +267,7 @@ def _against_frozen(work: Run, points: list, split: str) -> pd.DataFrame:
             )
         )
     return _named(work, pd.concat(rows, ignore_index=True)).assign(
-        protocol="strict", scope="nested", split=split
+        protocol="strict", scope="nested", split=",".join(splits)
     )
 
 
@@ -289,7 +286,7 @@ def _named(work: Run, table: pd.DataFrame) -> pd.DataFrame:
 
 
 STUDIES: dict[
-    str, tuple[Callable[[Run, str], pd.DataFrame], int | None]
+    str, tuple[Callable[[Run, Sequence[str]], pd.DataFrame], int | None]
 ] = {  # name: study, on how many splits
     "ladder": (ladder, None),
     "ladder_scope": (lambda work, splits: scope_effects(work), None),

@@ -1,5 +1,6 @@
 """Tables of scores: which predictors a profile scores, and one long tidy table of the results."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +14,11 @@ from ..errors import PekaError
 from ..files import write_whole
 from ..layout.gene_columns import joined_genes
 from ..models import scfoundation
-from ..protocols import Protocol
+from ..protocols import Protocol, Scope
 from ..recipe import name_of_recipe
 from ..runner import stages
 from ..runner.code import code_of
-from ..runner.provenance import provenance
+from ..runner.provenance import maker, provenance
 from ..runner.run import PUBLISHED, Run
 from ..runner.rungs import Rung
 from ..runner.units import Unit, codes_here
@@ -98,7 +99,7 @@ def name_of(predictor: Rung | str) -> tuple[str, str, str]:
 
 
 def score_table(
-    work: Run, protocol: Protocol, world: str = "on", rows=None, scope: str = "", split: str = ""
+    work: Run, protocol: Protocol, rows=None, scope: Scope | str = "", splits: Sequence[str] = ()
 ) -> pd.DataFrame:
     """Score every predictor of `rows` (default: `predictors`) and lay the results out, one row per
     scheme, gene set, alpha and pooling.
@@ -111,13 +112,13 @@ def score_table(
     for kind, predictor in tqdm(
         rows or predictors(work, protocol), desc=f"score {protocol.name}", unit="predictor"
     ):
-        scored = stages.score(work, predictor, protocol, scope, split, world)
+        scored = stages.score(work, predictor, protocol, scope, splits)
         name, space, label = name_of(predictor)
         for pooling in ("section", "pooled"):
             part = summarise(scored.scores, protocol, pooling)
             spots = part["scheme"].map(_spots(scored.scores))
             made = (
-                stages.adapters_of(work, predictor, protocol, scope, split, world)
+                stages.adapters_of(work, predictor, protocol, scope, splits)
                 if kind == "student"
                 else ""
             )
@@ -137,9 +138,9 @@ def score_table(
             )
     table = pd.concat(parts, ignore_index=True)
     table = table.assign(
-        headline=table["pooling"] == protocol.pooling, profile=work.profile.name, world=world, protocol=protocol.name,
-        zeros=protocol.zeros, scope=np.where(table["kind"] == "student", scope or protocol.scope, "none"), split=split or ALL_SPLITS,
-        seed=work.profile.seed, recipe=recipe, batch_size=work.profile.recipe.batch_size, cohort=work.cohort(world).digest[:12],
+        headline=table["pooling"] == protocol.pooling, profile=work.profile.name, world=work.world.name, protocol=protocol.name,
+        zeros=protocol.zeros, scope=np.where(table["kind"] == "student", scope or protocol.scope, "none"), split=",".join(splits) or ALL_SPLITS,
+        seed=work.profile.seed, recipe=recipe, batch_size=work.profile.recipe.batch_size, cohort=work.cohort().digest[:12],
     )  # fmt: skip
     return beside_published(table.assign(paper_cohort=(name := paper_cohort(work))), name)
 
@@ -217,19 +218,18 @@ def difference_table(
     protocol: Protocol,
     rows: list[Row],
     against: Rung | str = "frozen",
-    world: str = "on",
     scheme: str | None = None,
-    split: str = "",
+    splits: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Paired differences over patients of each row's predictor to `against`, per gene set.
 
     Columns: label (with the gene set), rung (without), predictor, space, genes, mean, low, high, p, n, values (Series over patients),
     and commit, device, versions and code of both units (`made_by`).
     """
-    base = stages.score(work, against, protocol, split=split, world=world)
+    base = stages.score(work, against, protocol, splits=splits)
     parts = []
     for _, predictor in rows:
-        scored = stages.score(work, predictor, protocol, split=split, world=world)
+        scored = stages.score(work, predictor, protocol, splits=splits)
         name, space, label = name_of(predictor)
         for genes in base.scores["genes"].unique():
             found = paired(scored.scores, base.scores, genes, scheme) | made_by(scored, base)
@@ -287,7 +287,7 @@ def made_by(*what) -> dict[str, str]:
 
 def made_here(device: str = "", work: Run | None = None) -> dict[str, str]:
     """What `made_by` says of numbers that this process computes itself, on a device (the best one where none is given)."""
-    return stages.maker(provenance(device) | {"unit": {"code": code_here(work)}})
+    return maker(provenance(device) | {"unit": {"code": code_here(work)}})
 
 
 def code_here(work: Run | None = None) -> str:

@@ -15,6 +15,7 @@ from peka_core.protocols import PROTOCOLS
 from peka_core.quality import alignment_quality
 from peka_core.runner import stages
 from peka_core.runner.rungs import Rung
+from peka_core.targets import teacher_as_features
 
 CHECKPOINT = Path(__file__).parents[1] / "fixtures" / "scfoundation" / "scfoundation_tiny.ckpt"
 SPLIT = "patients/0"
@@ -123,13 +124,13 @@ def test_quality_and_scores_do_without_the_spots_that_are_left_out(taught, usabl
         (seen & usable).sum(),
         (test & usable).sum(),
     ) and np.isfinite(found["r2"])
-    scores = stages.score(taught, "teacher", PROTOCOLS["strict"], split=SPLIT).scores
+    scores = stages.score(taught, "teacher", PROTOCOLS["strict"], splits=(SPLIT,)).scores
     assert np.isfinite(scores["pcc"]).any()
 
 
 def test_as_features_spots_left_out_are_the_mean_of_the_usable_training_spots(taught, usable):
     made = stages.teacher(taught, SPLIT)
-    x, filled = made.obsm["X_teacher"], stages._filled(made)
+    x, filled = made.obsm["X_teacher"], teacher_as_features(made)
     np.testing.assert_array_equal(filled[usable], x[usable])
     mean = x[usable & taught.rows(SPLIT)[0]].mean(0)
     np.testing.assert_allclose(filled[~usable], np.tile(mean, ((~usable).sum(), 1)), rtol=1e-6)

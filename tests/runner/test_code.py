@@ -19,7 +19,7 @@ from peka_core.places import PACKAGE
 from peka_core.protocols import PROTOCOLS
 from peka_core.runner import code, stages, units
 from peka_core.runner import run as workspace
-from peka_core.runner.code import STAGES, code_of, digest_of_glue
+from peka_core.runner.code import STAGES, code_of
 from peka_core.runner.rungs import Rung
 from peka_core.runner.units import Unit
 
@@ -73,16 +73,7 @@ def test_docstrings_and_words_of_errors_do_not_count(tmp_path):
 
 def test_what_a_stage_runs_counts_and_machinery_does_not():
     trained = _closure(STAGES["alignment"], frozenset(), PACKAGE)
-    assert {
-        "losses",
-        "bone",
-        "adapters",
-        "batches",
-        "teachers",
-        "cohort",
-        "recipe",
-        "encoders",
-    } <= trained
+    assert {"losses", "bone", "adapters", "batches", "teachers", "recipe", "encoders"} <= trained
     assert {"head", "evaluation", "statistics", "protocols", "controls"} <= _closure(
         STAGES["evaluation"], frozenset(), PACKAGE
     )
@@ -147,10 +138,9 @@ def test_a_changed_protocol_trains_on_its_own_training_spots(work):
         dataclasses.replace(paper, name="seed_1", seed=1),
         dataclasses.replace(paper, name="three", folds=3),
     ):
-        tasks, seen = stages._wanted(work, changed, "nested", "", "on")
-        for task in tasks:
-            trained, _ = work.rows(seen[task.split.name])
-            assert not (trained & task.split.test).any(), f"{changed.name}: test spots train"
+        for split, aligned in zip(*stages._splits(work, changed, "nested", ())):
+            trained = stages.seen_by(work, Rung("bat"), aligned)
+            assert not (trained & split.test).any(), f"{changed.name}: test spots train"
 
 
 def test_an_alignment_is_named_by_its_rows_and_not_by_the_name_of_its_split(work):
@@ -204,13 +194,13 @@ def test_another_version_of_a_library_is_said_once(work, capsys, monkeypatch):
     assert capsys.readouterr().err.count("torch") == 1
 
 
-def test_frozen_features_and_teachers_are_taken_from_a_run_beside(work):
+def test_frozen_features_and_teachers_are_taken_from_a_run_beside(work, monkeypatch):
     stages.features(work)
     stages.teacher(work, "patients/0")
     other = dataclasses.replace(work, folder=work.folder.with_name("beside"))
     shutil.copytree(work.folder / "cohort", other.folder / "cohort")
     shutil.copy(work.folder / "cohort.json", other.folder)
-    other.encoder = lambda name="": pytest.fail("embedded again")
+    monkeypatch.setattr("peka_core.student.embed_tiles", lambda *_: pytest.fail("embedded again"))
     stages.features(other)
     stages.teacher(other, "patients/0")
     made = {
@@ -273,29 +263,16 @@ def test_a_cohort_that_other_code_built_is_built_again(work, published, capsys):
 # ---- what is not a module of the science, and yet can move a number -----------------------------------------------
 
 
-@pytest.mark.parametrize(("module", "before", "after"), [
-    ("stages", "np.concatenate([frozen, made[", "np.concatenate([9 * frozen, made["), ("workspace", "set_aside=0.0)", "set_aside=0.5)"),
-    ("stages", 'work.split("all", world) if scope == "all" else task.split', 'work.split("all", world)'),
-])  # fmt: skip
-def test_functions_that_choose_or_join_count_and_the_machinery_around_them_does_not(
-    tmp_path, module, before, after
-):
-    assert digest_of_glue(copied(tmp_path, module, before, after)) != digest_of_glue()
-    other = copied(
-        tmp_path, "stages", "@functools.lru_cache(maxsize=8)", "@functools.lru_cache(maxsize=4)"
-    )
-    assert digest_of_glue(other) == digest_of_glue()
+def test_an_edit_of_what_chooses_the_inputs_of_a_stage_counts_for_every_unit(monkeypatch):
+    units_of_all = [Unit(stage, "c") for stage in STAGES]
+    before = [code_of(unit) for unit in units_of_all]
+    monkeypatch.setattr(code, "digest_of_module", lambda name: f"another {name}")
+    assert all(code_of(unit) != old for unit, old in zip(units_of_all, before))
 
 
-def test_as_they_were_when_the_demo_was_published_they_add_nothing(monkeypatch):
-    unit = Unit("features", "c", encoder="mini@1", method="none")
-    published = code_of(unit)
-    monkeypatch.setattr(code, "digest_of_glue", lambda: "0123456789ab")
-    assert code_of(unit) != published
-
-
-def test_frozen_features_depend_on_who_reads_tiles():
-    assert "tiles" in _closure(STAGES["features"], frozenset(), PACKAGE)
+@pytest.mark.parametrize("module", ["cohort", "tiles", "layout.sections"])
+def test_every_stage_depends_on_who_reads_counts_and_tiles(module):
+    assert module in _closure({"cohort"}, frozenset(), PACKAGE)
 
 
 def test_a_file_that_is_edited_while_its_process_runs_does_not_count(tmp_path, monkeypatch):

@@ -6,12 +6,13 @@ import pandas as pd
 import pytest
 from conftest import SMALL
 
-from peka_core import device, load_encoder, load_teacher, places
+from peka_core import device as devices
+from peka_core import load_encoder, load_teacher, places
 from peka_core.errors import PekaError
 from peka_core.models.encoder_files import MINI_WEIGHTS
 from peka_core.protocols import PROTOCOLS
-from peka_core.runner import provenance, stages
 from peka_core.runner import run as workspace
+from peka_core.runner import stages
 from peka_core.runner.rungs import Rung
 from peka_core.studies import tables
 
@@ -181,7 +182,7 @@ def test_a_damaged_run_json_is_named(empty_root, content):
 def test_a_device_that_is_not_here_is_refused_before_a_folder_exists(
     empty_root, monkeypatch, device
 ):
-    monkeypatch.setattr(device, "_has_gpu", lambda: False)
+    monkeypatch.setattr(devices, "_has_gpu", lambda: False)
     for use in (
         lambda: workspace.open_run("smoke", "x", device),
         lambda: load_encoder("mini", device=device),
@@ -193,16 +194,16 @@ def test_a_device_that_is_not_here_is_refused_before_a_folder_exists(
 
 
 def test_a_gpu_is_known_by_its_number(monkeypatch):
-    monkeypatch.setattr(device, "_has_gpu", lambda: True)
-    monkeypatch.setattr(device, "_count_gpus", lambda: 2)
-    assert [provenance.check_device(device) for device in ("auto", "cpu", "cuda", "cuda:1")] == [
+    monkeypatch.setattr(devices, "_has_gpu", lambda: True)
+    monkeypatch.setattr(devices, "_count_gpus", lambda: 2)
+    assert [devices.check_device(device) for device in ("auto", "cpu", "cuda", "cuda:1")] == [
         "cuda",
         "cpu",
         "cuda",
         "cuda:1",
     ]
     with pytest.raises(PekaError, match="cuda:2"):
-        provenance.check_device("cuda:2")
+        devices.check_device("cuda:2")
 
 
 def test_local_weights_are_found_from_any_working_directory(empty_root, monkeypatch):

@@ -15,7 +15,7 @@ import pytest
 from peka_core import device
 from peka_core.alignment import Recipe
 from peka_core.errors import PekaError
-from peka_core.runner import cost, provenance
+from peka_core.runner import cost
 from peka_core.runner.cost import peak_can_be_reset
 from peka_core.runner.units import Unit, find, make, partial
 
@@ -176,7 +176,7 @@ def test_what_a_unit_kept_to_go_on_from_goes_away_with_it(tmp_path):
 SLOW_WRITER = """
 import sys, time
 from pathlib import Path
-from peka_core.units import Unit, make
+from peka_core.runner.units import Unit, make
 def write(folder):
     Path(sys.argv[1], "started").touch()
     time.sleep(float(sys.argv[2]))
@@ -254,13 +254,13 @@ def test_other_errors_of_the_system_keep_their_own_message(tmp_path):
 
 def test_a_unit_made_on_the_cpu_of_a_machine_with_a_gpu_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(device, "best_device", lambda: "cuda")
-    provenance.device_name.cache_clear()
+    device.device_name.cache_clear()
     folder = make(
         tmp_path, UNIT, write_one, device="cpu"
     )  # asking torch for a GPU's name would fail here
     assert (
         json.loads((folder / "unit.json").read_text())["device"]
-        == f"{provenance._cpu_model()}, {os.cpu_count()} cores"
+        == f"{device._cpu_model()}, {os.cpu_count()} cores"
     )
 
 

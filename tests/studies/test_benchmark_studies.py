@@ -38,8 +38,8 @@ def test_seeds_train_again_on_the_same_tissue_and_are_compared_patient_by_patien
     table = components.seeds(work, [Rung("bat", name="bat")], split, (0, 1))
     grid = table.pivot(index="patient", columns="seed", values="difference")
     expected = paired(
-        stages.score(work, "bat", PROTOCOLS["strict"], split=split).scores,
-        stages.score(work, "frozen", PROTOCOLS["strict"], split=split).scores,
+        stages.score(work, "bat", PROTOCOLS["strict"], splits=(split,)).scores,
+        stages.score(work, "frozen", PROTOCOLS["strict"], splits=(split,)).scores,
     )
     assert grid[0].to_dict() == pytest.approx(expected["values"].to_dict(), nan_ok=True)
     assert work.profile.seed == 0 and not np.allclose(grid[0], grid[1])
