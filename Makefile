@@ -1,5 +1,6 @@
 # make demo     the paper's experiment on the bundled demo, in runs/mine
 # make test     all tests, with the notebooks end to end on smoke and her2st
+# make lint     ruff and mypy: layout, imports and types
 # make weekly   the runs that make test leaves out for time
 # make her2st   the same experiment on real public tissue, in runs/her2st
 # make smoke    the whole line in under a minute, in runs/smoke
@@ -14,7 +15,7 @@ ARGS ?=
 WORKERS ?= 2
 BIN := .venv/bin
 
-.PHONY: help demo test weekly her2st smoke ladder lab publish clean
+.PHONY: help demo test lint weekly her2st smoke ladder lab publish clean
 .DEFAULT_GOAL := help
 
 help:
@@ -44,6 +45,11 @@ test: .venv/.test
 	@$(BIN)/peka fetch her2st || echo "her2st is not here: its end-to-end test will say so and be skipped"
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
+lint: .venv/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
 weekly: .venv/.test
 	$(BIN)/python -m pytest -m weekly $(ARGS)
 
@@ -65,5 +71,5 @@ weekly: .venv/.test
 	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "$(PYTHON) cannot make a virtual environment (on Debian and Ubuntu: install python3-venv)"; exit 1; }
 
 clean:
-	rm -rf .venv .pytest_cache *.egg-info
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache *.egg-info
 	find peka_core tests scripts benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

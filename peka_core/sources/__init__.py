@@ -1,1 +1,4 @@
-"""Raw data -> cohort directory: one module a source, each with `build(path, **options)`."""
+"""Raw data of others, made into a cohort directory: her2st, HEST-1k, or a directory of the user.
+
+A source knows where files come from and what they mean, and nothing about how spots are scored.
+"""
