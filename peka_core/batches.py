@@ -2,11 +2,19 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
+
+from .device import autocast
+from .errors import PekaError
+
+if TYPE_CHECKING:
+    from .encoders import Encoder
 
 
 def batches(
@@ -78,3 +86,47 @@ def orient(tile: np.ndarray, turn: int) -> np.ndarray:
     tile = cv2.transpose(tile) if turn & 4 else tile
     flip = {1: 1, 2: 0, 3: -1}.get(int(turn) & 3)
     return tile if flip is None else cv2.flip(tile, flip)
+
+
+def in_batches(
+    encoder: "Encoder",
+    tiles,
+    forward: Callable[[Tensor], tuple[Tensor, ...]],
+    batch_size: int,
+    progress: bool,
+) -> list[np.ndarray]:
+    """Each output of `forward(x)` for all tiles, float32, computed without gradients.
+
+    The encoder makes x and says in which precision `forward` runs. Where the device has too little
+    memory for a batch, this batch and all later ones are half as large.
+
+    Raises:
+        PekaError: there are no tiles, or the memory is too small for a single one.
+    """
+    tiles = np.stack(tiles) if isinstance(tiles, (list, tuple)) and len(tiles) else tiles
+    if len(tiles) == 0:
+        raise PekaError("there are no tiles to embed")
+    on_cpu = torch.device(encoder.device).type == "cpu"
+    size = min(batch_size, 32) if on_cpu else batch_size  # small batches stay in a CPU's cache
+    parts, title = [], f"embed with {encoder.name}"
+    bar = tqdm(total=len(tiles), desc=title, unit="tile", disable=not progress)
+    for chunk in in_turn(lambda some: tiles[some], pieces(len(tiles), size), ahead=not on_cpu):
+        while len(chunk):
+            try:
+                x = encoder.transform(chunk[:size])
+                with torch.no_grad(), autocast(encoder.device, encoder.precision):
+                    outputs = [output.float().cpu().numpy() for output in forward(x)]
+            except torch.OutOfMemoryError:
+                outputs = []
+            if outputs:
+                parts.append(outputs)
+                bar.update(len(outputs[0]))
+                chunk = chunk[size:]
+            elif size > 1:
+                torch.cuda.empty_cache()
+                size = max(1, min(size, len(chunk)) // 2)
+            else:
+                device = encoder.device
+                raise PekaError(f"{device} has too little memory for a single tile: use another")
+    bar.close()
+    return [np.concatenate(part) for part in zip(*parts, strict=True)]

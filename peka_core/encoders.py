@@ -1,11 +1,14 @@
-"""Encoders: a pathology foundation model F together with its transform, pooling and precision.
+"""Encoders: a pathology foundation model F with its transform, pooling and precision.
 
-`mini` and `random` (the same network, untrained) come with the package; the rows of data_manifest.yaml are pathology models
-and what they are compared with; any other name is a timm model, with timm's own weights and data settings. All of these
-take weights from a local file instead.
+`load_encoder` takes the name of an encoder, or one that you built. `mini` and `random` (the same
+network, untrained) come with the package. The rows of data_manifest.yaml are pathology models and
+what they are compared with. `my_file.py:build` is a function of yours, and any other name is a
+timm model.
 """
 
+import dataclasses
 import hashlib
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,15 +18,16 @@ import numpy as np
 import timm
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from tqdm.auto import tqdm
+from torchvision.transforms import v2
 
-from .batches import in_turn, pieces
-from .device import autocast, check_device, has_bfloat16
-from .downloads.network import check_network, told
+from .batches import in_batches, pieces
+from .device import check_device, has_bfloat16
 from .errors import PekaError
-from .models import backbones
+from .files import sha256
+from .models import backbones, own_file
 from .models.encoder_files import BUNDLED, MINI_WEIGHTS, Row, find_weights, rows, weights_digest
+
+Preprocess = Callable[[np.ndarray], Tensor | np.ndarray]
 
 
 @dataclass
@@ -31,19 +35,21 @@ class Encoder:
     """A frozen model that turns tiles into features, and all that its numbers depend on.
 
     Attributes:
-        name: `mini`, `random`, a row's or a timm name.
-        model: the network, in evaluation mode, every parameter frozen; (n, 3, size, size) -> (n, dim), or all tokens
-            (n, tokens, dim / 2) where pool is `cls+mean`.
+        name: `mini`, `random`, a row's name, a timm name, or `my_file.py:build`.
+        model: the network, in evaluation mode, every parameter frozen. It maps (n, 3, size, size)
+            to (n, dim), or to all tokens (n, tokens, dim / 2) where pool is `cls+mean`.
         mean, std: normalisation per channel, for values in 0..1.
         dim: length d of a feature vector.
         size: side of the input in pixels.
-        resize: shorter side before the centre crop to `size`; equal to `size` where nothing is cropped. None: tiles enter
-            as they are, and any other than size x size are refused.
+        resize: length of the shorter side before the centre crop to `size`. With None, tiles enter
+            as they are, and tiles of another size are refused.
         interpolation: `bilinear` or `bicubic`, with antialiasing.
-        pool: how tokens become one vector: `token` and `avg` inside the model, `cls+mean` in `encode`.
+        pool: how tokens become one vector. The model does `token` and `avg`, `encode` does `cls+mean`.
         precision: `float32` or `bfloat16` (autocast) in `embed`.
-        revision, digest: which weights; sha256 of their file, or of the parameters where there is no file.
+        revision, digest: which weights; the sha256 of their file, or of the parameters.
         device: where the model is.
+        preprocess: a transform of your own in place of resize and normalisation: tiles uint8
+            (n, h, w, 3) to x float (n, 3, size, size).
     """
 
     name: str
@@ -59,27 +65,28 @@ class Encoder:
     revision: str = ""
     digest: str = ""
     device: str = "cpu"
+    preprocess: Preprocess | None = None
 
     def transform(self, tiles: np.ndarray | Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Tiles uint8 (n, h, w, 3) -> x (n, 3, size, size), normalised, on the encoder's device.
 
         Args:
-            dtype: of x. Under bfloat16 autocast bfloat16 loses nothing, since the first layer rounds x to it anyway.
+            tiles: an array or a tensor.
+            dtype: of x. bfloat16 loses nothing under bfloat16 autocast, where the first layer
+                rounds x to bfloat16 anyway.
 
         Raises:
             PekaError: tiles of another type or shape.
         """
-        tiles = (
-            np.ascontiguousarray(tiles) if isinstance(tiles, np.ndarray) else tiles
-        )  # torch takes no reversed views
+        if isinstance(tiles, np.ndarray):
+            tiles = np.ascontiguousarray(tiles)  # torch takes no reversed views
         tiles = torch.as_tensor(tiles)
         if tiles.dtype != torch.uint8 or tiles.ndim != 4 or tiles.shape[-1] != 3:
-            raise PekaError(
-                f"tiles must be uint8 (n, height, width, 3), not {tiles.dtype} {tuple(tiles.shape)}"
-            )
-        pixels = self._resize(
-            tiles.to(self.device, non_blocking=True)
-        )  # (n, size, size, 3), 0..255
+            found = f"{tiles.dtype} {tuple(tiles.shape)}"
+            raise PekaError(f"tiles must be uint8 (n, height, width, 3), not {found}")
+        if self.preprocess is not None:
+            return torch.as_tensor(self.preprocess(tiles.cpu().numpy())).to(self.device, dtype)
+        pixels = self._resize(tiles.to(self.device, non_blocking=True))  # (n, size, size, 3)
         rows = pixels.flatten(2)  # (n, size, size * 3): long rows, the colours side by side
         mean, std = (
             torch.tensor(v).repeat(self.size).to(self.device, non_blocking=True)
@@ -87,33 +94,22 @@ class Encoder:
         )
         scale, shift = 1 / (255 * std), -mean / std  # (size * 3,)
         x = torch.empty(rows.shape, dtype=dtype, device=self.device)
-        for some in pieces(
-            len(x), 4 if x.device.type == "cpu" else len(x)
-        ):  # a few tiles fit the CPU's cache
+        step = 4 if x.device.type == "cpu" else len(x)  # a few tiles fit the CPU's cache
+        for some in pieces(len(x), step):
             x[some] = torch.addcmul(shift, rows[some].float(), scale)
-        return x.unflatten(2, (-1, 3)).permute(
-            0, 3, 1, 2
-        )  # (n, 3, size, size), channels last in memory
+        return x.unflatten(2, (-1, 3)).permute(0, 3, 1, 2)  # (n, 3, size, size), channels last
 
     def _resize(self, pixels: Tensor) -> Tensor:
-        """Shorter side to `resize`, then the centre `size` x `size`: (n, h, w, 3) -> (n, size, size, 3), 0..255."""
+        """(n, h, w, 3) -> (n, size, size, 3), 0..255, by torchvision's Resize and CenterCrop."""
         height, width = pixels.shape[1:3]
         if height == width == self.size and self.resize in (self.size, None):
             return pixels
         if self.resize is None:
-            wanted = f"{self.size} x {self.size}"
-            raise PekaError(
-                f"{self.name} takes tiles of {wanted} px as they are, not {height} x {width}: cut others"
-            )
-        scale = self.resize / min(height, width)
-        sides = [int(height * scale + 1e-9), int(width * scale + 1e-9)]
-        x = F.interpolate(
-            pixels.permute(0, 3, 1, 2).float(), sides, mode=self.interpolation, antialias=True
-        )
-        top, left = (round((side - self.size) / 2) for side in sides)
-        x = x[:, :, top : top + self.size, left : left + self.size].clamp(
-            0, 255
-        )  # bicubic overshoots
+            wanted = f"{self.size} x {self.size} px"
+            raise PekaError(f"{self.name} takes tiles of {wanted} only, not {height} x {width} px")
+        how = v2.InterpolationMode(self.interpolation)
+        resize = v2.Compose([v2.Resize(self.resize, how, antialias=True), v2.CenterCrop(self.size)])
+        x = resize(pixels.permute(0, 3, 1, 2).float()).clamp(0, 255)  # bicubic overshoots
         return x.permute(0, 2, 3, 1).contiguous()
 
     def encode(self, x: Tensor) -> Tensor:
@@ -125,72 +121,19 @@ class Encoder:
         if tuple(x.shape[1:]) != (3, self.size, self.size):
             wanted = f"(n, 3, {self.size}, {self.size})"
             raise PekaError(
-                f"{self.name} expects x {wanted}, not {tuple(x.shape)}: see its transform"
+                f"{self.name} expects x {wanted} from its transform, not {tuple(x.shape)}"
             )
         if self.pool == "cls+mean":
             return backbones.cls_and_mean(self.model(x), self.model.num_prefix_tokens)
         return self.model(x)
 
     def embed(self, tiles, batch_size: int = 256, progress: bool = False) -> np.ndarray:
-        """Tiles uint8 (n, h, w, 3) -> features float32 (n, d): transform, then encode, batch by batch."""
+        """Tiles uint8 (n, h, w, 3) -> features float32 (n, d): transform, encode, batch by batch."""
         return in_batches(self, tiles, lambda x: (self.encode(x),), batch_size, progress)[0]
 
 
-def in_batches(
-    encoder: Encoder,
-    tiles,
-    forward: Callable[[Tensor], tuple[Tensor, ...]],
-    batch_size: int,
-    progress: bool,
-) -> list[np.ndarray]:
-    """Each output of `forward(x)` for all tiles, float32, in the encoder's precision and without gradients.
-
-    A batch that the device has no memory for is halved, for good.
-
-    Raises:
-        PekaError: no tiles, or no memory for a single one.
-    """
-    tiles = np.stack(tiles) if isinstance(tiles, (list, tuple)) and len(tiles) else tiles
-    if len(tiles) == 0:
-        raise PekaError("there are no tiles to embed")
-    on_cpu = torch.device(encoder.device).type == "cpu"
-    size = min(batch_size, 32) if on_cpu else batch_size  # small batches stay in a CPU's cache
-    parts = []
-    bar = tqdm(
-        total=len(tiles), desc=f"embed with {encoder.name}", unit="tile", disable=not progress
-    )
-    for chunk in in_turn(lambda some: tiles[some], pieces(len(tiles), size), ahead=not on_cpu):
-        while len(chunk):
-            outputs = _outputs(encoder, chunk[:size], forward)
-            if outputs is None and size == 1:
-                raise PekaError(
-                    f"no memory for a single tile on {encoder.device}: take a smaller encoder, or another device"
-                )
-            if outputs is None:  # no memory for so many
-                torch.cuda.empty_cache()
-                size = max(1, min(size, len(chunk)) // 2)
-                continue
-            parts.append(outputs)
-            bar.update(len(chunk[:size]))
-            chunk = chunk[size:]
-    bar.close()
-    return [np.concatenate(part) for part in zip(*parts, strict=True)]
-
-
-def _outputs(
-    encoder: Encoder, tiles: np.ndarray, forward: Callable[[Tensor], tuple[Tensor, ...]]
-) -> list[np.ndarray] | None:
-    """Outputs of one batch, or None where the device has no memory for it."""
-    try:
-        x = encoder.transform(tiles)
-        with torch.no_grad(), autocast(encoder.device, encoder.precision):
-            return [output.float().cpu().numpy() for output in forward(x)]
-    except torch.OutOfMemoryError:
-        return None
-
-
 def load_encoder(
-    name: str,
+    name: str | Encoder | tuple[nn.Module, Preprocess],
     weights: str | Path | None = None,
     device: str | torch.device | None = None,
     seed: int = 0,
@@ -198,23 +141,37 @@ def load_encoder(
     """Load an encoder, frozen, on `device` (the best one where it is not given).
 
     Args:
-        name: `mini`, `random` (untrained, drawn from `seed`), a row of data_manifest.yaml, or any timm model name. A
-            row's name wins: `resnet50` is the row with torchvision's weights, and timm's default is `resnet50.a1_in1k`.
+        name: `mini`, `random` (untrained, drawn from `seed`), a row of data_manifest.yaml, any timm
+            model name, or `my_file.py:build`. A row's name comes first: `resnet50` is the row with
+            torchvision's weights, and timm's default is `resnet50.a1_in1k`. In a notebook it may also
+            be what such a function returns: an `Encoder`, or a model with its `Preprocess`.
         weights: a local .safetensors, .bin or .pth file instead of the model's own weights.
         seed: draws the weights of `random`.
 
     Raises:
-        PekaError: unknown name, weights that cannot be had, a file that does not fit the model, or a device that is not here.
+        PekaError: an unknown name, weights that cannot be had or do not fit the model, a device that
+            is not here, or an encoder of your own that fails the checks of `_own`.
     """
-    device = check_device(device or "auto")
+    device = check_device(str(device or "auto"))
+    if not isinstance(name, str) or own_file.is_own(name):
+        if weights is not None:
+            raise PekaError(
+                f"encoder {name}: your code loads its weights itself, not from {weights}"
+            )
+        return _from_file(name, device) if isinstance(name, str) else _own(name, "", device)
     if name in BUNDLED:
         encoder = _bundled(name, seed, weights)
     else:
         encoder = _from_row(rows()[name], weights) if name in rows() else _from_timm(name, weights)
-    encoder.model.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
-    encoder.device = device
+    _freeze(encoder, device)
     encoder.precision = precision_on(device, name, encoder.model)
     return encoder
+
+
+def _freeze(encoder: Encoder, device: str) -> None:
+    """Freeze the model, in evaluation mode, on a device."""
+    encoder.model.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
+    encoder.device = device
 
 
 def _bundled(name: str, seed: int, weights: str | Path | None) -> Encoder:
@@ -224,53 +181,37 @@ def _bundled(name: str, seed: int, weights: str | Path | None) -> Encoder:
     model = build_mini(seed)
     if name == "mini":
         _load(model, weights or MINI_WEIGHTS, name)
-    facts = {
-        "digest": weights_digest(name, weights, seed),
-        "revision": "" if name == "mini" else f"seed {seed}",
-    }
-    return Encoder(name, model, tuple(MINI_MEAN), tuple(MINI_STD), model.num_features, **facts)
+    return Encoder(
+        name, model, MINI_MEAN, MINI_STD, model.num_features,
+        revision="" if name == "mini" else f"seed {seed}", digest=weights_digest(name, weights, seed),
+    )  # fmt: skip
 
 
 def _from_row(row: Row, weights: str | Path | None) -> Encoder:
     """A row's network with the weights of a file: the user's, or the pinned one of mirror, cache or hub."""
-    if weights is not None:
-        path, revision, digest = Path(weights), "", ""
-    else:
-        path, revision, digest = find_weights(row)
+    path, revision, digest = find_weights(row) if weights is None else (Path(weights), "", "")
     model, how = backbones.build(row), row.transform
     _load(model, path, row.name, row.layout)
     return Encoder(
         row.name, model, tuple(how["mean"]), tuple(how["std"]), row.dim, how["crop"], how["resize"],
-        how["interpolation"] or "bilinear", pool=row.pooling, revision=revision, digest=digest or weights_digest(row.name, path),
+        how["interpolation"] or "bilinear", pool=row.pooling, revision=revision,
+        digest=digest or weights_digest(row.name, path),
     )  # fmt: skip
 
 
 def _from_timm(name: str, weights: str | Path | None) -> Encoder:
     """A timm model with the data settings that timm keeps beside its weights."""
-    try:
-        model = timm.create_model(name, pretrained=weights is None, num_classes=0)
-    except Exception as error:  # timm and the hub raise many kinds: no such name, no network, no access, no weights
-        if weights is None:
-            check_network(hub=True)
-        raise PekaError(
-            f"encoder {name!r} could not be made by timm ({told(error)}). "
-            f"Names: mini, random, {', '.join(rows())}, or one of timm.list_models(pretrained=True). "
-            f"Without a network give the weights as a file: --weights {name}=PATH. "
-            "For a gated model accept the terms on its page and set HF_TOKEN."
-        ) from error
-    cfg = timm.data.resolve_model_data_config(model)
+    model = backbones.build_timm(name, pretrained=weights is None)
+    how, origin = timm.data.resolve_model_data_config(model), model.pretrained_cfg
     if weights is not None:
         _load(model, weights, name)
-    size = cfg["input_size"][-1]
-    source = (
-        ""
-        if weights
-        else str(model.pretrained_cfg.get("hf_hub_id") or model.pretrained_cfg.get("url") or "")
-    )
+    size = how["input_size"][-1]
     return Encoder(
-        name, model, tuple(cfg["mean"]), tuple(cfg["std"]), model.num_features, size, math.floor(size / cfg["crop_pct"]),
-        "bicubic" if cfg["interpolation"] == "bicubic" else "bilinear", pool=str(getattr(model, "global_pool", "avg")),
-        revision=source, digest=weights_digest(name, weights) if weights else _state_digest(model),
+        name, model, tuple(how["mean"]), tuple(how["std"]), model.num_features, size,
+        math.floor(size / how["crop_pct"]), "bicubic" if how["interpolation"] == "bicubic" else "bilinear",
+        pool=str(getattr(model, "global_pool", "avg")),
+        revision="" if weights else str(origin.get("hf_hub_id") or origin.get("url") or ""),
+        digest=weights_digest(name, weights) if weights else _state_digest(model),
     )  # fmt: skip
 
 
@@ -284,22 +225,76 @@ def _state_digest(model: nn.Module) -> str:
     """sha256 over names and bytes of all parameters and buffers."""
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
-        digest.update(
-            key.encode()
-            + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        )
+        flat = value.detach().cpu().contiguous().flatten()
+        digest.update(key.encode() + flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
 def precision_on(device: str, name: str, model: nn.Module) -> str:
-    """Precision in which an encoder embeds on a device, `float32` or `bfloat16`; on a CPU always the former."""
-    half = device.startswith("cuda") and has_bfloat16(device) and embeds_in_bfloat16(name, model)
-    return "bfloat16" if half else "float32"
+    """Precision in which an encoder embeds on a device; on a CPU always `float32`."""
+    on_gpu = device.startswith("cuda") and has_bfloat16(device)
+    return "bfloat16" if on_gpu and embeds_in_bfloat16(name, model) else "float32"
 
 
 def embeds_in_bfloat16(name: str, model: nn.Module) -> bool:
-    """Whether an encoder embeds in bfloat16 on a GPU that has it: vision transformers do, others stay in float32.
+    """Whether an encoder embeds in bfloat16 on a GPU that has it: vision transformers do.
 
-    `mini` and `random` stay in float32 too: they are so small that they would gain nothing, and features would be off by 5 %.
+    `mini` and `random` do not: such small models gain nothing, and features would be off by 5 %.
     """
     return isinstance(model, timm.models.VisionTransformer) and name not in BUNDLED
+
+
+# ---- encoders of your own ------------------------------------------------------------------------
+
+
+def _from_file(name: str, device: str) -> Encoder:
+    """What a function of the user's file builds; the digest covers its parameters and the file."""
+    path, _ = own_file.split_name(name)
+    build, code = own_file.load_function(name), sha256(path)
+    options = {"device": device} if "device" in inspect.signature(build).parameters else {}
+    with own_file.told(name):
+        built = build(**options)
+    encoder = _own(built, name, device)
+    digest = hashlib.sha256(f"{_state_digest(encoder.model)} {code}".encode()).hexdigest()
+    return dataclasses.replace(encoder, name=own_file.short(name), digest=digest)
+
+
+def _own(built, name: str, device: str) -> Encoder:
+    """An `Encoder` or a pair (model, preprocess) of the user's, frozen, and tried on two tiles.
+
+    Raises:
+        PekaError: it is neither; or what it makes of two different tiles is not two different
+            rows of `dim` finite numbers.
+    """
+    pair = isinstance(built, tuple) and len(built) == 2 and isinstance(built[0], nn.Module)
+    if not isinstance(built, Encoder) and not (pair and callable(built[1])):
+        expected = "an Encoder, or a pair (model, preprocess) of an nn.Module and a function"
+        raise PekaError(f"{name or 'load_encoder'}: expected {expected}, found {built!r:.80}")
+    if isinstance(built, Encoder):
+        encoder = dataclasses.replace(built)
+    else:
+        zero, one = (0.0,) * 3, (1.0,) * 3
+        encoder = Encoder(type(built[0]).__name__, built[0], zero, one, 0, preprocess=built[1])
+    _freeze(encoder, device)
+    encoder.digest = encoder.digest or _state_digest(encoder.model)
+    who, tiles = name or encoder.name, np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3))
+    with own_file.told(f"{who}, given two tiles,"), torch.no_grad():
+        x = encoder.transform(tiles.astype(np.uint8))
+        if pair:
+            encoder.size = encoder.resize = x.shape[-1]
+        _finite(f"{who}: its transform", x, (2, 3, encoder.size, encoder.size))
+        features = encoder.encode(x)
+        encoder.dim = encoder.dim or features.shape[-1]
+        _finite(f"{who}: its model", features, (2, encoder.dim))
+    if torch.equal(features[0], features[1]):
+        raise PekaError(f"{who}: its model gives two different tiles the same features")
+    return encoder
+
+
+def _finite(who: str, found: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse what is not finite floats of a shape."""
+    kind = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else type(found)
+    if not isinstance(found, Tensor) or not found.is_floating_point() or found.shape != shape:
+        raise PekaError(f"{who} must give floats {shape} for two tiles, not {kind}")
+    if not found.isfinite().all():
+        raise PekaError(f"{who} gives values that are not finite")

@@ -11,14 +11,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from . import adapters
+from .batches import in_batches
 from .device import versions
-from .encoders import Encoder, in_batches
+from .encoders import Encoder
 from .errors import PekaError
 from .files import sha256, write_json, write_whole
 from .models.weight_files import load_safely
 from .recipe import CHOICES, METHODS, Recipe
 
-RAW = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}  # a transform that leaves pixels at 0..255
+# a transform that leaves pixels at 0..255
+RAW = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3, "preprocess": None}
 
 
 class Student(nn.Module):

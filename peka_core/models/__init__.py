@@ -1,4 +1,4 @@
-"""Networks of others and their weight files: pathology encoders, scFoundation, and the small `mini`.
+"""Networks and weights that others made: pathology models, scFoundation, and encoders of the user.
 
-Each network gives the outputs of its official code, and each file is checked before it is loaded.
+`mini` is here too, although it is ours: it comes as a network and a file of weights like the others.
 """

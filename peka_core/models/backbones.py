@@ -9,8 +9,9 @@ import torch
 from timm.layers import SwiGLUPacked
 from torch import Tensor, nn
 
+from ..downloads.network import check_network, told
 from ..errors import PekaError
-from .encoder_files import Row
+from .encoder_files import Row, rows
 from .weight_files import given_weights, load_safely
 
 State = dict[str, Tensor]
@@ -82,6 +83,25 @@ def build(row: Row, device: str = "meta") -> nn.Module:
     }:
         return build(row, "cpu")  # Swin computes tables that no file holds
     return model.eval()
+
+
+def build_timm(name: str, pretrained: bool) -> nn.Module:
+    """A model of timm by its name, without a classifier, with timm's own weights or untrained.
+
+    Raises:
+        PekaError: timm has no such model, or its weights cannot be had.
+    """
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0)
+    except Exception as error:  # timm and the hub raise many kinds: name, network, access, weights
+        if pretrained:
+            check_network(hub=True)
+        raise PekaError(
+            f"timm could not make encoder {name!r} ({told(error)}). Encoders are mini, random, "
+            f"{', '.join(rows())}, the names of timm.list_models(pretrained=True), and FILE.py:FUNCTION. "
+            f"Without a network, give the weights as a file: --weights {name}=PATH. "
+            "For a gated model, accept the terms on its page and set HF_TOKEN."
+        ) from error
 
 
 def cls_and_mean(tokens: Tensor, prefix: int) -> Tensor:
