@@ -35,7 +35,8 @@ BUNDLED_ENCODERS = {  # name -> what it is; licence; gate
 }
 OTHER_ENCODERS = {
     "<any timm name>": "timm.create_model(name), with its own licence and gate. "
-    "Every encoder takes --weights NAME=PATH"
+    "Every named encoder takes --weights NAME=PATH",
+    "<FILE.py:FUNCTION>": "your own: a function that returns an Encoder, or (model, preprocess)",
 }
 INTERRUPTED = "peka: interrupted. Finished work is kept: run the same command again to go on."
 
@@ -111,6 +112,8 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     run = "folder under runs/ (default: the profile's name; own-DIR with --cohort)"
     parser.add_argument("--run", default="", metavar="NAME", help=run)
     cohort = "your own cohort directory, for a profile with `source: directory`, such as own"
+    encoder = "another encoder than the profile's: a name of `peka list`, or FILE.py:FUNCTION"
+    parser.add_argument("--encoder", default="", metavar="NAME", help=encoder)
     parser.add_argument("--cohort", type=absolute, metavar="DIR", help=cohort)
 
 
@@ -148,6 +151,8 @@ def _named(arguments: argparse.Namespace) -> tuple[Profile, dict[str, str], str]
     An empty name means the profile's.
     """
     overrides = _values(arguments.p, "-p")
+    if arguments.encoder:
+        overrides["encoder"] = arguments.encoder
     weights = _pairs(arguments.weights, "--weights")
     weights = {name: str(absolute(path)) for name, path in weights.items()}
     run = arguments.run

@@ -20,7 +20,8 @@ from .. import places
 from ..device import best_device, device_name
 from ..errors import PekaError
 from ..files import TEMPORARY, free_bytes
-from ..models.encoder_files import BUNDLED, lacks_token, reachable, rows, whereabouts
+from ..models import own_file
+from ..models.encoder_files import BUNDLED, check_names, lacks_token, reachable, rows, whereabouts
 from ..runner.profile import Profile, load_profile
 
 PYTHONS = ((3, 11), (3, 13))
@@ -132,6 +133,9 @@ def _encoder(name: str) -> Line:
     """Whether the weights of an encoder are here or can be downloaded, and under which terms."""
     if name not in rows():
         place = "in the package" if name in BUNDLED else "from timm, on first use"
+        if own_file.is_own(name):
+            check_names([name], {})
+            place = "your own file"
         return "ok", "encoder", f"{name}, {place}"
     row = rows()[name]
     (here, where), can_come = whereabouts(row), reachable(row)

@@ -2,16 +2,16 @@
 
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 
 from ..downloads.manifest import load_manifest
 from ..drawn.worlds import OWN
-from ..encoders import Encoder
+from ..encoders import Encoder, load_encoder
 from ..errors import PekaError
-from ..models import backbones, scfoundation
+from ..models import backbones, own_file, scfoundation
 from ..models.encoder_files import BUNDLED, rows, whereabouts
 from ..recipe import mixes_patients
 from ..runner.profile import Profile
@@ -166,6 +166,9 @@ def meta_encoder(name: str) -> Encoder:
             model = build_mini(0)
         model = model.requires_grad_(False).eval()
         return Encoder(name, model, half, half, model.num_features, device="meta")
+    if own_file.is_own(name):  # only its own code knows its network
+        own = load_encoder(name, device="cpu")
+        return replace(own, model=own.model.to("meta"), device="meta")
     if name not in rows():
         raise PekaError(
             f"no plan for encoder {name!r}: it is no row of data_manifest.yaml; "

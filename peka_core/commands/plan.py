@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from ..encoders import Encoder, embeds_in_bfloat16
 from ..errors import PekaError
+from ..models import own_file
 from ..models.encoder_files import check_names, rows, whereabouts
 from ..recipe import METHODS, Recipe
 from ..runner.profile import Profile
@@ -233,7 +234,7 @@ def _gates(profile: Profile, encoders: dict[str, Encoder], weights: dict[str, st
     if profile.source == "hest":
         lines.append("HEST-1k: gated, granted at once, CC BY-NC-SA 4.0")
     for name, encoder in encoders.items():
-        where = "in the package"
+        where = "your own file" if own_file.is_own(name) else "in the package"
         if name in weights:
             where = f"the file that is given ({weights[name]})"
         elif name in rows():

@@ -17,6 +17,7 @@ from ..errors import PekaError
 from ..files import PLACEHOLDERS, alone, sha256, sha256_once, what_is, write_json, write_whole
 from ..places import cache_folder
 from ..progress import say_once
+from . import own_file
 from .weight_files import given_weights
 
 BUNDLED = ("mini", "random")  # encoders that come with the package: no rows, no files to fetch
@@ -201,9 +202,12 @@ def preflight(names: list[str], given: dict[str, str]) -> None:
 def check_names(names: list[str], given: dict[str, str]) -> None:
     """Refuse encoders that nobody knows, and given weights that are not there or of an encoder that is not asked for."""
     for name in names:
-        if name not in BUNDLED and name not in rows() and not _timm_has(name):
+        if own_file.is_own(name):
+            own_file.split_name(name)  # the file exists
+        elif name not in BUNDLED and name not in rows() and not _timm_has(name):
             raise PekaError(
-                f"no encoder {name!r}: there are mini, random, {', '.join(rows())}, and the names of timm.list_models()"
+                f"no encoder {name!r}: there are mini, random, {', '.join(rows())}, "
+                f"the names of timm.list_models(), and {own_file.FORM}"
             )
     for name, path in given.items():
         if name not in names:

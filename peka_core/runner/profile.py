@@ -17,6 +17,7 @@ from .profile_checks import (
     check_methods,
     checked_options,
     checked_rung,
+    own_encoders,
     with_paths,
 )
 from .rungs import Rung, first_adapter
@@ -250,7 +251,8 @@ def _overrides(overrides: dict, values: dict) -> dict:
         for group in OPTION_GROUPS
     }
     placed = with_paths(values | options, Path.cwd())
-    return dict(overrides) | placed["source_options"] | placed["teacher_options"]
+    options = placed["source_options"] | placed["teacher_options"]
+    return dict(overrides) | options | own_encoders(overrides, Path.cwd())
 
 
 def _home(values: dict, key: str) -> dict:

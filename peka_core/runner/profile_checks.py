@@ -7,6 +7,7 @@ import typing
 from pathlib import Path
 
 from ..errors import PekaError
+from ..models import own_file
 from ..places import PACKAGE
 from ..recipe import ABOVE_0, FROM_0, FROM_1, FROM_2, METHODS, Recipe
 from ..values import absolute, fitted, fitted_fields, options_of, prefixed_errors, within
@@ -80,7 +81,22 @@ def with_paths(values: dict, folder: Path) -> dict:
     for group in OPTION_GROUPS:
         kinds = kinds_of(values, group)
         placed[group] = {n: place(n, value, kinds.get(n)) for n, value in values[group].items()}
-    return placed
+    return placed | own_encoders(values, folder)
+
+
+def own_encoders(values: dict, folder: Path) -> dict:
+    """Those of the values that name encoders; a file of the user's own becomes an absolute path."""
+
+    def place(entry):
+        if isinstance(entry, dict) and entry.get("encoder"):
+            return entry | {"encoder": own_file.placed(entry["encoder"], folder)}
+        return entry
+
+    found = {"encoder": own_file.placed(values["encoder"], folder)} if "encoder" in values else {}
+    for group in ("others", "ladder"):
+        if isinstance(values.get(group), (list, tuple)):
+            found[group] = [place(entry) for entry in values[group]]
+    return found
 
 
 def checked_options(values: dict, group: str) -> dict:

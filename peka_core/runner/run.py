@@ -21,6 +21,7 @@ from ..device import check_device
 from ..drawn.worlds import OWN, World
 from ..errors import PekaError
 from ..files import write_json, write_whole
+from ..models import own_file
 from ..models.encoder_files import weights_digest
 from ..values import absolute
 from .code import code_of, code_of_source
@@ -262,7 +263,7 @@ class Run:
         row = None if name in BUNDLED else rows().get(name)
         parts = ("network", "layout", "transform", "pooling")
         how = digest_of({part: getattr(row, part) for part in parts})[:6] if row else ""
-        return f"{name}@{digest[:12]}{how}"
+        return f"{own_file.short(name)}@{digest[:12]}{how}"
 
     def split(self, split: "Split | str") -> "Split":
         """A split by its name (`protocols.split_named`); a `Split` is returned as it is."""

@@ -13,7 +13,7 @@ from ..controls import CONTROLS, REFERENCES
 from ..errors import PekaError
 from ..files import write_whole
 from ..layout.gene_columns import joined_genes
-from ..models import scfoundation
+from ..models import own_file, scfoundation
 from ..protocols import Protocol, Scope
 from ..recipe import name_of_recipe
 from ..runner import stages
@@ -292,7 +292,8 @@ def made_here(device: str = "", work: Run | None = None) -> dict[str, str]:
 
 def code_here(work: Run | None = None) -> str:
     """The code that is here, as units name it: of a student that is aligned and scored, of a run or of `mini` and the PCA teacher."""
-    encoder, teacher = (work.profile.encoder, work.profile.teacher) if work else ("mini", "pca")
+    encoder = own_file.short(work.profile.encoder) if work else "mini"
+    teacher = work.profile.teacher if work else "pca"
     return code_of(
         Unit("evaluation", "", encoder=encoder, method="bat", teacher=teacher, taught_by="teacher")
     )
