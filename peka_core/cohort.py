@@ -1,9 +1,11 @@
-"""A cohort: a directory in the HEST-Benchmark task layout, opened, validated and read.
+"""A cohort: a directory in the HEST-Benchmark task layout, opened, checked and read.
 
-    patches/<sample>.h5  adata/<sample>.h5ad  splits/train_0.csv, test_0.csv …  var_50genes.json  samples.csv
+    patches/<sample>.h5  adata/<sample>.h5ad  splits/train_0.csv, test_0.csv …
+    var_50genes.json  samples.csv
 
-Everything downstream reads only this. Spots are joined by (sample, barcode) and have one order:
-sections as in samples.csv (else by name), within a section the order of its h5ad, spots with counts and a tile.
+All later steps read only this. Spots are joined by (sample, barcode) and have one order: sections
+as in samples.csv (else by name), within a section the order of its h5ad; a spot has counts and a
+tile.
 """
 
 import warnings
@@ -18,7 +20,7 @@ import pandas as pd
 from scipy import sparse
 
 from .errors import PekaError
-from .layout import checks as cohort_checks
+from .layout import checks
 from .layout.gene_columns import joined_genes, on_genes
 from .layout.sections import Section, open_section, read_counts, read_spots
 from .layout.tables import odd_splits, read_genes, read_samples, read_splits
@@ -33,7 +35,8 @@ class Split:
     """Training and test spots, as masks (n,) over the cohort's spots.
 
     Attributes:
-        name: `scheme/i`; scheme `patients` when no group stands on both sides, otherwise `sections`.
+        name: `scheme/i`. The scheme is `patients` when no group stands on both sides, otherwise
+            `sections`.
     """
 
     name: str
@@ -46,19 +49,26 @@ class Split:
         return self.name.split("/")[0]
 
     def mixes(self, sections: np.ndarray) -> bool:
-        """Whether spots of tested `sections (n,)` train too, or nothing is tested: shuffled spots, and `all`."""
+        """Whether spots of a tested section train too, or nothing is tested.
+
+        This is so for shuffled spots and for the split `all`.
+
+        Args:
+            sections: (n,) section of each spot.
+        """
         return not self.test.any() or bool(set(sections[self.train]) & set(sections[self.test]))
 
 
 @dataclass(frozen=True, eq=False)
 class Cohort:
-    """An open cohort; names are in memory, counts and tiles stay on disk until asked for.
+    """An open cohort; names are in memory, counts and tiles stay on disk until they are needed.
 
     Attributes:
         path: the directory.
-        samples: one row a section, index sample_id; columns patient, group, duplicate_of, organ, disease,
-            technology, um_per_px (float, NaN where unknown), license, source, evidence ("" where missing),
-            then whatever else samples.csv has. `group` merges patients that share a duplicated section.
+        samples: one row a section, index sample_id; columns patient, group, duplicate_of, organ,
+            disease, technology, um_per_px (float, NaN where unknown), license, source, evidence
+            ("" where missing), then the other columns of samples.csv. `group` merges patients that
+            share a duplicated section.
         sections: the files behind each row of `samples`.
         genes: the cohort's own target genes, may be empty.
         split_ids: (training, test) sample ids of each file pair in splits/.
@@ -75,14 +85,13 @@ class Cohort:
     notes: tuple[str, ...]
 
     def __repr__(self) -> str:
-        spots = sum(len(section.barcodes) for section in self.sections)
         checkout, path = Path(__file__).parents[1], self.path.resolve()
-        where = (
-            path.relative_to(checkout).as_posix() if path.is_relative_to(checkout) else path.name
-        )  # no path of this machine
+        inside = path.is_relative_to(checkout)  # an absolute path would name this machine
+        where = path.relative_to(checkout).as_posix() if inside else path.name
         return (
-            f"Cohort {where}: {spots} spots, {len(self.samples)} sections, "
-            f"{self.samples.group.nunique()} patients, {len(self.split_ids)} splits, tiles: {self.has_tiles}"
+            f"Cohort {where}: {len(self)} spots, {len(self.samples)} sections, "
+            f"{self.samples.group.nunique()} patients, {len(self.split_ids)} splits, "
+            f"tiles: {self.has_tiles}"
         )
 
     def __len__(self) -> int:
@@ -91,14 +100,17 @@ class Cohort:
 
     @cached_property
     def obs(self) -> pd.DataFrame:
-        """One row a spot, index `sample:barcode`: sample, barcode, patient, group, duplicate_of, total_counts
-        (over all genes of the section, before any join), and the columns that every h5ad has."""
+        """One row a spot, index `sample:barcode`.
+
+        Columns: sample, barcode, patient, group, duplicate_of, total_counts (over all genes of the
+        section, before any join), and the columns that every h5ad has.
+        """
         table = pd.concat([self._obs_of(section) for section in self.sections], join="inner")
         mixed = table.select_dtypes(object).columns
         return table.assign(**{column: table[column].fillna("").astype(str) for column in mixed})
 
     def _obs_of(self, section: Section) -> pd.DataFrame:
-        extra = read_spots(section).obs
+        totals = read_counts(section).sum(axis=1, dtype=np.float64)  # (n, 1)
         row = self.samples.loc[section.sample]
         own = {
             "sample": section.sample,
@@ -106,75 +118,70 @@ class Cohort:
             "patient": row.patient,
             "group": row.group,
             "duplicate_of": row.duplicate_of,
-            "total_counts": np.asarray(
-                read_counts(section).sum(axis=1, dtype=np.float64)
-            ).ravel(),  # (n,)
+            "total_counts": np.asarray(totals).ravel(),  # (n,)
         }
-        table = pd.DataFrame(
-            own, index=section.sample + ":" + pd.Index(section.barcodes, dtype=object)
-        )
-        extra = extra.drop(columns=[c for c in own if c in extra]).set_axis(table.index)
-        kinds = {
-            c: np.int64 if extra[c].dtype == bool else object
-            for c in extra.select_dtypes(["category", "bool"])
-        }
-        return pd.concat([table, extra.astype(kinds)], axis=1)
+        names = section.sample + ":" + pd.Index(section.barcodes, dtype=object)
+        table, more = pd.DataFrame(own, index=names), read_spots(section).obs
+        more = more.drop(columns=[c for c in own if c in more]).set_axis(names)
+        kinds = {c: object for c in more.select_dtypes("category")}
+        kinds |= {c: np.int64 for c in more.select_dtypes("bool")}
+        return pd.concat([table, more.astype(kinds)], axis=1)
 
     @cached_property
     def splits(self) -> list[Split]:
         """The held-out splits of the directory, in the order of their numbers."""
-        names = np.repeat(
-            [s.sample for s in self.sections], [len(s.barcodes) for s in self.sections]
-        )
-        group = self.samples.group
+        spots = [len(section.barcodes) for section in self.sections]
+        names, group = np.repeat(self.samples.index, spots), self.samples.group
         splits = []
         for i, (train, test) in enumerate(self.split_ids):
             scheme = "sections" if set(group[train]) & set(group[test]) else "patients"
-            splits.append(Split(f"{scheme}/{i}", np.isin(names, train), np.isin(names, test)))
+            splits.append(Split(f"{scheme}/{i}", names.isin(train), names.isin(test)))
         return splits
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over counts, gene names, barcodes, spatial, samples.csv, splits and genes, read as values.
+        """sha256 over counts, gene names, barcodes, spatial, samples.csv, splits and genes as values.
 
-        Tiles enter through the column tiles_sha256 of samples.csv; where it is blank, or is not theirs, by their pixels, which are
-        read for it once (`tile_digests`).
+        Tiles enter through the column tiles_sha256 of samples.csv. Where that is blank, or belongs
+        to other tiles, their pixels are read once instead (`duplicates.digest_by_barcode`).
         """
-        return cohort_checks.digest(self)
+        return checks.digest(self)
 
     def adata(self, samples: Iterable[str] | None = None, join: str = "inner") -> ad.AnnData:
-        """Raw counts of all spots, or of some samples', in the cohort's order.
+        """Raw counts of all spots, or of those of some samples, in the cohort's order.
 
         Args:
             samples: sample ids; all where None.
-            join: `inner` for the genes that all these samples have, `outer` for all genes, 0 where not measured.
+            join: `inner` for the genes that all these samples have, `outer` for all genes, with 0
+                where a sample did not measure one.
 
         Returns:
-            AnnData, X CSR float32 (n, G); obs = rows of `self.obs`; obsm["spatial"] float64 (n, 2) in slide px
-            (x, y), other numeric obsm that all have; var columns on which the samples agree.
+            AnnData, X CSR float32 (n, G); obs = rows of `self.obs`; obsm["spatial"] float64 (n, 2)
+            in slide px (x, y), other numeric obsm that all have; var columns on which the samples
+            agree.
         """
         chosen = self._chosen(samples)
         genes = joined_genes([section.genes for section in chosen], join)
-        counts = sparse.vstack(
-            [on_genes(read_counts(s), s.genes, genes) for s in chosen], format="csr"
-        )
-        _, arrays, var, notes = zip(*(read_spots(section) for section in chosen))
-        for note in sum(notes, []):
+        counts = [on_genes(read_counts(section), section.genes, genes) for section in chosen]
+        spots = [read_spots(section) for section in chosen]
+        for note in (note for of_section in spots for note in of_section.notes):
             warnings.warn(note, stacklevel=2)
         obs = self.obs[self.obs["sample"].isin([section.sample for section in chosen])].copy()
-        return ad.AnnData(counts, obs=obs, var=_agreed(var, genes), obsm=_stacked(arrays))
+        return ad.AnnData(
+            sparse.vstack(counts, format="csr"),
+            obs=obs,
+            var=_agreed([s.var for s in spots], genes),
+            obsm=_stacked([s.arrays for s in spots]),
+        )
 
     def restricted(self, spots: dict[str, np.ndarray]) -> "Cohort":
-        """The same cohort with some of each section's spots alone: sample -> positions in `section.barcodes`."""
-        pick = lambda section, rows: replace(
-            section,
-            barcodes=section.barcodes[rows],
-            h5ad_rows=section.h5ad_rows[rows],
-            tile_rows=section.tile_rows[rows],
-        )
-        return replace(
-            self, sections=tuple(pick(section, spots[section.sample]) for section in self.sections)
-        )
+        """The same cohort with some spots: sample -> positions (m,) in `section.barcodes`."""
+        by_spot = ("barcodes", "h5ad_rows", "tile_rows")
+        sections = [
+            replace(s, **{name: getattr(s, name)[spots[s.sample]] for name in by_spot})
+            for s in self.sections
+        ]
+        return replace(self, sections=tuple(sections))
 
     def _chosen(self, samples: Iterable[str] | None) -> list[Section]:
         if samples is None:
@@ -182,9 +189,8 @@ class Cohort:
         samples = [samples] if isinstance(samples, str) else list(samples)
         unknown = sorted(set(samples) - set(self.samples.index))
         if unknown or not samples:
-            raise PekaError(
-                f"{self.path}: no sample {unknown or '(empty list)'}; it has {list(self.samples.index)}."
-            )
+            asked = unknown or "(empty list)"
+            raise PekaError(f"{self.path}: no sample {asked}; it has {list(self.samples.index)}.")
         return [section for section in self.sections if section.sample in samples]
 
     def tiles(self) -> TileReader:
@@ -195,8 +201,8 @@ class Cohort:
         """
         if not self.has_tiles:
             raise PekaError(
-                f"{self.path / 'patches'}: no tiles here (they are left out of a committed run); expected "
-                f"patches/<sample>.h5. Build the cohort again: `peka run` of its profile, or notebook 01."
+                f"{self.path / 'patches'}: no tiles here (a committed run leaves them out); expected "
+                "patches/<sample>.h5. Build the cohort again: `peka run` of its profile, or notebook 01."
             )
         return TileReader([(section.patches, section.tile_rows) for section in self.sections])
 
@@ -206,46 +212,39 @@ class Cohort:
         Raises:
             PekaError: counts or coordinates that cannot be right.
         """
-        found = cohort_checks.validate(self)
-        for text in found:
-            warnings.warn(text, stacklevel=2)
-        return found
+        notes = checks.validate(self)
+        for note in notes:
+            warnings.warn(note, stacklevel=2)
+        return notes
 
 
 def open_cohort(path: str | Path) -> Cohort:
-    """Open a cohort directory: files, names, tile shapes and splits are checked, counts are not yet read.
+    """Open a cohort directory: files, names, tile shapes and splits are checked.
+
+    Counts are not read yet.
 
     Raises:
-        PekaError: a file is missing or unreadable, names are not unique, a tile has no spot, tiles have
-            another size or dtype, sections share no gene, or a split names an unknown section.
+        PekaError: a file is missing or unreadable, names are not unique, a tile has no spot, tiles
+            have another size or dtype, sections share no gene, or a split names an unknown section.
     """
     path = Path(path)
     samples, notes = read_samples(path)
     has_tiles = any(not file.name.startswith(".") for file in path.glob("patches/*.h5"))
-    sections = tuple(
-        open_section(
-            s, path / "adata" / f"{s}.h5ad", path / "patches" / f"{s}.h5" if has_tiles else None
-        )
-        for s in samples.index
-    )
-    unknown = samples.um_per_px.isna()
-    samples.loc[unknown, "um_per_px"] = np.array([s.um_per_px for s in sections])[unknown]
-    cohort_checks.genes_in_common(sections)
+    sections = []
+    for sample in samples.index:
+        patches = path / "patches" / f"{sample}.h5" if has_tiles else None
+        sections.append(open_section(sample, path / "adata" / f"{sample}.h5ad", patches))
+    in_tiles = pd.Series([s.um_per_px for s in sections], index=samples.index)
+    samples["um_per_px"] = samples.um_per_px.fillna(in_tiles)
+    checks.genes_in_common(sections)
     notes += odd_splits(path)
     for note in notes:
         warnings.warn(note, stacklevel=2)
-    return Cohort(
-        path,
-        samples,
-        sections,
-        read_genes(path),
-        read_splits(path, samples),
-        has_tiles,
-        tuple(notes),
-    )
+    genes, split_ids = read_genes(path), read_splits(path, samples)
+    return Cohort(path, samples, tuple(sections), genes, split_ids, has_tiles, tuple(notes))
 
 
-def _agreed(tables: tuple[pd.DataFrame, ...], genes: pd.Index) -> pd.DataFrame:
+def _agreed(tables: list[pd.DataFrame], genes: pd.Index) -> pd.DataFrame:
     """Per-gene columns that every section has and on which none contradicts another."""
     columns = [c for c in tables[0] if all(c in table for table in tables)]
     stacked = pd.concat([table[columns].astype(object) for table in tables])
@@ -255,7 +254,7 @@ def _agreed(tables: tuple[pd.DataFrame, ...], genes: pd.Index) -> pd.DataFrame:
     return first.infer_objects()
 
 
-def _stacked(arrays: tuple[dict[str, np.ndarray], ...]) -> dict[str, np.ndarray]:
+def _stacked(arrays: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Per-spot arrays that every section has with the same trailing shape."""
     return {
         name: np.concatenate([a[name] for a in arrays])

@@ -17,7 +17,7 @@ from .cohort import Cohort, Split
 from .errors import PekaError
 from .genes import authors_genes, log_cp10k, variable_genes
 from .layout.gene_columns import columns_of
-from .layout.tables import copies
+from .layout.tables import originals
 from .recipe import mixes_patients
 from .values import prefixed_errors
 
@@ -86,7 +86,7 @@ class Protocol:
         keep = np.ones(len(cohort.obs), bool)
         if self.merge_duplicates:
             samples = cohort.obs.drop_duplicates("sample").set_index("sample")
-            keep = ~cohort.obs["sample"].isin(copies(samples["duplicate_of"])).to_numpy()
+            keep = ~cohort.obs["sample"].isin(originals(samples["duplicate_of"])).to_numpy()
         if self.scheme == "spots":
             spots, rows = np.arange(len(keep)), np.flatnonzero(keep)
             folds = KFold(self.folds, shuffle=True, random_state=self.seed).split(rows)

@@ -21,7 +21,7 @@ from peka_core.files import sha256
 from peka_core.genes import log_cp10k
 from peka_core.layout import duplicates
 from peka_core.layout.sections import read_spots
-from peka_core.layout.tables import copies
+from peka_core.layout.tables import originals
 
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")
 
@@ -630,7 +630,7 @@ def test_log_cp10k_takes_an_adata_of_ones_own_and_no_broken_totals(tiny_cohort):
     ({"A": "elsewhere", "B": "elsewhere"}, {"B": "A"}),
 ])  # fmt: skip
 def test_of_a_set_of_copies_one_is_kept(duplicate_of, expected):
-    assert copies(pd.Series(duplicate_of)) == expected
+    assert originals(pd.Series(duplicate_of)) == expected
 
 
 def test_validate_names_the_copies_that_are_left_out(tiny_cohort):

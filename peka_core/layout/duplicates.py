@@ -1,4 +1,4 @@
-"""Tiles compared by their pixels: digests of patches files, perceptual hashes, and one section beside its copy."""
+"""Tiles compared by their pixels: digests, perceptual hashes, a section beside its copy."""
 
 import contextlib
 import hashlib

@@ -1,4 +1,4 @@
-"""Columns of count matrices by gene name: genes that sections share, counts arranged as a list of genes."""
+"""Columns of count matrices by gene name."""
 
 import numpy as np
 import pandas as pd
@@ -13,9 +13,8 @@ def joined_genes(lists: list[pd.Index], join: str = "inner") -> pd.Index:
         raise ValueError(f"join is 'inner' or 'outer', not {join!r}")
     genes = lists[0]
     for other in lists[1:]:
-        genes = (
-            genes[genes.isin(other)] if join == "inner" else genes.append(other[~other.isin(genes)])
-        )
+        inner, new = genes[genes.isin(other)], other[~other.isin(genes)]
+        genes = inner if join == "inner" else genes.append(new)
     return genes
 
 
@@ -23,9 +22,7 @@ def on_genes(counts: sparse.csr_matrix, own: pd.Index, genes: pd.Index) -> spars
     """Columns of `counts` (n, own) arranged as `genes`; 0 where the section did not measure one."""
     if own.equals(genes):
         return counts
-    place = genes.get_indexer(
-        own
-    )  # (own,) column of each measured gene, -1 where it is not asked for
+    place = genes.get_indexer(own)  # (own,) column of each measured gene, -1 where not wanted
     kept = np.flatnonzero(place >= 0)
     counts = counts[:, kept]
     joined = sparse.csr_matrix(
@@ -39,12 +36,13 @@ def columns_of(names: pd.Index, genes: list[str]) -> np.ndarray:
     """Column `(g,)` of each gene among `names (G,)`.
 
     Raises:
-        PekaError: a gene that is not there.
+        PekaError: a gene is not among them.
     """
     columns = names.get_indexer(genes)
-    if missing := [gene for gene, column in zip(genes, columns) if column < 0]:
+    if missing := [gene for gene, at in zip(genes, columns, strict=True) if at < 0]:
         raise PekaError(
-            f"{len(missing)} of {len(genes)} genes are not among the {len(names)} at hand (first: {missing[0]}); "
-            'expected genes that these sections measured: open the cohort\'s counts with join="outer", or ask for others.'
+            f"{len(missing)} of {len(genes)} genes are not among these {len(names)} (first: "
+            f"{missing[0]}); expected genes that the sections measured. Open the cohort's counts "
+            'with join="outer", or choose other genes.'
         )
     return columns

@@ -1,4 +1,4 @@
-"""HDF5 files of others: opened and read so that each failure names the file, the data set, the true cause and a next step."""
+"""HDF5 files; an error of reading one names the file, the data set, the cause and a way out."""
 
 import contextlib
 import errno
@@ -17,82 +17,83 @@ def open_h5(path: Path) -> Iterator[h5py.File]:
     """Open an HDF5 file for reading.
 
     Raises:
-        PekaError: it is missing, may not be read, is in use by another process, or is no HDF5 file.
+        PekaError: it is missing, may not be read, is locked by another process, or is no HDF5 file.
     """
     with contextlib.suppress(ImportError):
-        import hdf5plugin  # noqa: F401  registers its compression filters, where it is installed
+        import hdf5plugin  # noqa: F401  registers more compression filters where it is installed
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        raise _not_opened(Path(path), error) from error
+        raise _opening_error(Path(path), error) from error
     with file:
         yield file
 
 
-def _not_opened(path: Path, error: OSError) -> PekaError:
+def _opening_error(path: Path, error: OSError) -> PekaError:
     if error.errno == errno.ENOENT:
         return PekaError(f"{path}: missing. The cohort lists it; fetch or build the cohort again.")
     if error.errno in (errno.EACCES, errno.EPERM):
         return not_readable(path)
     if error.errno == errno.EAGAIN or "unable to lock file" in str(error):
         return PekaError(
-            f"{path}: in use by another process, which holds its lock. Wait until it has finished writing; "
-            "on a network disk that knows no locks (NFS) set HDF5_USE_FILE_LOCKING=FALSE."
+            f"{path}: another process holds a lock on it. Wait until it has finished writing. On a "
+            "network disk without locks (NFS) set HDF5_USE_FILE_LOCKING=FALSE."
         )
-    if (found := what_is(path)) in PLACEHOLDERS:
+    if (kind := what_is(path)) in PLACEHOLDERS:
         return PekaError(
-            f"{path}: it is {found}; expected an HDF5 file. Copy or fetch the file itself from where it comes from."
+            f"{path}: it is {kind}; expected an HDF5 file. Copy or fetch the file itself from its "
+            "source."
         )
     return PekaError(
-        f"{path}: not a readable HDF5 file ({_first_line(error)}): it is cut short, damaged, or of another kind. "
-        "Copy or fetch it again from where it comes from, or build it again."
+        f"{path}: not a readable HDF5 file ({_first_line(error)}). It is cut short, damaged, or of "
+        "another kind. Copy or fetch it again from its source, or build it again."
     )
 
 
 @contextlib.contextmanager
 def reading(file: h5py.File, name: str) -> Iterator[h5py.Dataset | h5py.Group]:
-    """Hold what `name` is in an open file while it is read, for one call of a library: HDF5 and anndata fail in many ways.
+    """Give the item `name` of an open file, and turn each error of reading it into a PekaError.
 
     Raises:
-        PekaError: reading fails; it names file and data set, and a compression filter that is missing.
+        PekaError: reading fails; the message names file and data set, and a missing filter.
     """
     try:
         yield file[name]
     except (PekaError, MemoryError):
         raise
-    except Exception as error:
-        raise PekaError(f"{file.filename}: `{name}` {_why_not_read(file, name, error)}") from error
+    except Exception as error:  # HDF5 and anndata fail in many ways
+        raise PekaError(f"{file.filename}: `{name}` {_reading_error(file, name, error)}") from error
 
 
-def _why_not_read(file: h5py.File, name: str, error: Exception) -> str:
+def _reading_error(file: h5py.File, name: str, error: Exception) -> str:
     if missing := _missing_filters(file, name):
         return (
             f"is stored with the HDF5 filter {', '.join(missing)}, which is not installed here: "
             "pip install hdf5plugin, or write the file again with gzip."
         )
     return (
-        f"cannot be read ({_first_line(error)}): it is damaged, or of a form that the anndata and h5py installed here do not "
-        "know. Copy or fetch the file again from where it comes from, or write it again with this anndata."
+        f"cannot be read ({_first_line(error)}). It is damaged, or has a form that the installed "
+        "anndata and h5py do not know. Copy or fetch the file again from its source, or write it "
+        "again with this anndata."
     )
 
 
 def _missing_filters(file: h5py.File, name: str) -> list[str]:
-    """Number and, where it is stored, name of the filters that a data set, or one of a group, needs and HDF5 lacks."""
-    found = set()
+    """The filters that a data set, or one of a group, needs and HDF5 lacks: number and name."""
+    missing = set()
 
     def look(_, item) -> None:
         if isinstance(item, h5py.Dataset):
             stored = item.id.get_create_plist()
             for code, _, _, label in map(stored.get_filter, range(stored.get_nfilters())):
                 if not h5py.h5z.filter_avail(code):
-                    found.add(f"{code} {label.decode(errors='replace')}".strip())
+                    missing.add(f"{code} {label.decode(errors='replace')}".strip())
 
-    with contextlib.suppress(
-        KeyError, OSError, RuntimeError
-    ):  # damaged beyond a look at its filters: said as damaged
+    # a file may be so damaged that its filters cannot be read; then it is reported as damaged
+    with contextlib.suppress(KeyError, OSError, RuntimeError):
         item = file[name]
         item.visititems(look) if isinstance(item, h5py.Group) else look(name, item)
-    return sorted(found)
+    return sorted(missing)
 
 
 def _first_line(error: Exception) -> str:
@@ -100,7 +101,7 @@ def _first_line(error: Exception) -> str:
 
 
 def positive(item: h5py.Dataset, name: str) -> float:
-    """A numeric attribute above 0, stored as one number or, as R and MATLAB write, as an array of one.
+    """A numeric attribute above 0, stored as one number or as an array of one (R, MATLAB).
 
     Raises:
         PekaError: it is text, 0, negative, NaN, infinite or several numbers.
@@ -109,7 +110,7 @@ def positive(item: h5py.Dataset, name: str) -> float:
     value = float(stored[0]) if stored.size == 1 and stored.dtype.kind in "iuf" else np.nan
     if not (np.isfinite(value) and value > 0):
         raise PekaError(
-            f"{item.file.filename}: attribute {name} of `{item.name.strip('/')}` is {item.attrs[name]!r}; expected one number "
-            f"above 0. Write the right number, or remove the attribute."
+            f"{item.file.filename}: attribute {name} of `{item.name.strip('/')}` is "
+            f"{item.attrs[name]!r}; expected one number above 0. Correct or remove the attribute."
         )
     return value

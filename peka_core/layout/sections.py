@@ -1,9 +1,10 @@
-"""The two files of one section, as HEST writes them: `adata/<sample>.h5ad` and `patches/<sample>.h5`.
+"""The two files of a section: `adata/<sample>.h5ad` and `patches/<sample>.h5`, as HEST has them.
 
-Two generations of the patches file exist (HEST, mahmoodlab/HEST, before and after August 2024):
+The patches file has two forms (mahmoodlab/HEST, before and after August 2024):
 current: coords (x, y) of the top-left corner, attrs `patch_size_src`, `downsample`;
-older: coords (Y, X) of the centre, attrs `patch_size`, `factor`. The dataset of names is `barcode` or `barcodes`.
-Rows of the two files are different subsets in different orders, so spots are joined by barcode.
+older: coords (Y, X) of the centre, attrs `patch_size`, `factor`.
+The data set of names is `barcode` or `barcodes`. The rows of both files are different subsets in
+different orders, so spots are joined by barcode.
 """
 
 import warnings
@@ -59,33 +60,22 @@ def open_section(sample: str, h5ad: Path, patches: Path | None) -> Section:
     with open_h5(h5ad) as file:
         spots = unique(names_of(file, "obs", h5ad), h5ad, "barcode")
         genes = unique(names_of(file, "var", h5ad), h5ad, "gene symbol")
-    if patches is None:
-        everything = np.arange(len(spots))
-        return Section(
-            sample, h5ad, None, spots.to_numpy(), everything, everything, genes, 0, np.nan
-        )
-    with open_h5(patches) as file:
-        tiles = unique(tile_barcodes(file, patches), patches, "barcode")
-        um_per_px = _um_per_px(file["img"])
+    tiles, um_per_px = spots, np.nan
+    if patches is not None:
+        with open_h5(patches) as file:
+            tiles = unique(tile_barcodes(file, patches), patches, "barcode")
+            um_per_px = _um_per_px(file["img"])
     unknown = tiles.difference(spots)
     if len(unknown):
         raise PekaError(
-            f"{patches}: {len(unknown)} of {len(tiles)} tile barcodes are not in {h5ad.name} (first: {unknown[0]}); "
-            f"expected every tile to belong to a spot with counts. Take both files from the same release."
+            f"{patches}: {len(unknown)} of {len(tiles)} tile barcodes are not in {h5ad.name} "
+            f"(first: {unknown[0]}); expected every tile to belong to a spot with counts. "
+            "Take both files from the same release."
         )
-    place = tiles.get_indexer(spots)
+    place = tiles.get_indexer(spots)  # (spots,) row of each spot's tile, -1 without one
     rows = np.flatnonzero(place >= 0)
-    return Section(
-        sample,
-        h5ad,
-        patches,
-        spots.to_numpy()[rows],
-        rows,
-        place[rows],
-        genes,
-        len(spots) - len(rows),
-        um_per_px,
-    )
+    names, untiled = spots.to_numpy()[rows], len(spots) - len(rows)
+    return Section(sample, h5ad, patches, names, rows, place[rows], genes, untiled, um_per_px)
 
 
 def unique(names: pd.Index, path: Path, what: str) -> pd.Index:
@@ -94,17 +84,19 @@ def unique(names: pd.Index, path: Path, what: str) -> pd.Index:
         return names
     twice = names[names.duplicated()].unique()
     raise PekaError(
-        f"{path}: {len(twice)} {what}s occur more than once (first: {twice[0]}); expected unique names, "
-        f"because spots and genes are joined by name. Rename or merge them in this file."
+        f"{path}: {len(twice)} {what}s occur more than once (first: {twice[0]}); expected unique "
+        "names, because spots and genes are joined by name. Rename or merge them in this file."
     )
 
 
 def names_of(file: h5py.File, axis: str, path: Path) -> pd.Index:
-    """The index of an open h5ad's table `obs` or `var`, as text; PekaError where it has none. `path` is for the message."""
+    """The index of an open h5ad's table `obs` or `var`, as text; `path` is for the message.
+
+    Raises:
+        PekaError: the file has no such table.
+    """
     if axis not in file:
-        raise PekaError(
-            f"{path}: no `{axis}` in it; expected an AnnData file (.h5ad). Convert it first."
-        )
+        raise PekaError(f"{path}: no `{axis}` in it; expected an AnnData file. Convert it first.")
     with reading(file, axis) as table:
         if _is_old(file):
             return getattr(_old(file), f"{axis}_names").astype(str)
@@ -119,52 +111,52 @@ def _is_old(file: h5py.File) -> bool:
 
 
 def _old(file: h5py.File) -> ad.AnnData:
-    """The whole of a file that anndata before 0.7 wrote; only anndata's own reader knows all its forms."""
+    """The whole of a file that anndata before 0.7 wrote; only anndata's reader knows its forms."""
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # it warns of the old form, and of names that `unique` is about to refuse
+        warnings.simplefilter("ignore")  # of the old form, and of names that `unique` refuses
         return ad.read_h5ad(file.filename)
 
 
 def tile_barcodes(file: h5py.File, path: Path, side: int = TILE) -> pd.Index:
-    """Barcodes of the tiles of an open patches file, after a look at the header of the images: they are uint8 of `side` px.
+    """Barcodes of the tiles of an open patches file, whose images must be uint8 of `side` px.
 
     Raises:
-        PekaError: no images or barcodes, images of another form, or not as many of one as of the other.
+        PekaError: images or barcodes are missing, images have another form, or the numbers of both
+            differ.
     """
     barcodes = barcodes_in(file)
     if "img" not in file or barcodes is None:
-        raise PekaError(
-            f"{path}: expected the datasets `img` and `barcode`, found {sorted(file)}. Fetch it again."
-        )
+        found = sorted(file)
+        raise PekaError(f"{path}: expected `img` and `barcode`, found {found}. Fetch it again.")
     images = file["img"]
     if images.shape[1:] != (side, side, 3) or images.dtype != np.uint8:
         raise PekaError(
-            f"{path}: tiles are {images.dtype} {images.shape[1:]}; expected uint8 ({side}, {side}, 3), which shows "
-            f"{TILE * TILE_UM_PER_PX:.0f} um. Take a newer release of this file, or cut the tiles again."
+            f"{path}: tiles are {images.dtype} {images.shape[1:]}; expected uint8 "
+            f"({side}, {side}, 3), which shows {TILE * TILE_UM_PER_PX:.0f} um. Take a newer "
+            "release of this file, or cut the tiles again."
         )
     if len(barcodes) != len(images):
-        raise PekaError(
-            f"{path}: {len(images)} tiles but {len(barcodes)} barcodes; expected one each. Fetch it again."
-        )
+        number = f"{len(images)} tiles but {len(barcodes)} barcodes"
+        raise PekaError(f"{path}: {number}; expected one each. Fetch it again.")
     return barcodes
 
 
 def barcodes_in(file: h5py.File) -> pd.Index | None:
-    """The barcodes (n,) of an open file of tiles or embeddings, under either name that HEST gives them; None without any."""
+    """The barcodes (n,) of an open file of tiles or embeddings; None where it has none.
+
+    HEST calls them `barcode` or `barcodes`.
+    """
     name = next((name for name in ("barcode", "barcodes") if name in file), None)
     if name is None:
         return None
     with reading(file, name) as stored:
         words = np.asarray(stored).reshape(-1)  # (n, 1) -> (n,)
-    return pd.Index(
-        [word.decode() if isinstance(word, bytes) else str(word) for word in words], dtype=object
-    )
+    text = [word.decode() if isinstance(word, bytes) else str(word) for word in words]
+    return pd.Index(text, dtype=object)
 
 
 def _um_per_px(images: h5py.Dataset) -> float:
-    """Micrometres per pixel of the slide, from the attributes of either generation."""
+    """Micrometres per pixel of the slide, from the attributes of either form."""
     if "pixel_size" in images.attrs:
         return positive(images, "pixel_size")
     scale = next((name for name in ("downsample", "factor") if name in images.attrs), None)
@@ -188,12 +180,16 @@ def tile_centres(section: Section) -> np.ndarray | None:
 
 
 def tile_coords(file: h5py.File, path: Path) -> np.ndarray:
-    """`coords` (m, 2) of an open patches file as stored; PekaError where there are not two for each tile."""
+    """`coords` (m, 2) of an open patches file as stored.
+
+    Raises:
+        PekaError: there are not two for each tile.
+    """
     with reading(file, "coords") as stored:
         coords = np.asarray(stored, dtype=float)
     if coords.shape != (len(file["img"]), 2):
-        found = f"coords {coords.shape} of {len(file['img'])} tiles"
-        raise PekaError(f"{path}: {found}; expected two numbers for each. Cut the tiles again.")
+        number = f"coords {coords.shape} of {len(file['img'])} tiles"
+        raise PekaError(f"{path}: {number}; expected two numbers for each. Cut the tiles again.")
     return coords
 
 
@@ -205,9 +201,7 @@ def read_counts(section: Section) -> sparse.csr_matrix:
     """
     with open_h5(section.h5ad) as file:
         if "X" not in file:
-            raise PekaError(
-                f"{section.h5ad}: no `X` in it; expected raw counts there. Write them into X."
-            )
+            raise PekaError(f"{section.h5ad}: no `X`; expected raw counts. Write them into X.")
         with reading(file, "X") as x:
             counts = _matrix(file, x)
     _check_counts(counts.data, section.h5ad)
@@ -222,103 +216,93 @@ def _matrix(file: h5py.File, x: h5py.Dataset | h5py.Group) -> sparse.csr_matrix:
         return sparse.csr_matrix(_old(file).X)
     if isinstance(x, h5py.Group):
         return sparse.csr_matrix(ad.io.read_elem(x))
-    return sparse.vstack(
-        [sparse.csr_matrix(x[i : i + 1024]) for i in range(0, x.shape[0], 1024)], format="csr"
-    )
+    blocks = [sparse.csr_matrix(x[i : i + 1024]) for i in range(0, x.shape[0], 1024)]
+    return sparse.vstack(blocks, format="csr")
 
 
 def _check_counts(values: np.ndarray, path: Path) -> None:
-    for what, bad in (
+    for what, is_bad in (
         ("NaN or infinite", lambda: ~np.isfinite(values)),
         ("negative", lambda: values < 0),
         ("not an integer", lambda: values != np.rint(values)),
     ):
-        number = int(np.count_nonzero(bad()))
-        if number:
+        if number := int(np.count_nonzero(is_bad())):
             raise PekaError(
-                f"{path}: {number} of {len(values)} stored counts are {what}; expected raw counts (0, 1, 2, ...) in X. "
-                f"Store the counts from before any normalisation."
+                f"{path}: {number} of {len(values)} stored counts are {what}; expected raw counts "
+                "(0, 1, 2, ...) in X. Store the counts from before any normalisation."
             )
 
 
 class Spots(NamedTuple):
-    """What an h5ad says of a section's spots and genes beside the counts."""
+    """What an h5ad has about a section's spots and genes beside the counts."""
 
     obs: pd.DataFrame  # (n, columns), of the section's spots
     arrays: dict[str, np.ndarray]  # numeric obsm (n, ...) of these; spatial as float64 px
     var: pd.DataFrame  # (G, columns), of all its genes
-    notes: list[str]  # what nothing here needs and could not be read
+    notes: list[str]  # warnings: what could not be read and is not needed
 
 
 def read_spots(section: Section) -> Spots:
     """Per-spot columns, numeric obsm arrays and per-gene columns of a section.
 
     Raises:
-        PekaError: there is no obsm["spatial"] of two columns, or a spot of the section has no finite place.
+        PekaError: there is no obsm["spatial"] of two columns, or a coordinate is not finite.
     """
     spots = stored_spots(section)
-    homeless = ~np.isfinite(spots.arrays["spatial"]).all(axis=1)  # (n,)
-    if homeless.any():
+    unknown = ~np.isfinite(spots.arrays["spatial"]).all(axis=1)  # (n,)
+    if unknown.any():
         raise PekaError(
-            f'{section.h5ad}: obsm["spatial"] is NaN or infinite for {homeless.sum()} of {len(homeless)} spots (first: '
-            f"{section.barcodes[homeless][0]}); expected the spot centres (x, y) in slide pixels. Leave these spots out, or give "
-            "their place."
+            f'{section.h5ad}: obsm["spatial"] is NaN or infinite for {unknown.sum()} of '
+            f"{len(unknown)} spots (first: {section.barcodes[unknown][0]}); expected the spot "
+            "centres (x, y) in slide pixels. Leave these spots out, or add their coordinates."
         )
     return spots
 
 
 def stored_spots(section: Section) -> Spots:
-    """As `read_spots`, whatever the coordinates are."""
+    """As `read_spots`, but coordinates need not be finite."""
     notes: list[str] = []
     with open_h5(section.h5ad) as file:
         if _is_old(file):
             adata = _old(file)
-            obs, var, found = adata.obs, adata.var, dict(adata.obsm)
+            obs, var, obsm = adata.obs, adata.var, dict(adata.obsm)
         else:
             obs, var = (_table(file, axis, section.h5ad, notes) for axis in ("obs", "var"))
-            found = {
+            obsm = {
                 name: _if_readable(file, f"obsm/{name}", notes, needed=name == "spatial")
                 for name in file.get("obsm", {})
             }
-    arrays = {
-        name: a for name, a in found.items() if isinstance(a, np.ndarray) and a.dtype.kind in "iufb"
-    }
+    numeric = lambda a: isinstance(a, np.ndarray) and a.dtype.kind in "iufb"  # noqa: E731
+    arrays = {name: a[section.h5ad_rows] for name, a in obsm.items() if numeric(a)}
     if arrays.get("spatial", np.empty((0, 0))).shape[1:] != (2,):
         raise PekaError(
-            f'{section.h5ad}: expected obsm["spatial"] with two columns, the spot centres (x, y) in slide pixels. Add it.'
+            f'{section.h5ad}: expected obsm["spatial"] with two columns, the spot centres (x, y), '
+            "in slide pixels. Add it."
         )
     arrays["spatial"] = arrays["spatial"].astype(np.float64)
     obs.index, var.index = obs.index.astype(str), var.index.astype(str)
-    return Spots(
-        obs.iloc[section.h5ad_rows],
-        {name: a[section.h5ad_rows] for name, a in arrays.items()},
-        var,
-        notes,
-    )
+    return Spots(obs.iloc[section.h5ad_rows], arrays, var, notes)
 
 
 def _if_readable(file: h5py.File, name: str, notes: list[str], needed: bool = False):
-    """An element of an h5ad; None, with a note, where it cannot be read and nothing here needs it."""
+    """An element of an h5ad; None, with a warning in `notes`, where it cannot be read."""
     try:
         with reading(file, name) as item:
             return ad.io.read_elem(item)
     except PekaError as error:
         if needed:
             raise
-        notes.append(f"{error} Nothing here needs it, and it is left out.")
+        notes.append(f"{error} It is not needed here and is left out.")
 
 
 def _table(file: h5py.File, axis: str, path: Path, notes: list[str]) -> pd.DataFrame:
-    """The table `obs` or `var`; where it cannot be read whole, those of its columns that can."""
+    """The table `obs` or `var`; where a column cannot be read, the others."""
     try:
         with reading(file, axis) as table:
             return ad.io.read_elem(table)
     except PekaError:
         index = names_of(file, axis, path)
-    columns = {
-        name: _if_readable(file, f"{axis}/{name}", notes)
-        for name in file[axis].attrs.get("column-order", [])
-    }
-    return pd.DataFrame(
-        {name: column for name, column in columns.items() if column is not None}, index=index
-    )
+    names = file[axis].attrs.get("column-order", [])
+    columns = {name: _if_readable(file, f"{axis}/{name}", notes) for name in names}
+    readable = {name: column for name, column in columns.items() if column is not None}
+    return pd.DataFrame(readable, index=index)

@@ -16,10 +16,17 @@ from .patches import TILE, TILE_UM_PER_PX, as_pixels
 
 
 def write_sample(
-    path: str | Path, sample: str, tiles: np.ndarray | None, coords_xy_topleft: np.ndarray | None, barcodes: Iterable[str],
-    adata: ad.AnnData, um_per_px: float,
-) -> str:  # fmt: skip
-    """Write one section as HEST writes it today; the h5ad last, so that its presence means a whole section.
+    path: str | Path,
+    sample: str,
+    tiles: np.ndarray | None,
+    coords_xy_topleft: np.ndarray | None,
+    barcodes: Iterable[str],
+    adata: ad.AnnData,
+    um_per_px: float,
+) -> str:
+    """Write one section as HEST writes it today.
+
+    The h5ad is written last, so that its presence means a whole section.
 
     Args:
         path: cohort directory.
@@ -27,22 +34,21 @@ def write_sample(
         tiles: uint8 (n, 224, 224, 3) RGB, or None to write the h5ad only.
         coords_xy_topleft: int (n, 2), (x, y) of the tiles' top-left corners in slide pixels.
         barcodes: (n,) names of the tiles.
-        adata: raw counts with obs index = barcodes and obsm["spatial"] = spot centres (x, y) in slide pixels.
+        adata: raw counts with obs index = barcodes and obsm["spatial"] = spot centres (x, y) in
+            slide pixels.
         um_per_px: micrometres per pixel of the slide.
 
     Returns:
-        sha256 over the tiles' bytes in this order (for samples.csv, column `tiles_sha256`), "" without tiles.
+        sha256 over the tiles' bytes in this order (for samples.csv, column `tiles_sha256`), ""
+        without tiles.
 
     Raises:
-        PekaError: tiles that are not uint8 of this shape, corners that are not two finite numbers each, a pixel size that is
-            not above 0, or a sample id that is no file name.
+        PekaError: tiles are not uint8 of this shape, corners are not two finite numbers each, the
+            pixel size is not above 0, or the sample id is no file name.
     """
-    sample = one_name(sample, f"{path}: sample id")
-    digest = (
-        ""
-        if tiles is None
-        else write_tiles(path, sample, tiles, coords_xy_topleft, barcodes, um_per_px)
-    )
+    sample, digest = one_name(sample, f"{path}: sample id"), ""
+    if tiles is not None:
+        digest = write_tiles(path, sample, tiles, coords_xy_topleft, barcodes, um_per_px)
     raw = adata.copy()
     raw.X = sparse.csr_matrix(raw.X, dtype=np.float32)
     write_whole(Path(path) / "adata" / f"{sample}.h5ad", raw.write_h5ad)
@@ -62,39 +68,32 @@ def write_tiles(
     names, tiles = list(barcodes), np.ascontiguousarray(as_pixels(tiles, sample))
     if tiles.shape != (len(names), TILE, TILE, 3):
         wanted = f"({len(names)}, {TILE}, {TILE}, 3), one for each barcode"
-        raise PekaError(f"{sample}: tiles {tiles.shape}, expected {wanted}: cut them again.")
+        raise PekaError(f"{sample}: tiles {tiles.shape}, expected {wanted}. Cut them again.")
     corners = np.asarray(coords_xy_topleft, dtype=np.float64)
-    if (
-        corners.shape != (len(names), 2)
-        or not np.isfinite(corners).all()
-        or not 0 < um_per_px < np.inf
-    ):
+    finite = corners.shape == (len(names), 2) and np.isfinite(corners).all()
+    if not finite or not 0 < um_per_px < np.inf:
         raise PekaError(
-            f"{sample}: expected the finite (x, y) of {len(names)} top-left corners and a pixel size above 0 um, found corners "
-            f"{corners.shape}, {np.isnan(corners).sum()} of their numbers NaN, and {um_per_px} um: look at the spots' places."
+            f"{sample}: expected the finite (x, y) of {len(names)} top-left corners and a pixel "
+            f"size above 0 um, found corners {corners.shape}, {np.isnan(corners).sum()} of their "
+            f"numbers NaN, and {um_per_px} um. Look at the spots' coordinates."
         )
-    write_whole(
-        Path(path) / "patches" / f"{sample}.h5",
-        lambda file: _write_patches(file, tiles, corners, names, um_per_px),
-    )
+
+    def write(file: Path) -> None:
+        with h5py.File(file, "w") as h5:
+            shape = (TILE, TILE, 3)
+            images = h5.create_dataset(
+                "img", data=tiles, chunks=(1, *shape), maxshape=(None, *shape)
+            )
+            h5["coords"] = corners.astype(np.int64)
+            column = np.array(names, dtype=object).reshape(-1, 1)  # (n, 1)
+            h5.create_dataset("barcode", data=column, dtype=h5py.string_dtype())
+            images.attrs["patch_size_src"] = round(TILE * TILE_UM_PER_PX / um_per_px)
+            images.attrs["patch_size_target"] = TILE
+            images.attrs["downsample"] = TILE_UM_PER_PX / um_per_px
+            images.attrs["pixel_size"] = um_per_px
+
+    write_whole(Path(path) / "patches" / f"{sample}.h5", write)
     return hashlib.sha256(tiles).hexdigest()
-
-
-def _write_patches(
-    file: Path, tiles: np.ndarray, coords: np.ndarray, names: list[str], um_per_px: float
-) -> None:
-    with h5py.File(file, "w") as h5:
-        images = h5.create_dataset(
-            "img", data=tiles, chunks=(1, TILE, TILE, 3), maxshape=(None, TILE, TILE, 3)
-        )
-        h5["coords"] = coords.astype(np.int64).reshape(-1, 2)
-        h5.create_dataset(
-            "barcode", data=np.array(names, dtype=object).reshape(-1, 1), dtype=h5py.string_dtype()
-        )
-        images.attrs["patch_size_src"] = round(TILE * TILE_UM_PER_PX / um_per_px)
-        images.attrs["patch_size_target"] = TILE
-        images.attrs["downsample"] = TILE_UM_PER_PX / um_per_px
-        images.attrs["pixel_size"] = um_per_px
 
 
 def write_cohort_tables(
@@ -103,13 +102,15 @@ def write_cohort_tables(
     splits: list[tuple[Iterable[str], Iterable[str]]],
     genes: Iterable[str],
 ) -> None:
-    """Write samples.csv, splits/train_i.csv, test_i.csv and var_<k>genes.json; tables of an earlier build go.
+    """Write samples.csv, splits/train_i.csv, test_i.csv and var_<k>genes.json.
+
+    Splits and gene lists of an earlier build are deleted.
 
     Args:
         path: cohort directory.
         samples: sample_id as index or column, with the columns of `samples.csv` that are known.
         splits: (training sample ids, test sample ids) of each held-out split.
-        genes: target genes, k of them; none writes no file.
+        genes: the k target genes; without any no gene list is written.
 
     Raises:
         PekaError: a sample id is not the name of a file; nothing is written then.
@@ -123,12 +124,10 @@ def write_cohort_tables(
         old.unlink()
     _write_csv(path / "samples.csv", table)
     for i, sides in enumerate(splits):
-        for side, ids in zip(("train", "test"), sides):
+        for side, ids in zip(("train", "test"), sides, strict=True):
             rows = [(s, f"patches/{s}.h5", f"adata/{s}.h5ad") for s in ids]
-            _write_csv(
-                path / "splits" / f"{side}_{i}.csv",
-                pd.DataFrame(rows, columns=["sample_id", "patches_path", "expr_path"]),
-            )
+            split = pd.DataFrame(rows, columns=["sample_id", "patches_path", "expr_path"])
+            _write_csv(path / "splits" / f"{side}_{i}.csv", split)
     if genes:
         write_json(path / f"var_{len(genes)}genes.json", {"genes": genes})
 

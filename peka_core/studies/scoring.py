@@ -17,7 +17,7 @@ from ..errors import PekaError
 from ..evaluation import Evaluation, evaluate
 from ..layout.hdf5 import open_h5, reading
 from ..layout.sections import Section, barcodes_in, tile_barcodes, tile_coords, unique
-from ..layout.tables import copies
+from ..layout.tables import originals
 from ..protocols import PROTOCOLS, Protocol, Task, make_tasks
 from ..recipe import FROM_0, FROM_2
 from ..values import fitted, within
@@ -110,7 +110,7 @@ def _copies(cohort: Cohort, rules: Protocol) -> dict[str, dict]:
     """The sections that the protocol leaves out as copies, whose copy each is, and how many spots it has."""
     spots = {s.sample: len(s.barcodes) for s in cohort.sections}
     here = cohort.samples.duplicate_of[[spots[sample] > 0 for sample in cohort.samples.index]]
-    found = copies(here) if rules.merge_duplicates else {}
+    found = originals(here) if rules.merge_duplicates else {}
     return {
         sample: {"of": original, "n_spots": spots[sample]} for sample, original in found.items()
     }
