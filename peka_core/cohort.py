@@ -72,7 +72,7 @@ class Cohort:
         sections: the files behind each row of `samples`.
         genes: the cohort's own target genes, may be empty.
         split_ids: (training, test) sample ids of each file pair in splits/.
-        has_tiles: False where the cohort comes without patches/; then every spot of the h5ad counts.
+        has_tiles: False where the cohort has no patches/; then all spots of the h5ad belong to it.
         notes: what opening had to assume, as warnings with counts.
     """
 
@@ -140,7 +140,7 @@ class Cohort:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over counts, gene names, barcodes, spatial, samples.csv, splits and genes as values.
+        """sha256 over counts, genes, barcodes, spatial, samples.csv, splits and target genes.
 
         Tiles enter through the column tiles_sha256 of samples.csv. Where that is blank, or belongs
         to other tiles, their pixels are read once instead (`duplicates.digest_by_barcode`).
@@ -201,8 +201,9 @@ class Cohort:
         """
         if not self.has_tiles:
             raise PekaError(
-                f"{self.path / 'patches'}: no tiles here (a committed run leaves them out); expected "
-                "patches/<sample>.h5. Build the cohort again: `peka run` of its profile, or notebook 01."
+                f"{self.path / 'patches'}: no tiles here (a committed run leaves them out); "
+                "expected patches/<sample>.h5. Build the cohort again with `peka run` of its "
+                "profile or with notebook 01."
             )
         return TileReader([(section.patches, section.tile_rows) for section in self.sections])
 

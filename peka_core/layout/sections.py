@@ -272,7 +272,7 @@ def stored_spots(section: Section) -> Spots:
                 name: _if_readable(file, f"obsm/{name}", notes, needed=name == "spatial")
                 for name in file.get("obsm", {})
             }
-    numeric = lambda a: isinstance(a, np.ndarray) and a.dtype.kind in "iufb"  # noqa: E731
+    numeric = lambda a: isinstance(a, np.ndarray) and a.dtype.kind in "iufb"
     arrays = {name: a[section.h5ad_rows] for name, a in obsm.items() if numeric(a)}
     if arrays.get("spatial", np.empty((0, 0))).shape[1:] != (2,):
         raise PekaError(
