@@ -34,6 +34,7 @@ from peka_core.recipe import Recipe
 from peka_core.runner.cost import Cost
 from peka_core.runner.provenance import provenance
 from peka_core.student import Student, embed_tiles
+from peka_core.training_data import TrainingData
 
 TABLE = Path(__file__).with_suffix(".csv")
 D_TEACHER = 3072
@@ -94,7 +95,8 @@ def measure(encoder: Encoder, method: str, recipe: Recipe, n: int) -> dict:
         if method == "none":
             embed_tiles(student, tiles[: len(rows)], recipe.batch_size, progress=False)
         else:
-            align(student, tiles, targets, labels, groups, recipe, rows=rows, progress=False)
+            data = TrainingData(tiles, targets, labels, groups, rows)
+            align(student, data, recipe, progress=False)
 
     row = {
         "encoder": encoder.name,
@@ -147,7 +149,7 @@ def main() -> None:
         rank=options.block,
         alpha=options.block,
         k=16,
-        set_aside=0.0,
+        validation_share=0.0,
     )
     torch.manual_seed(0)
     device, facts, made = best_device(), provenance(), []

@@ -65,7 +65,7 @@ def main() -> int:
 def seeds(work: Run, rungs: list[Rung], split: str, numbers: tuple[int, ...]) -> pd.DataFrame:
     """Each rung minus frozen under `strict`, trained again with other seeds: one row a rung, seed and held-out patient.
 
-    A seed draws projector and adapter, the order of batches, the patients set aside and the start of k-means; tissue, counts, split and
+    A seed draws projector and adapter, the order of batches, the validation patients and the start of k-means; tissue, counts, split and
     frozen features stay.
     """
     strict, rows = PROTOCOLS["strict"], []

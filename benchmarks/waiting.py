@@ -21,16 +21,17 @@ def measure() -> None:
     """One epoch of bat on random tiles; prints tiles per second."""
     import numpy as np
 
-    from peka_core import Recipe, Student, align, load_encoder
+    from peka_core import Recipe, Student, TrainingData, align, load_encoder
 
     rng = np.random.default_rng(0)
     tiles = rng.integers(0, 255, (TILES, 224, 224, 3), dtype=np.uint8)
     x_teacher, labels = rng.normal(size=(TILES, 12)), rng.integers(0, 16, TILES)
     student = Student(load_encoder("mini", device="cpu"), "bat", 12, Recipe())
-    arguments = (student, tiles, x_teacher, labels, np.zeros(TILES), Recipe(epochs=1, set_aside=0))
-    align(*arguments, progress=False)  # warm-up
+    data = TrainingData(tiles, x_teacher, labels, np.zeros(TILES))
+    recipe = Recipe(epochs=1, validation_share=0)
+    align(student, data, recipe, progress=False)  # warm-up
     started = time.perf_counter()
-    align(*arguments, progress=False)
+    align(student, data, recipe, progress=False)
     print(TILES / (time.perf_counter() - started))
 
 

@@ -20,6 +20,7 @@ _HOMES = {
     "Student": "student",
     "embed_tiles": "student",
     "Recipe": "recipe",
+    "TrainingData": "training_data",
     "align": "alignment",
     "evaluate": "evaluation",
     "open_run": "runner.run",

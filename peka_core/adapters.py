@@ -1,157 +1,164 @@
-"""What may change in the encoder: bone and bat (bone.py), LoRA and AdaLoRA (peft), everything (full), nothing.
+"""What may change in the encoder: bone and bat (bone.py), LoRA and AdaLoRA (peft), all, or nothing.
 
-`add` puts a method into a network in place. All of them hit Linear layers by name, so the convolution of a patch
-embedding is never among them, and all but `full` leave every tensor of the network as it was.
+All adapters sit in Linear layers that are found by name, never in a convolution. Only the method
+`full` changes the tensors of the network itself.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import bone
-from .errors import PekaError
 from .recipe import Recipe
 
-ADALORA_START = 1.5  # AdaLoRA begins with this many times the rank that it ends with
+ADALORA_START = 1.5  # AdaLoRA starts with this many times the rank that it ends with
 
 
-def add(network: nn.Module, method: str, recipe: Recipe, seed: int = 0) -> "RankAllocation | None":
-    """Put the adapter of `method` into `network`; what it trains has requires_grad, everything else has not.
-
-    Args:
-        recipe: targets; block (bone, bat); rank, alpha and adapter_dropout (lora, adalora), reallocate (adalora).
-        seed: draws LoRA's first factor (the second is zero, so the network starts as it was).
-
-    Returns:
-        for adalora that reallocates the object that moves ranks between layers while training, otherwise None.
-
-    Raises:
-        PekaError: targets that name no Linear layer, or a block size that does not divide one.
-    """
-    if method in bone.WEIGHTS:
-        try:
-            bone.inject(network, recipe.targets, method, recipe.block)
-        except ValueError as error:
-            raise PekaError(
-                f"{error}: change the profile's block (-p block=... --run NAME) or its targets"
-            ) from error
-    elif method in ("lora", "adalora"):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return _add_peft(network, method, recipe)
-    elif method == "full":
-        network.requires_grad_(True)
-    return None
-
-
-def _add_peft(network: nn.Module, method: str, recipe: Recipe) -> "RankAllocation | None":
-    from peft import (  # seconds to import
-        AdaLoraConfig,
-        LoraConfig,
-        inject_adapter_in_model,
-    )
-    from peft.tuners.adalora import AdaLoraModel
-
-    names = bone.linear_targets(network, recipe.targets)
-    if method == "lora":
-        options = {
-            "lora_alpha": recipe.alpha,
-            "lora_dropout": recipe.adapter_dropout,
-            "target_modules": names,
-        }
-        inject_adapter_in_model(LoraConfig(r=recipe.rank, **options), network)
-        return None
-    start = round(ADALORA_START * recipe.rank) if recipe.reallocate else recipe.rank
-    config = AdaLoraConfig(
-        init_r=start, target_r=recipe.rank, lora_alpha=recipe.alpha * start / recipe.rank, lora_dropout=recipe.adapter_dropout,
-        target_modules=names, total_step=100,
-    )  # fmt: skip
-    allocation = RankAllocation(AdaLoraModel(network, config, "default"))
-    return allocation if recipe.reallocate else None
-
-
-class RankAllocation:
-    """AdaLoRA's moving ranks: peft's AdaLoraModel, told of every step of our loop."""
-
-    def __init__(self, model):
-        self.model = model
-        self.config = model.peft_config["default"]
+class NoAllocation:
+    """The rank allocation of all methods but AdaLoRA, whose ranks never move: it does nothing."""
 
     def start(self, steps: int) -> None:
-        """Plan the budget over `steps` optimiser steps: full until a tenth, at its target for the last three tenths.
+        """Nothing to plan."""
 
-        A single step leaves no room for it. Ranks are weighed at every step: between two weighings Adam's momentum
-        would bring those back that were taken out.
+    def penalty(self) -> Tensor | float:
+        """Nothing is added to the loss."""
+        return 0.0
+
+    def after_step(self, step: int) -> None:
+        """No rank moves."""
+
+    def within_budget(self, steps_done: int) -> bool:
+        """The student always has its final size."""
+        return True
+
+    def ranks(self) -> dict[str, int]:
+        """There are no ranks to report."""
+        return {}
+
+    def state(self) -> dict:
+        """There is nothing to save."""
+        return {}
+
+    def load_state(self, state: dict) -> None:
+        """There is nothing to load."""
+
+
+class RankAllocation(NoAllocation):
+    """AdaLoRA's allocation: peft moves ranks between layers, and our loop tells it of each step.
+
+    Args:
+        model: peft's AdaLoraModel.
+    """
+
+    def __init__(self, model: Any):
+        self.model, self.config = model, model.peft_config["default"]
+
+    def start(self, steps: int) -> None:
+        """Plan the number of ranks: all in the first tenth of `steps`, the target in the last 3/10.
+
+        Ranks are weighed at every step. Otherwise Adam's momentum would bring back, between two
+        weighings, those that were taken out. A single step leaves no room for this plan.
         """
         self.config.total_step, self.config.deltaT = steps, 1
         self.config.tinit, self.config.tfinal = steps // 10, min(max(1, 3 * steps // 10), steps - 1)
 
-    def within_budget(self, steps_done: int) -> bool:
-        """Whether the ranks are down to their target, so that this student has the size that it is said to have."""
-        return steps_done > self.config.total_step - self.config.tfinal
-
-    def after_step(self, step: int) -> None:
-        """Weigh every rank by its gradients and take the least important ones out (before gradients are cleared)."""
-        self.model.update_and_allocate(step)
-
     def penalty(self) -> Tensor:
-        """AdaLoRA's regulariser: how far the outer factors are from orthogonal, averaged over them, times its weight."""
-        factors = [
-            p if "lora_A" in n else p.T
-            for n, p in self.model.named_parameters()
-            if "lora_A" in n or "lora_B" in n
-        ]
+        """AdaLoRA's regulariser: the mean distance of the factors from orthogonal, weighted."""
+        named = list(self.model.named_parameters())
+        factors = [p if "lora_A" in n else p.T for n, p in named if "lora_A" in n or "lora_B" in n]
         far = [torch.norm(p @ p.T - torch.eye(len(p), device=p.device)) for p in factors]
         return self.config.orth_reg_weight * torch.stack(far).mean()
 
+    def after_step(self, step: int) -> None:
+        """Take out the least important ranks. Their gradients, which weigh them, must be there."""
+        self.model.update_and_allocate(step)
+
+    def within_budget(self, steps_done: int) -> bool:
+        """Whether the ranks are down to their target. A larger student is not kept."""
+        return steps_done > self.config.total_step - self.config.tfinal
+
     def ranks(self) -> dict[str, int]:
-        """Ranks in use, by layer name."""
-        found = {}
-        for name, p in self.model.named_parameters():
-            if "lora_E" in name:
-                found[name.removeprefix("model.").partition(".lora_E")[0]] = int((p != 0).sum())
-        return found
+        """Ranks in use as `rank_<layer>`."""
+        scales = {n: p for n, p in self.model.named_parameters() if "lora_E" in n}
+        layers = {n: n.removeprefix("model.").partition(".lora_E")[0] for n in scales}
+        return {f"rank_{layers[n]}": int((p != 0).sum()) for n, p in scales.items()}
 
     def state(self) -> dict:
-        """All that a resumed alignment needs beside the weights."""
-        allocator = self.model.rankallocator
-        moments = {key: getattr(allocator, key) for key in ("ipt", "exp_avg_ipt", "exp_avg_unc")}
+        """What a resumed alignment needs beside the weights."""
+        moments = {name: getattr(self.model.rankallocator, name) for name in MOMENTS}
         return moments | {"rank_pattern": dict(self.config.rank_pattern or {})}
 
     def load_state(self, state: dict) -> None:
         """Put back what `state` returned."""
         device = next(self.model.parameters()).device
-        for key in ("ipt", "exp_avg_ipt", "exp_avg_unc"):
-            setattr(
-                self.model.rankallocator,
-                key,
-                {name: value.to(device) for name, value in state[key].items()},
-            )
+        for name in MOMENTS:
+            moments = {layer: value.to(device) for layer, value in state[name].items()}
+            setattr(self.model.rankallocator, name, moments)
         self.config.rank_pattern = state["rank_pattern"]
+
+
+MOMENTS = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # peft's running importance of each rank
+
+
+def add(network: nn.Module, method: str, recipe: Recipe, seed: int = 0) -> NoAllocation:
+    """Put the adapter of `method` into `network`, in place. Only trained weights require gradients.
+
+    Args:
+        recipe: targets; block (bone, bat); rank, alpha, adapter_dropout (LoRAs); reallocate.
+        seed: draws LoRA's first factor. The second one is zero, so nothing changes at the start.
+
+    Returns:
+        What the loop tells of each step: a `RankAllocation` for AdaLoRA with `reallocate`.
+
+    Raises:
+        PekaError: a target names no Linear layer, or the block size does not divide a layer.
+    """
+    if method in bone.WEIGHTS:
+        bone.inject(network, recipe.targets, method, recipe.block)
+    elif method in ("lora", "adalora"):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return _add_lora(network, method, recipe)
+    elif method == "full":
+        network.requires_grad_(True)
+    return NoAllocation()
+
+
+def _add_lora(network: nn.Module, method: str, recipe: Recipe) -> NoAllocation:
+    from peft import AdaLoraConfig, LoraConfig, inject_adapter_in_model  # seconds to import
+    from peft.tuners.adalora import AdaLoraModel
+
+    names = bone.linear_targets(network, recipe.targets)
+    common: dict[str, Any] = {"lora_dropout": recipe.adapter_dropout, "target_modules": names}
+    if method == "lora":
+        common |= {"r": recipe.rank, "lora_alpha": recipe.alpha}
+        inject_adapter_in_model(LoraConfig(**common), network)
+        return NoAllocation()
+    start = round(ADALORA_START * recipe.rank) if recipe.reallocate else recipe.rank
+    alpha = recipe.alpha * start / recipe.rank
+    ranks: dict[str, Any] = {"init_r": start, "target_r": recipe.rank, "lora_alpha": alpha}
+    config = AdaLoraConfig(**ranks, **common, total_step=100)
+    model = AdaLoraModel(network, config, "default")
+    return RankAllocation(model) if recipe.reallocate else NoAllocation()
 
 
 @torch.no_grad()
 def merge(network: nn.Module) -> None:
-    """Put adapted weights in the place of frozen ones: inference at the cost of the frozen network.
+    """Put adapted weights in the place of frozen ones, so that inference costs what it cost before.
 
-    Tensors that are shared with the frozen encoder are exchanged, never written to.
+    Tensors that the frozen encoder shares are exchanged, never written to.
 
     Raises:
-        PekaError: an adapted weight is NaN or infinite (nothing is merged then).
+        PekaError: an adapted weight is NaN or infinite. Nothing is merged then.
     """
     bone.merge(network)
-    layers = {
-        n: m
-        for n, m in network.named_modules()
-        if hasattr(m, "lora_A") and hasattr(m, "merge") and not m.merged
-    }
+    layers = {n: m for n, m in network.named_modules() if hasattr(m, "lora_A")}
+    layers = {n: m for n, m in layers.items() if hasattr(m, "merge") and not m.merged}
     for name, layer in layers.items():
-        if not torch.isfinite(layer.get_delta_weight("default")).all():
-            raise PekaError(
-                f"merged weight of {name} is not finite: the alignment diverged, lower its learning rate"
-            )
+        bone.check_finite(name, layer.get_delta_weight("default"))
     for layer in layers.values():
         base = layer.get_base_layer()
-        base.weight = nn.Parameter(
-            base.weight.detach().clone(), requires_grad=False
-        )  # peft adds in place
+        own = base.weight.detach().clone()  # peft adds in place
+        base.weight = nn.Parameter(own, requires_grad=False)
         layer.merge()

@@ -1,8 +1,8 @@
-"""Batches of tiles: shuffled and turned for the alignment loop, one after the other for embedding."""
+"""Batches of tiles: shuffled and turned for training, one after the other for embedding."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -18,31 +18,33 @@ if TYPE_CHECKING:
 
 
 def batches(
-    tiles,
+    tiles: Any,
     rows: np.ndarray,
     batch_size: int,
     flips: bool,
     generator: torch.Generator,
     ahead: bool = False,
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """One epoch of shuffled (row numbers, tiles uint8).
+    """One epoch of shuffled batches: row numbers (b,) and tiles uint8 (b, h, w, 3).
 
     Args:
         tiles: uint8 (n, h, w, 3), an array or a reader that takes an array of row numbers.
         rows: row numbers of the spots of this epoch, (m,).
         flips: show each tile in a random one of its eight orientations.
         generator: draws order and orientations.
-        ahead: read a batch in a thread while the one before it is trained on: for a GPU. On a CPU that
-            trains with all its cores a third thread only gets in the way.
+        ahead: read the next batch in a thread while this one is trained on. That helps a GPU; a CPU
+            that trains with all its cores has none left for the thread.
     """
     order = rows[torch.randperm(len(rows), generator=generator).numpy()]
     turns = torch.randint(8 if flips else 1, (len(rows),), generator=generator).numpy()
-    read = _read_pinned if ahead else _read
-    yield from in_turn(
-        lambda some: (order[some], read(tiles, order[some], turns[some])),
-        pieces(len(rows), batch_size),
-        ahead,
-    )
+    pin = ahead and torch.cuda.is_available()  # page-locked memory is copied faster to a GPU
+
+    def read(some: slice) -> tuple[np.ndarray, Tensor]:
+        pairs = zip(tiles[order[some]], turns[some], strict=True)
+        batch = torch.from_numpy(np.stack([orient(tile, turn) for tile, turn in pairs]))
+        return order[some], batch.pin_memory() if pin else batch
+
+    yield from in_turn(read, pieces(len(rows), batch_size), ahead)
 
 
 def pieces(n: int, size: int) -> list[slice]:
@@ -51,7 +53,7 @@ def pieces(n: int, size: int) -> list[slice]:
 
 
 def in_turn(read: Callable, chunks: list, ahead: bool) -> Iterator:
-    """`read(chunk)` of each chunk, in order; with `ahead` one is read in a thread while the one before it is used."""
+    """`read(chunk)` of each chunk in order; with `ahead`, a thread reads one chunk in advance."""
     if not ahead or not chunks:
         yield from map(read, chunks)
         return
@@ -64,24 +66,10 @@ def in_turn(read: Callable, chunks: list, ahead: bool) -> Iterator:
             yield made
 
 
-def _read(tiles, rows: np.ndarray, turns: np.ndarray) -> Tensor:
-    """Tiles uint8 (b, h, w, 3) of these rows, each in its orientation."""
-    return torch.from_numpy(
-        np.stack([orient(tile, turn) for tile, turn in zip(tiles[rows], turns, strict=True)])
-    )
-
-
-def _read_pinned(tiles, rows: np.ndarray, turns: np.ndarray) -> Tensor:
-    """As `_read`, in page-locked memory where there is a GPU to copy it to."""
-    batch = _read(tiles, rows, turns)
-    return batch.pin_memory() if torch.cuda.is_available() else batch
-
-
 def orient(tile: np.ndarray, turn: int) -> np.ndarray:
-    """One of the eight orientations of a square tile (h, h, 3).
+    """One of the eight orientations of a square tile uint8 (h, h, 3).
 
-    Transposed for `turn` >= 4, then turned upside down and left to right by the lower two bits. On uint8,
-    before any arithmetic, this costs little.
+    The highest bit of `turn` transposes the tile, the lower two flip it, each along one axis.
     """
     tile = cv2.transpose(tile) if turn & 4 else tile
     flip = {1: 1, 2: 0, 3: -1}.get(int(turn) & 3)

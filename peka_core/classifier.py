@@ -1,4 +1,7 @@
-"""Phase 1 of the authors' code: a classifier of pseudo-labels on teacher embeddings, through which phase 2 compares S with T."""
+"""The first phase of the authors' code: a classifier that predicts pseudo-labels from X_teacher.
+
+In their second phase it is frozen, and both losses compare the logits that it gives to S and to T.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -10,37 +13,26 @@ from .recipe import Recipe
 def fit_classifier(
     x_teacher: Tensor, labels: Tensor, recipe: Recipe, seed: int = 0
 ) -> nn.Sequential:
-    """Train MLP d_t -> hidden -> hidden -> k to say the pseudo-label from X_teacher; returned frozen.
+    """Train an MLP d_t -> hidden -> hidden -> k on the training spots, and return it frozen.
 
     Args:
-        x_teacher, labels: of the training spots, (n, d_t) and (n,), on one device.
-        recipe: k, hidden, batch_size, lr, and classifier_epochs for the number of passes.
+        x_teacher, labels: (n, d_t) and (n,), on one device.
+        recipe: `classifier_epochs` passes; k, hidden, batch_size and lr are read too.
         seed: draws weights and order.
     """
-    generator = torch.Generator().manual_seed(seed)
+    width, generator = recipe.hidden, torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _mlp(x_teacher.shape[1], recipe).to(x_teacher.device)
+        model = nn.Sequential(
+            nn.Linear(x_teacher.shape[1], width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(),
+            nn.Linear(width, recipe.k),
+        ).to(x_teacher.device)  # fmt: skip
     optimiser = torch.optim.Adam(model.parameters(), lr=recipe.lr)
     for _ in range(recipe.classifier_epochs):
-        for some in (
-            torch.randperm(len(labels), generator=generator)
-            .to(labels.device)
-            .split(recipe.batch_size)
-        ):
+        order = torch.randperm(len(labels), generator=generator).to(labels.device)
+        for rows in order.split(recipe.batch_size):
             optimiser.zero_grad(set_to_none=True)
-            F.cross_entropy(model(x_teacher[some]), labels[some]).backward()  # (b, k), (b,)
+            F.cross_entropy(model(x_teacher[rows]), labels[rows]).backward()  # (b, k), (b,)
             optimiser.step()
     optimiser.zero_grad(set_to_none=True)
     return model.requires_grad_(False).eval()
-
-
-def _mlp(d_teacher: int, recipe: Recipe) -> nn.Sequential:
-    width = recipe.hidden
-    return nn.Sequential(
-        nn.Linear(d_teacher, width),
-        nn.ReLU(),
-        nn.Linear(width, width),
-        nn.ReLU(),
-        nn.Linear(width, recipe.k),
-    )

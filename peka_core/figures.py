@@ -163,7 +163,7 @@ def loss_curves(
         taken.add(color)
         ax.plot(history["epoch"], history[column], color=color, label=name)
         kept, shown = history[history["kept"]], column
-        validation = f"aside_{column}"
+        validation = f"validation_{column}"
         if validation in history and history[validation].notna().any():
             ax.plot(history["epoch"], history[validation], color=color, ls="--")
             shown = validation if kept[validation].notna().all() else column

@@ -1,28 +1,85 @@
-"""The losses of Eq. 4 to 6. Shapes: projected and x_teacher (n, d_t), logits (n, k), labels (n,)."""
+"""The losses of Eq. 4 to 6, and how they are computed for one batch.
 
-from torch import Tensor
+L_KD compares the student's projection with the teacher's embedding of the same spots. L_struct asks
+whether a classifier can tell from the projection to which pseudo-label a spot belongs.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .device import autocast
+from .recipe import Recipe
 
-def kd_loss(projected: Tensor, x_teacher: Tensor, tau: float = 1.0) -> Tensor:
-    """KL(softmax(T / tau) || softmax(S / tau)), mean over the batch: Eq. 5.
 
-    Softmax forgets a constant added to a row, so S learns T up to one number a spot. Eq. 5 has no
-    factor in front; the authors' code multiplies by tau^2, which is the same at tau = 1.
+def kd_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float = 1.0) -> Tensor:
+    """KL(softmax(T / tau) || softmax(S / tau)), averaged over the batch: Eq. 5.
+
+    Softmax ignores a constant that is added to a row, so S learns T up to one number for each spot.
+    Eq. 5 has no factor in front; the authors' code multiplies by tau squared.
+
+    Args:
+        student_logits, teacher_logits: S and T, (n, d_t). The paper takes embeddings as logits.
     """
-    student = F.log_softmax(projected.float() / tau, dim=1)  # (n, d_t)
-    teacher = F.log_softmax(x_teacher.float() / tau, dim=1)  # (n, d_t)
+    student = F.log_softmax(student_logits.float() / tau, dim=1)  # (n, d_t)
+    teacher = F.log_softmax(teacher_logits.float() / tau, dim=1)  # (n, d_t)
     return F.kl_div(student, teacher, log_target=True, reduction="batchmean")
 
 
 def structure_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy of the pseudo-labels, mean over the batch: Eq. 6."""
+    """Cross entropy of logits (n, k) and pseudo-labels (n,), averaged over the batch: Eq. 6."""
     return F.cross_entropy(logits.float(), labels)
 
 
 def total_loss(
-    kd: Tensor, struct: Tensor, lambda_kd: float = 0.5, lambda_struct: float = 0.5
-) -> Tensor:
-    """lambda_1 L_KD + lambda_2 L_struct: Eq. 4. A loss with weight 0 leaves the sum, so it cannot spoil it."""
-    terms = [weight * loss for weight, loss in ((lambda_kd, kd), (lambda_struct, struct)) if weight]
-    return sum(terms)
+    kd: Tensor | None, struct: Tensor | None, lambda_kd: float = 0.5, lambda_struct: float = 0.5
+) -> Tensor | float:
+    """lambda_1 L_KD + lambda_2 L_struct: Eq. 4. A loss of weight 0 is not looked at."""
+    total: Tensor | float = 0.0
+    if lambda_kd and kd is not None:
+        total = total + lambda_kd * kd
+    if lambda_struct and struct is not None:
+        total = total + lambda_struct * struct
+    return total
+
+
+def batch_losses(
+    student: nn.Module,
+    classifier: nn.Module,
+    tiles: Tensor,
+    targets: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Forward pass and losses of one batch. Training and validation both call this function.
+
+    Args:
+        classifier: gives logits (n, k) of the pseudo-labels from the student's projection.
+        tiles: uint8 (n, h, w, 3); targets, labels: of the same spots, (n, d_t) and (n,).
+
+    Returns:
+        losses: `kd`, `struct` and `mse` where the recipe gives them a weight, and their `total`.
+        projected: the student's projection (n, d_t).
+    """
+    with autocast(student.device):
+        _, projected = student(tiles)  # (n, d_t)
+        logits = classifier(projected)  # (n, k)
+        if recipe.classifier_epochs:  # the authors' code compares the logits of one classifier
+            student_logits, teacher_logits = logits, classifier(targets)  # (n, k)
+        else:  # the paper compares the embeddings themselves
+            student_logits, teacher_logits = projected, targets  # (n, d_t)
+    losses: dict[str, Any] = {}
+    if recipe.lambda_kd:
+        losses["kd"] = kd_loss(student_logits, teacher_logits, recipe.tau)
+        if recipe.tau_squared:
+            losses["kd"] = losses["kd"] * recipe.tau**2
+    if recipe.lambda_struct:
+        losses["struct"] = structure_loss(logits, labels)
+    total: Any = total_loss(
+        losses.get("kd"), losses.get("struct"), recipe.lambda_kd, recipe.lambda_struct
+    )
+    if recipe.lambda_mse:
+        losses["mse"] = F.mse_loss(projected.float(), targets)
+        total = total + recipe.lambda_mse * losses["mse"]
+    return losses | {"total": total}, projected

@@ -1,4 +1,4 @@
-"""Did it align? How much of the teacher's space the student's features contain, on held-out spots."""
+"""Did it align? How much of the teacher's space the features of held-out spots contain."""
 
 import math
 
@@ -19,17 +19,20 @@ def alignment_quality(
     x_teacher_test: np.ndarray,
     k: int = 10,
 ) -> dict[str, float]:
-    """Did it align? How much of the teacher the features of held-out spots contain.
+    """R2 of X_teacher from the features, and agreement of neighbours, on held-out spots.
 
     Args:
         features_train, features_test: (n, d) and (m, d).
-        x_teacher_train, x_teacher_test: (n, d_t) and (m, d_t); rows with NaN, spots that the teacher left out, are left out.
+        x_teacher_train, x_teacher_test: (n, d_t) and (m, d_t); a row with NaN is a spot that the
+            teacher could not use, and is left out.
 
     Returns:
-        r2: held-out R2 of a ridge from standardised features to X_teacher, components weighted by their
-        variance, penalty by leave-one-out on the training spots. neighbour_overlap: share of a held-out
-        spot's k nearest neighbours in feature space that are among its k nearest in teacher space;
-        chance: the same for random neighbours. n_train, n_test, k. NaN where fewer than two spots are left on a side.
+        r2: of a ridge from standardised features to X_teacher; components count by their variance,
+        and the penalty is chosen by leave-one-out on the training spots. neighbour_overlap: share
+        of a spot's k nearest neighbours in feature space that are among its k nearest in teacher
+        space.
+        chance: the same for random neighbours. n_train, n_test, k. NaN where a side has fewer than
+        two spots.
     """
     usable, usable_test = np.isfinite(x_teacher_train).all(1), np.isfinite(x_teacher_test).all(1)
     features_train, x_teacher_train = features_train[usable], x_teacher_train[usable]
@@ -38,9 +41,8 @@ def alignment_quality(
         unknown = dict.fromkeys(("r2", "neighbour_overlap", "chance"), math.nan)
         return unknown | {"n_train": len(features_train), "n_test": len(features_test), "k": k}
     scaler = StandardScaler().fit(features_train)
-    ridge = make_pipeline(scaler, RidgeCV(np.logspace(-1, 5, 13))).fit(
-        features_train, x_teacher_train
-    )
+    ridge = make_pipeline(scaler, RidgeCV(np.logspace(-1, 5, 13)))
+    ridge.fit(features_train, x_teacher_train)
     r2 = r2_score(x_teacher_test, ridge.predict(features_test), multioutput="variance_weighted")
     m = len(features_test)
     k = min(k, m - 1)

@@ -1,9 +1,11 @@
-"""The student S: encoder F + adapter (Eq. 2, 3) + projector, and what is left of it on disk."""
+"""The student S: encoder F + adapter (Eq. 2, 3) + projector, in memory and on disk."""
 
 import copy
 import dataclasses
+import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,30 +19,39 @@ from .encoders import Encoder
 from .errors import PekaError
 from .files import sha256, write_json, write_whole
 from .models.weight_files import load_safely
-from .recipe import CHOICES, METHODS, Recipe
+from .recipe import METHODS, Recipe
 
 # a transform that leaves pixels at 0..255
 RAW = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3, "preprocess": None}
+# the two files of a student, and how the names of their tensors begin
+PARTS = {"adapter": "network.", "projector": "projector."}
+# fields of the recipe that the card of a saved student holds
+ON_CARD = (
+    "block", "rank", "alpha", "targets", "hidden", "dropout", "projector", "reallocate", "pixels",
+)  # fmt: skip
 
 
 class Student(nn.Module):
-    """An encoder with an adapter, and a projector onto the teacher's space.
+    """An encoder with an adapter, and a projector from the encoder's space to the teacher's.
 
-    The encoder that is passed in is left as it is: the student has its own modules around the *same*
-    frozen tensors, so any number of students and the frozen encoder live side by side for the memory of one.
+    Adapter and projector are trained; the encoder is frozen. All students of an encoder share its
+    frozen tensors, so many of them need the memory of one, and the encoder itself never changes.
 
     Args:
-        encoder: frozen, from `load_encoder`; its transform (but for `pixels: raw`), pooling, precision and device are the student's.
-        method: `bat`, `bone`, `lora`, `adalora` (adapter and projector train), `full` (a copy of the encoder, and the
-            projector), `projector_only` (no adapter), or `none` (nothing trains: the frozen encoder under the same
-            interface, without a projector).
-        d_teacher: dimension of the teacher's space.
-        recipe: block, rank, alpha, reallocate, adapter_dropout, targets, hidden, dropout, projector and pixels are read from it.
-        seed: draws the projector's weights and LoRA's first factor; every adapter starts as the identity.
+        encoder: from `load_encoder`. The student takes over its transform (but for `pixels: raw`),
+            pooling, precision and device.
+        method: one of `METHODS`. `full` trains a copy of the encoder, `projector_only` has no
+            adapter, and `none` has neither adapter nor projector: it is the frozen encoder.
+        d_teacher: dimension d_t of the teacher's space.
+        recipe: the fields of adapter and projector (`ON_CARD`, `adapter_dropout`) are read.
+        seed: draws the projector's weights and LoRA's first factor.
 
     Raises:
-        PekaError: unknown method, targets that name no Linear layer, or a block size that does not divide one.
+        PekaError: unknown method, targets that name no Linear layer, or a block size that does not
+            divide one.
     """
+
+    projector: nn.Sequential | None
 
     def __init__(
         self,
@@ -56,9 +67,8 @@ class Student(nn.Module):
         recipe = recipe or Recipe()
         self.method, self.d_teacher, self.recipe = method, d_teacher, recipe
         self.network = copy.deepcopy(encoder.model) if method == "full" else _share(encoder.model)
-        self.encoder = dataclasses.replace(
-            encoder, model=self.network, **(RAW if recipe.pixels == "raw" else {})
-        )
+        raw: Any = RAW if recipe.pixels == "raw" else {}
+        self.encoder = dataclasses.replace(encoder, model=self.network, **raw)
         self.allocation = adapters.add(self.network, method, recipe, seed)
         self.projector = None
         if method != "none":
@@ -69,123 +79,81 @@ class Student(nn.Module):
 
     @property
     def device(self) -> str:
-        """Where the student lives: its encoder's device."""
+        """The device of the encoder, where the student is too."""
         return self.encoder.device
-
-    def train(self, mode: bool = True) -> "Student":
-        """Training mode for the projector and LoRA's dropout only: BatchNorm and dropout of the frozen encoder stay as in inference."""
-        super().train(mode)
-        self.network.eval()
-        for name, module in self.network.named_modules():
-            if "lora_dropout" in name:  # the adapter's own, the frozen encoder's stays off
-                module.train(mode)
-        return self
-
-    def start(self, steps: int) -> None:
-        """Tell adalora how many optimiser steps there will be; nothing for the other methods."""
-        if self.allocation is not None:
-            self.allocation.start(steps)
-
-    def after_step(self, step: int) -> None:
-        """Let adalora move ranks after optimiser step `step` (from 0), while the gradients are still there."""
-        if self.allocation is not None:
-            self.allocation.after_step(step)
-
-    def within_budget(self, steps_done: int) -> bool:
-        """Whether a student of this many steps has its final size: adalora's only once its ranks are down to the budget."""
-        return self.allocation is None or self.allocation.within_budget(steps_done)
-
-    def penalty(self) -> Tensor | float:
-        """What the method adds to the loss while training: adalora's regulariser, else 0."""
-        return 0.0 if self.allocation is None else self.allocation.penalty()
-
-    def ranks(self) -> dict[str, int]:
-        """adalora's ranks in use as `rank_<layer>`, empty for the other methods."""
-        return (
-            {}
-            if self.allocation is None
-            else {f"rank_{name}": r for name, r in self.allocation.ranks().items()}
-        )
 
     @property
     def keeps_features(self) -> bool:
         """Whether its encoder space is that of the frozen encoder: no adapter, and the same pixels."""
         return self.method == "projector_only" and self.recipe.pixels == "normalised"
 
-    def project(self, features: Tensor) -> Tensor:
-        """Features (n, d) -> teacher space (n, d_t)."""
-        return self.projector(features)
+    def train(self, mode: bool = True) -> "Student":
+        """Training mode for the projector and the adapter's dropout.
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor] | tuple[Tensor]:
-        """x (n, 3, size, size) -> features (n, d) and, but for `none`, their projection (n, d_t)."""
-        features = self.encoder.encode(
-            x
-        )  # (n, d); without an adapter nothing here asks for a gradient
-        return (features,) if self.projector is None else (features, self.project(features))
+        BatchNorm and dropout of the frozen encoder always stay as in inference.
+        """
+        super().train(mode)
+        self.network.eval()
+        for name, module in self.network.named_modules():
+            if "lora_dropout" in name:
+                module.train(mode)
+        return self
+
+    def forward(self, tiles: np.ndarray | Tensor) -> tuple[Tensor, ...]:
+        """Tiles uint8 (n, h, w, 3) -> features (n, d) and their projection (n, d_t).
+
+        The method `none` gives features alone.
+        """
+        kind = torch.device(self.device).type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+        with torch.autocast(kind, enabled=False):  # a transform of the user's keeps its precision
+            x = self.encoder.transform(tiles, dtype)  # (n, 3, size, size)
+        return self.encode(x)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, ...]:
+        """As `forward`, for tiles that are transformed already: x (n, 3, size, size)."""
+        features = self.encoder.encode(x)  # (n, d)
+        return (features,) if self.projector is None else (features, self.projector(features))
 
     def save(self, folder: str | Path, extra: dict | None = None) -> None:
-        """Write adapter.safetensors, projector.safetensors and card.json; frozen weights are not written.
+        """Write adapter.safetensors, projector.safetensors and card.json, without frozen weights.
 
         Args:
-            extra: further entries of the card that JSON can hold (teacher, split, seed, ...).
+            extra: further entries of the card (split, seed, ...), of types that JSON has.
         """
-        folder = Path(folder)
-        trained = {
-            name: p.detach().cpu().contiguous()
-            for name, p in self.named_parameters()
-            if p.requires_grad
-        }
-        for part, prefix in (("adapter", "network."), ("projector", "projector.")):
-            tensors = {
-                name.removeprefix(prefix): t
-                for name, t in trained.items()
-                if name.startswith(prefix)
-            }
-            write_whole(
-                folder / f"{part}.safetensors",
-                lambda path, tensors=tensors: save_file(tensors, path),
-            )
-        digests = {
-            part: sha256(folder / f"{part}.safetensors") for part in ("adapter", "projector")
-        }
+        folder, digests = Path(folder), {}
+        trained = {n: p.detach() for n, p in self.named_parameters() if p.requires_grad}
+        for part, prefix in PARTS.items():
+            own = {n.removeprefix(prefix): p for n, p in trained.items() if n.startswith(prefix)}
+            tensors = {name: p.cpu().contiguous() for name, p in own.items()}
+            path = folder / f"{part}.safetensors"
+            write_whole(path, functools.partial(save_file, tensors))
+            digests[part] = sha256(path)
         write_json(folder / "card.json", {**(extra or {}), **self._card(), "sha256": digests})
 
     def _card(self) -> dict:
-        encoder, recipe = self.encoder, self.recipe
+        encoder = self.encoder
         return {
             "encoder": encoder.name, "revision": encoder.revision, "digest": encoder.digest,
-            "precision": encoder.precision, "dim": encoder.dim, "method": self.method, "d_teacher": self.d_teacher,
-            "block": recipe.block, "rank": recipe.rank, "alpha": recipe.alpha, "targets": list(recipe.targets),
-            "hidden": recipe.hidden, "dropout": recipe.dropout, "projector": recipe.projector, "reallocate": recipe.reallocate,
-            "pixels": recipe.pixels, "parameters": count_parameters(self), "versions": versions(),
+            "precision": encoder.precision, "dim": encoder.dim, "method": self.method,
+            "d_teacher": self.d_teacher, **{name: getattr(self.recipe, name) for name in ON_CARD},
+            "parameters": count_parameters(self), "versions": versions(),
         }  # fmt: skip
 
     @classmethod
     def load(cls, folder: str | Path, encoder: Encoder) -> "Student":
-        """Put a saved adapter and projector onto the encoder they were trained with.
+        """Put a saved adapter and projector onto the encoder with which they were trained.
 
         Raises:
-            PekaError: no card, another encoder or other weights of it, damaged files, or tensors that do not fit.
+            PekaError: there is no card, the encoder or its weights are others, a file is damaged,
+                or its tensors do not fit.
         """
         folder = Path(folder)
         card = _read_card(folder, encoder)
-        written = (
-            "block",
-            "rank",
-            "alpha",
-            "hidden",
-            "dropout",
-            "projector",
-            "reallocate",
-            "pixels",
-        )
-        options = {
-            name: card[name] for name in written if name in card
-        }  # older cards lack some: then the default was used
-        recipe = Recipe(**options, targets=tuple(card["targets"]))
+        recipe = Recipe(**{name: card[name] for name in ON_CARD if name in card})
         student = cls(encoder, card["method"], card["d_teacher"], recipe)
-        state = {}
-        for part, prefix in (("adapter", "network."), ("projector", "projector.")):
+        state: dict[str, Tensor] = {}
+        for part, prefix in PARTS.items():
             tensors = load_safely(folder / f"{part}.safetensors")
             state |= {prefix + name: tensor for name, tensor in tensors.items()}
         wanted = {name for name, p in student.named_parameters() if p.requires_grad}
@@ -197,27 +165,18 @@ class Student(nn.Module):
 
 
 def _share(model: nn.Module) -> nn.Module:
-    """A copy of the modules around the same tensors; safe because they are frozen and nobody writes to them."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return (
-        copy.deepcopy(model, memo={id(tensor): tensor for tensor in tensors})
-        .requires_grad_(False)
-        .eval()
-    )
+    """New modules around the same tensors, which is safe because nobody writes to frozen ones."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, memo=shared).requires_grad_(False).eval()
 
 
 def _projector(dim: int, d_teacher: int, recipe: Recipe) -> nn.Sequential:
-    """MLP d -> hidden -> d_teacher; with `relu` and no dropout it is the authors' Linear, ReLU, Linear."""
-    if recipe.projector not in CHOICES["projector"]:
-        raise PekaError(
-            f"projector {recipe.projector!r} is unknown: {' or '.join(CHOICES['projector'])}"
-        )
-    between: list[nn.Module] = [nn.GELU(), nn.Dropout(recipe.dropout)]
-    if recipe.projector == "relu":
-        between = [nn.ReLU(), nn.Dropout(recipe.dropout)] if recipe.dropout else [nn.ReLU()]
-    return nn.Sequential(
-        nn.Linear(dim, recipe.hidden), *between, nn.Linear(recipe.hidden, d_teacher)
-    )
+    """MLP d -> hidden -> d_t; `relu` without dropout is the authors' Linear, ReLU, Linear."""
+    between: list[nn.Module] = [nn.ReLU() if recipe.projector == "relu" else nn.GELU()]
+    if recipe.projector == "gelu" or recipe.dropout:
+        between.append(nn.Dropout(recipe.dropout))
+    first, last = nn.Linear(dim, recipe.hidden), nn.Linear(recipe.hidden, d_teacher)
+    return nn.Sequential(first, *between, last)
 
 
 def _read_card(folder: Path, encoder: Encoder) -> dict:
@@ -228,20 +187,24 @@ def _read_card(folder: Path, encoder: Encoder) -> dict:
     card = json.loads(path.read_text())
     if card["encoder"] != encoder.name:
         raise PekaError(
-            f"{folder} was trained on encoder {card['encoder']!r}, not on {encoder.name!r}: load {card['encoder']!r}"
+            f"{folder} was trained on encoder {card['encoder']!r}, not on {encoder.name!r}: load "
+            f"{card['encoder']!r}"
         )
     if card["digest"] != encoder.digest:
         raise PekaError(
-            f"{folder} was trained on other weights of {encoder.name!r}: digest {card['digest'][:12]}, "
-            f"the encoder at hand has {encoder.digest[:12]}; use the same weights or align again"
+            f"{folder} was trained on other weights of {encoder.name!r}: their digest is "
+            f"{card['digest'][:12]}, that of the given encoder {encoder.digest[:12]}; use the same "
+            "weights, or align again"
         )
     return card
 
 
 def project_features(student: Student, features: np.ndarray) -> np.ndarray:
-    """Projected space (n, d_t) of features (n, d) that are at hand already, for a student without an adapter."""
+    """Projection (n, d_t) of features (n, d) that were computed before."""
+    assert student.projector is not None
     with torch.no_grad():
-        return student.project(torch.as_tensor(features, device=student.device)).cpu().numpy()
+        x = torch.as_tensor(features, device=student.device)
+        return student.projector(x).cpu().numpy()
 
 
 def in_space(embedded, space: str, frozen: np.ndarray | None = None) -> np.ndarray:
@@ -258,24 +221,20 @@ def in_space(embedded, space: str, frozen: np.ndarray | None = None) -> np.ndarr
 
 
 def count_parameters(student: Student) -> dict[str, int]:
-    """Trainable values of adapter and projector, and those of the encoder (for `full` the same that are trained)."""
+    """Trained values of `adapter` and `projector`, and all values of the frozen `encoder`.
+
+    For `full` the encoder's are counted as adapter and as encoder.
+    """
     counts = {"adapter": 0, "projector": 0, "encoder": 0}
     for name, p in student.named_parameters():
-        part = (
-            "encoder"
-            if not p.requires_grad
-            else "adapter"
-            if name.startswith("network.")
-            else "projector"
-        )
-        counts[part] += (
-            p.numel() if "lora_ranknum" not in name else 0
-        )  # peft keeps a rank's number as a parameter
+        trained = "adapter" if name.startswith("network.") else "projector"
+        if "lora_ranknum" not in name:  # which is no weight: peft keeps the number of ranks there
+            counts[trained if p.requires_grad else "encoder"] += p.numel()
     return counts if student.method != "full" else counts | {"encoder": counts["adapter"]}
 
 
 def embed_tiles(
-    student: Student | Encoder, tiles, batch_size: int = 256, progress: bool = True
+    student: Student | Encoder, tiles: Any, batch_size: int = 256, progress: bool = True
 ) -> dict[str, np.ndarray]:
     """Features of all tiles in one pass.
 
@@ -289,5 +248,5 @@ def embed_tiles(
     if isinstance(student, Encoder):
         return {"encoder": student.embed(tiles, batch_size, progress)}
     student.eval()
-    outputs = in_batches(student.encoder, tiles, student, batch_size, progress)
+    outputs = in_batches(student.encoder, tiles, student.encode, batch_size, progress)
     return dict(zip(("encoder", "projected"), outputs, strict=False))

@@ -1,6 +1,7 @@
 """What a student is trained towards: the teacher's vectors, these permuted in sections, or genes.
 
-Everything here takes arrays over all n spots, and looks at training spots alone where it fits or chooses something.
+All functions take arrays over all n spots. What they fit or choose, they take from training spots
+only.
 """
 
 import anndata as ad
@@ -8,8 +9,26 @@ import numpy as np
 import pandas as pd
 
 
+def permuted_teacher(
+    samples: np.ndarray, seen: np.ndarray, labels: np.ndarray, seed: int
+) -> np.ndarray:
+    """Row numbers (n,): in the place of each spot, a random spot of its own section.
+
+    Training spots are shuffled among themselves, so that no vector of a test spot is learned. So
+    are the spots that the teacher could not use (label -1), so that no other spot gets an empty
+    vector.
+
+    Args:
+        samples: section of each spot, (n,).
+        seen: training spots, bool (n,).
+        labels: pseudo-labels, (n,).
+    """
+    among = samples + np.where(seen, "", " unseen") + np.where(labels < 0, " unusable", "")
+    return shuffled_within(among, seed)
+
+
 def shuffled_within(sections: np.ndarray, seed: int) -> np.ndarray:
-    """Row numbers `(n,)` in which every spot stands for a random one of its own section."""
+    """Row numbers (n,) that put a random spot of the same section in the place of each spot."""
     dice, order = np.random.default_rng(seed), np.arange(len(sections))
     for section in np.unique(sections):
         here = np.flatnonzero(sections == section)
@@ -17,25 +36,8 @@ def shuffled_within(sections: np.ndarray, seed: int) -> np.ndarray:
     return order
 
 
-def permuted_teacher(
-    samples: np.ndarray, seen: np.ndarray, labels: np.ndarray, seed: int
-) -> np.ndarray:
-    """Row numbers `(n,)` that give every spot the vector of a random spot of its own section.
-
-    Training spots are shuffled among themselves, so no test spot's vector is taught; spots that the teacher could not use
-    (label -1) likewise, so no usable spot gets an empty vector.
-
-    Args:
-        samples: section of each spot, (n,).
-        seen: training spots, bool (n,).
-        labels: pseudo-labels, (n,).
-    """
-    sides = samples + np.where(seen, "", " unseen") + np.where(labels < 0, " unusable", "")
-    return shuffled_within(sides, seed)
-
-
 def gene_targets(targets: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """Target genes `(n, g)`, standardised on the training spots `seen (n,)`."""
+    """Target genes (n, g), standardised on the training spots `seen` (n,)."""
     return (targets - targets[seen].mean(0)) / (targets[seen].std(0) + 1e-6)
 
 
@@ -81,7 +83,7 @@ def training_spots(obs: pd.DataFrame, train: np.ndarray, share: float, seed: int
 
 
 def some_patients(groups: np.ndarray, train: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """The training spots `(n,)` of a share of the training patients; a smaller share is part of every larger one."""
+    """Training spots (n,) of a share of the patients; smaller shares are parts of larger ones."""
     if share == 1.0:
         return train
     names = np.random.default_rng(seed).permutation(np.unique(groups[train]))
@@ -89,6 +91,6 @@ def some_patients(groups: np.ndarray, train: np.ndarray, share: float, seed: int
 
 
 def validation_groups(obs: pd.DataFrame, train: np.ndarray) -> np.ndarray:
-    """What an alignment sets aside whole, (n,): patients, or sections where the training spots come from one patient."""
+    """Patients as groups (n,), or sections where all training spots are of one patient."""
     column = "group" if obs.loc[train, "group"].nunique() > 1 else "sample"
     return obs[column].astype(str).to_numpy()

@@ -172,7 +172,7 @@ def test_adalora_keeps_an_epoch_within_its_budget_even_where_an_earlier_one_was_
     recipe = dataclasses.replace(SHORT, epochs=10, targets=TARGETS, rank=4, alpha=4.0)
     calls = iter(range(100))
     monkeypatch.setattr(
-        alignment, "_score_aside", lambda *_: {"aside_total": float(next(calls))}
+        alignment, "_score_aside", lambda *_: {"validation_total": float(next(calls))}
     )  # worse at every epoch
     student, history = train(world, "adalora", recipe)
     assert history.loc[history["kept"], "epoch"].item() == 8, (
@@ -188,7 +188,7 @@ def test_adalora_of_very_few_steps_meets_its_budget(world, steps):  # noqa: F811
         SHORT,
         epochs=1,
         batch_size=-(-40 // steps),
-        set_aside=0.0,
+        validation_share=0.0,
         targets=TARGETS,
         rank=4,
         alpha=4.0,
@@ -199,11 +199,11 @@ def test_adalora_of_very_few_steps_meets_its_budget(world, steps):  # noqa: F811
 
 
 @pytest.mark.parametrize("method", ["bat", "adalora", "full", "projector_only"])
-@pytest.mark.parametrize("set_aside", [0.2, 0.0])
+@pytest.mark.parametrize("validation_share", [0.2, 0.0])
 def test_a_killed_alignment_goes_on_from_the_last_epoch_with_the_same_result(
-    world, tmp_path, monkeypatch, method, set_aside
+    world, tmp_path, monkeypatch, method, validation_share
 ):
-    recipe = dataclasses.replace(SHORT, epochs=5, targets=TARGETS, dropout=0.2, set_aside=set_aside)
+    recipe = dataclasses.replace(SHORT, epochs=5, targets=TARGETS, dropout=0.2, validation_share=validation_share)
     undisturbed, history = train(world, method, recipe)
 
     class Killed(BaseException):
@@ -260,7 +260,7 @@ def test_losses_without_weight_are_not_computed_and_genes_can_teach(world):  # n
     _, history = train(world, "bat", genes)
     assert (
         history["total"].equals(history["mse"])
-        and history["aside_mse"].iloc[-1] < 0.9 * history["aside_mse"].iloc[0]
+        and history["validation_mse"].iloc[-1] < 0.9 * history["validation_mse"].iloc[0]
     )
     with pytest.raises(PekaError, match="weighs no loss"):
         train(world, "bat", dataclasses.replace(kd_only, lambda_kd=0.0))

@@ -15,7 +15,7 @@ from peka_core.errors import PekaError
 from peka_core.quality import alignment_quality
 from peka_core.student import Student, embed_tiles
 
-RECIPE = Recipe(epochs=3, lr=3e-3, batch_size=8, warmup=2, k=3, block=8, hidden=24, set_aside=0.2)
+RECIPE = Recipe(epochs=3, lr=3e-3, batch_size=8, warmup=2, k=3, block=8, hidden=24, validation_share=0.2)
 N = 40
 
 
@@ -66,7 +66,7 @@ def test_the_loop_learns_on_groups_that_it_did_not_train_on(world, monkeypatch, 
     recipe = Recipe(**{**vars(RECIPE), "epochs": 6, "lr": 1e-2})
     student, history = train(world, method, recipe)
     first, last = history.iloc[0], history.iloc[-1]
-    assert last.aside_total < 0.95 * first.aside_total and last.aside_r2 > first.aside_r2
+    assert last.validation_total < 0.95 * first.validation_total and last.validation_r2 > first.validation_r2
     assert last.total < 0.95 * first.total
     blocks = [p for name, p in student.named_parameters() if name.endswith(".blocks")]
     assert all(p.abs().max() > 0 for p in blocks) and len(blocks) == (
@@ -79,8 +79,8 @@ def test_history_has_a_row_an_epoch_and_the_losses_of_the_kept_weights(world):
         world, "projector_only", Recipe(**{**vars(RECIPE), "lambda_struct": 0.0})
     )
     assert history["epoch"].tolist() == [1, 2, 3]
-    assert history["kept"].sum() == 1 and (history["choice"] == "lowest aside_total").all()
-    assert history.loc[history["kept"], "aside_total"].item() == history["aside_total"].min()
+    assert history["kept"].sum() == 1 and (history["choice"] == "lowest validation_total").all()
+    assert history.loc[history["kept"], "validation_total"].item() == history["validation_total"].min()
     np.testing.assert_allclose(history["total"], 0.5 * history["kd"], rtol=1e-5)
 
     generator = torch.Generator().manual_seed(0)
@@ -93,9 +93,9 @@ def test_history_has_a_row_an_epoch_and_the_losses_of_the_kept_weights(world):
         x - np.log(np.exp(x).sum(1, keepdims=True)) for x in (projected, world["targets"][aside])
     )
     kept = history[history["kept"]].iloc[0]
-    assert kept.aside_kd == pytest.approx((np.exp(log_t) * (log_t - log_s)).sum(1).mean(), rel=0.05)
+    assert kept.validation_kd == pytest.approx((np.exp(log_t) * (log_t - log_s)).sum(1).mean(), rel=0.05)
     s, t = (x - x.mean(1, keepdims=True) for x in (projected, world["targets"][aside]))
-    assert kept.aside_r2 == pytest.approx(
+    assert kept.validation_r2 == pytest.approx(
         1 - ((s - t) ** 2).sum() / ((t - t.mean(0)) ** 2).sum(), abs=0.03
     )
 
@@ -105,7 +105,7 @@ def test_best_epoch_is_kept_not_the_last(world, monkeypatch):
 
     def score(student, *_):
         states.append(trained(student))
-        return {"aside_total": next(scores)}
+        return {"validation_total": next(scores)}
 
     monkeypatch.setattr(alignment, "_score_aside", score)
     student, history = train(world)
@@ -114,15 +114,15 @@ def test_best_epoch_is_kept_not_the_last(world, monkeypatch):
         assert torch.equal(value, states[1][name]) and not torch.equal(value, states[2][name])
 
 
-@pytest.mark.parametrize("change", [{"set_aside": 0.0}, {"groups": np.zeros(N, int)}])
+@pytest.mark.parametrize("change", [{"validation_share": 0.0}, {"groups": np.zeros(N, int)}])
 def test_nothing_to_set_aside_keeps_the_last_epoch_and_says_so(world, change):
-    recipe = Recipe(**{**vars(RECIPE), "set_aside": change.get("set_aside", RECIPE.set_aside)})
+    recipe = Recipe(**{**vars(RECIPE), "validation_share": change.get("validation_share", RECIPE.validation_share)})
     _, history = train(
         world | {k: v for k, v in change.items() if k == "groups"}, "projector_only", recipe
     )
     assert history["kept"].tolist() == [False, False, True]
     assert history["choice"].iloc[0] == "last epoch, nothing set aside"
-    assert history["aside_total"].isna().all()
+    assert history["validation_total"].isna().all()
 
 
 def test_whole_groups_are_set_aside_and_never_read_for_training(world):
@@ -240,7 +240,7 @@ def test_three_steps_equal_adam_written_out(world, monkeypatch):
         "schedule": "constant",
         "flips": False,
         "clip": 0.1,
-        "set_aside": 0.0,
+        "validation_share": 0.0,
     }
     recipe = Recipe(**{**vars(RECIPE), **change})
     student, reference = (Student(tiny_encoder(64), "projector_only", 4, recipe) for _ in range(2))
@@ -398,4 +398,4 @@ def test_the_loop_learns_on_a_gpu(world):
     encoder.model.to("cuda")
     student = Student(encoder, "bat", 4, RECIPE)
     history = align(student, **world, recipe=RECIPE, progress=False)
-    assert history["aside_total"].iloc[-1] < history["aside_total"].iloc[0]
+    assert history["validation_total"].iloc[-1] < history["validation_total"].iloc[0]

@@ -137,7 +137,7 @@ def test_a_rung_below_the_floor_is_told_as_a_number():
 
 def test_a_method_has_its_colour_in_loss_curves_too():
     history = pd.DataFrame(
-        {"epoch": [1, 2], "kd": [2.0, 1.0], "aside_kd": [2.0, 1.5], "kept": [False, True]}
+        {"epoch": [1, 2], "kd": [2.0, 1.0], "validation_kd": [2.0, 1.5], "kept": [False, True]}
     )
     ax = figures.loss_curves({"bat, patients/0": history, "bat, all": history}, "kd")
     drawn = {line.get_label(): line.get_color() for line in ax.lines}

@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU that torch can see"),
 ]
 RECIPE = Recipe(
-    epochs=8, lr=3e-3, batch_size=16, warmup=2, k=3, block=16, hidden=32, set_aside=0.25
+    epochs=8, lr=3e-3, batch_size=16, warmup=2, k=3, block=16, hidden=32, validation_share=0.25
 )
 
 
@@ -123,7 +123,7 @@ def test_gradients_under_autocast_are_near_those_in_float32(method):
 def test_a_batch_that_does_not_fit_ends_with_one_that_does(world):
     """On a GPU with 1 GB: the message names a batch size, and with that the same alignment runs."""
     tiles, x_teacher, labels, groups = (np.concatenate([part] * 16) for part in world)  # 768 spots
-    recipe = dataclasses.replace(RECIPE, epochs=1, batch_size=len(tiles), set_aside=0.0)
+    recipe = dataclasses.replace(RECIPE, epochs=1, batch_size=len(tiles), validation_share=0.0)
 
     def run(batch_size: int) -> None:
         student = Student(load_encoder("mini", device="cuda"), "full", 4, recipe)
@@ -150,7 +150,7 @@ def test_a_batch_that_does_not_fit_ends_with_one_that_does(world):
 
 def test_a_killed_alignment_goes_on_where_it_was(world, tmp_path, monkeypatch):
     """Three of five epochs, then from the file: dropout, orientations and Adam go on as if nothing had happened."""
-    recipe = dataclasses.replace(RECIPE, epochs=5, dropout=0.2, set_aside=0.0)
+    recipe = dataclasses.replace(RECIPE, epochs=5, dropout=0.2, validation_share=0.0)
 
     def run(**options):
         student = Student(load_encoder("mini", device="cuda"), "bat", 4, recipe, seed=0)

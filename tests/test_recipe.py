@@ -33,14 +33,14 @@ def test_the_two_recipes_differ_where_paper_and_code_do():
     differ = {name for name in written if written[name] != run[name]}
     assert differ == {
         "epochs", "schedule", "tau", "tau_squared", "classifier_epochs", "reallocate", "adapter_dropout", "clip", "clip_by", "pixels",
-        "set_aside", "set_aside_by", "projector",
+        "validation_share", "validation_by", "projector",
     }  # fmt: skip
     assert (
         run["epochs"],
         run["tau"],
         run["k"],
         run["clip"],
-        run["set_aside"],
+        run["validation_share"],
         written["epochs"],
     ) == (10, 2.0, 100, 1.0, 0.2, 50)
 
@@ -127,7 +127,7 @@ def test_two_phases_train_the_student_and_not_the_classifier(world, monkeypatch)
 
     monkeypatch.setattr(alignment, "fit_classifier", spy)
     _, history = train(
-        world, "bone", changed(classifier_epochs=30, epochs=6, lr=1e-2, set_aside=0.0)
+        world, "bone", changed(classifier_epochs=30, epochs=6, lr=1e-2, validation_share=0.0)
     )
     assert history["total"].iloc[-1] < history["total"].iloc[0]
     model, before = made
@@ -145,8 +145,8 @@ def test_spots_or_groups_are_set_aside(world):  # noqa: F811
     assert len(spots) == len(whole) == 8 and len(np.unique(groups[whole])) == 1 < len(
         np.unique(groups[spots])
     )
-    _, history = train(world, recipe=changed(set_aside_by="spot"))
-    assert history["aside_total"].notna().all()
+    _, history = train(world, recipe=changed(validation_by="spot"))
+    assert history["validation_total"].notna().all()
 
 
 def test_the_last_epoch_is_kept_where_the_recipe_says_so(world):  # noqa: F811
@@ -158,7 +158,7 @@ def test_the_last_epoch_is_kept_where_the_recipe_says_so(world):  # noqa: F811
         and history["choice"].iloc[0] == "last epoch, by the recipe"
     )
     _, best = train(world, recipe=changed(lr=0.5, clip=0.0))
-    assert best.loc[best["kept"], "aside_total"].item() == best["aside_total"].min()
+    assert best.loc[best["kept"], "validation_total"].item() == best["validation_total"].min()
 
 
 def test_adalora_without_reallocation_keeps_its_ranks(world):  # noqa: F811
@@ -222,7 +222,7 @@ def test_every_number_has_a_range(name):
 
 
 @pytest.mark.parametrize("change", [
-    {"epochs": 0}, {"epochs": 1.0}, {"epochs": True}, {"batch_size": 0}, {"set_aside": 1}, {"set_aside": 2}, {"lr": 0}, {"tau": 0}, {"k": 1},
+    {"epochs": 0}, {"epochs": 1.0}, {"epochs": True}, {"batch_size": 0}, {"validation_share": 1}, {"validation_share": 2}, {"lr": 0}, {"tau": 0}, {"k": 1},
     {"block": 0}, {"rank": 0}, {"dropout": 1.0}, {"adapter_dropout": 1}, {"targets": ()}, {"targets": (1,)},
 ])  # fmt: skip
 def test_a_value_out_of_its_range_is_refused_by_name(change):
@@ -236,4 +236,4 @@ def test_a_whole_number_and_a_number_make_the_same_unit():
         for two, names in ((2, ["fc"]), (2.0, ("fc",)))
     )
     assert whole.recipe == real.recipe and whole.id == real.id and type(whole.recipe.tau) is float
-    assert Recipe(set_aside=0, clip=0, lambda_mse=0, warmup=0, classifier_epochs=0) != Recipe()
+    assert Recipe(validation_share=0, clip=0, lambda_mse=0, warmup=0, classifier_epochs=0) != Recipe()

@@ -151,7 +151,7 @@ def work_of(profile: Profile, spots: int, splits: int) -> Iterator[Work]:
             rung = as_rung(what)
             recipe = rung.change(profile.recipe).for_split(mixes_patients(split))
             share = 1.0 if split == "all" else 0.8 if mixes_patients(split) else 1 - 1 / splits
-            trained = round(recipe.epochs * spots * share * (1 - recipe.set_aside))
+            trained = round(recipe.epochs * spots * share * (1 - recipe.validation_share))
             encoder = rung.encoder or profile.encoder
             yield Work(f"align {rung.method} on {split}", encoder, rung.method, trained, spots)
 

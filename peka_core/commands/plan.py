@@ -110,7 +110,7 @@ def cost_of(
 def _flops(student: Student, x: torch.Tensor, train: bool) -> int:
     counter = FlopCounterMode(display=False, custom_mapping=ATTENTION)
     with counter, torch.set_grad_enabled(train):
-        projected = student(x)[-1]
+        projected = student.encode(x)[-1]
         if train and projected.requires_grad:
             projected.sum().backward()
     return counter.get_total_flops()
@@ -126,7 +126,7 @@ def _saved_bytes(student: Student, x: torch.Tensor, bfloat16: bool) -> int:
 
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with hooks, torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-        student(x)
+        student.encode(x)
     return sum(size for storage, size in saved.items() if storage not in weights)
 
 

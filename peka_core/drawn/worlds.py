@@ -43,5 +43,5 @@ def few_patients(values: dict) -> World:
     return World(
         "few",
         options=(("patients", values["patients"]), ("folds", 2)),
-        recipe=(("epochs", values["epochs"]), ("set_aside", 0.0)),
+        recipe=(("epochs", values["epochs"]), ("validation_share", 0.0)),
     )

@@ -143,6 +143,7 @@ def train(
     """
     from ..alignment import align as run_alignment
     from ..student import Student
+    from ..training_data import TrainingData
 
     rung, split = as_rung(rung), work.split(split)
     recipe = dataclasses.replace(recipe_of(work, rung, split), **changes)
@@ -150,19 +151,8 @@ def train(
     seen, seed = seen_by(work, rung, split), work.profile.seed
     student = Student(work.encoder(rung.encoder), rung.method, x.shape[1], recipe, seed=seed)
     groups = targets.validation_groups(work.cohort().obs, seen)
-    rows = np.flatnonzero(seen & (labels >= 0))
-    losses = run_alignment(
-        student,
-        work.tiles(),
-        x,
-        labels,
-        groups,
-        recipe,
-        rows=rows,
-        seed=seed,
-        checkpoint=checkpoint,
-    )
-    return student, losses
+    data = TrainingData(work.tiles(), x, labels, groups, rows=seen & (labels >= 0))
+    return student, run_alignment(student, data, recipe, seed, checkpoint)
 
 
 def history(work: Run, rung: Rung | str, split: Split | str) -> pd.DataFrame:

@@ -45,7 +45,7 @@ SWITCHES = {  # from the paper as written to its code as run, one change of the 
     "10 epochs": Rung("bat", recipe=(("epochs", 10),)),
     "50 epochs": Rung("bat", recipe=(("epochs", 50),)),
     "a fifth of the spots aside, last epoch": Rung(
-        "bat", recipe=(("keep", "last"), ("set_aside", 0.2), ("set_aside_by", "spot"))
+        "bat", recipe=(("keep", "last"), ("validation_share", 0.2), ("validation_by", "spot"))
     ),
     "LoRA": Rung("lora"),
     "LoRA, dropout .1": Rung("lora", recipe=(("adapter_dropout", 0.1),)),
@@ -88,7 +88,7 @@ def ladder(work: Run, splits: Sequence[str] = ()) -> pd.DataFrame:
 def scope_effects(work: Run, split: str = "spots/0") -> pd.DataFrame:
     """Under `peka_paper`, fold `split`: each trained rung nested and `all`, and their paired difference per patient.
 
-    Same fold, same test spots, as many epochs, nothing set aside: the alignment of scope all saw the test spots too, and so has a
+    Same fold, same test spots, as many epochs, no validation groups: the alignment of scope all saw the test spots too, and so has a
     quarter more spots and steps.
     """
     paper, rows = PROTOCOLS["peka_paper"], []

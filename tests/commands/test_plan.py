@@ -10,11 +10,11 @@ import torch
 from test_encoders import tiny_encoder
 from torch.utils.flop_counter import FlopCounterMode
 
-from peka_core import alignment
 from peka_core.commands import needs, plan
 from peka_core.commands.command_line import main
 from peka_core.encoders import Encoder
 from peka_core.errors import PekaError
+from peka_core.losses import batch_losses
 from peka_core.recipe import Recipe
 from peka_core.runner.profile import load_profile
 from peka_core.student import Student
@@ -64,7 +64,9 @@ def test_a_whole_step_costs_what_torch_counts_when_it_is_done(method):
     targets, labels = torch.randn(6, 4), torch.arange(6) % 3
     with FlopCounterMode(display=False, custom_mapping=plan.ATTENTION) as counter:
         optimiser = torch.optim.Adam(trained)
-        alignment._step(student, head, optimiser, tiles, targets, labels, RECIPE)
+        losses, _ = batch_losses(student, head, tiles, targets, labels, RECIPE)
+        losses["total"].backward()
+        optimiser.step()
     cost = plan.cost_of(tiny(), method, RECIPE, 4)
     without_head = counter.get_total_flops() - 3 * 2 * 6 * 4 * 3
     assert 6 * cost.step + cost.batch == pytest.approx(without_head, rel=0.01)
@@ -83,7 +85,7 @@ def test_what_a_tile_holds_is_what_autograd_saves():
         saved.clear()
         keep = hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor)
         with keep, torch.autocast("cpu", torch.bfloat16):
-            kept = student(torch.randn(n, 3, 64, 64))
+            kept = student.encode(torch.randn(n, 3, 64, 64))
         storages = (tensor.untyped_storage() for tensor in saved)
         sizes.append(sum({s.data_ptr(): s.nbytes() for s in storages}.values()))
         del kept

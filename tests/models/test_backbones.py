@@ -291,7 +291,7 @@ def test_cls_and_mean_also_hold_in_training_under_an_adapter():
     encoder = encoder_of(row, shallow(row, depth=1))
     student = Student(encoder, "bone", 6, Recipe(block=256, hidden=8)).train()
     x = torch.randn(1, 3, 224, 224)
-    features, projected = student(x)
+    features, projected = student.encode(x)
     np.testing.assert_array_equal(
         features.detach(), encoder.encode(x)
     )  # a fresh adapter is the identity

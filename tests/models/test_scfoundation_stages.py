@@ -97,7 +97,7 @@ def test_a_student_is_taught_by_usable_training_spots_alone(taught, usable, taug
     monkeypatch.setattr(
         alignment,
         "align",
-        lambda *words, **named: rows.append(named["rows"]) or real(*words, **named),
+        lambda *words, **named: rows.append(words[1].rows) or real(*words, **named),
     )
     _, history = stages.train(
         taught, Rung("projector_only", "projected", taught_by=taught_by), SPLIT

@@ -28,7 +28,7 @@ SCORES = {
     "balanced_accuracy",
     "sd",
     "total",
-    "aside_total",
+    "validation_total",
     "values",
 }
 COUNTS = {"n", "sections", "patients", "slides", "whole arrays", "copies", "training_spots", "trainable", "% of encoder",

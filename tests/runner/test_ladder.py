@@ -54,7 +54,7 @@ def test_every_trained_rung_sees_the_same_tiles_in_the_same_steps(name):
     profile = load_profile(name)
     recipes = [rung.change(profile.recipe) for rung in profile.ladder if isinstance(rung, Rung)]
     assert (
-        len({(r.epochs, r.batch_size, r.flips, r.set_aside) for r in recipes}) == 1
+        len({(r.epochs, r.batch_size, r.flips, r.validation_share) for r in recipes}) == 1
         and len(recipes) >= 9
     )
     assert {rung.share for rung in profile.ladder if isinstance(rung, Rung)} == {1.0}

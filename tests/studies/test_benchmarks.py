@@ -21,7 +21,7 @@ def benchmark(monkeypatch):
 
 
 def test_alignment(benchmark):
-    alignment, recipe = benchmark("alignment"), Recipe(epochs=1, batch_size=16, k=4, set_aside=0.0)
+    alignment, recipe = benchmark("alignment"), Recipe(epochs=1, batch_size=16, k=4, validation_share=0.0)
     mini = alignment.drawn_encoder("mini", "cpu")
     for method in ("bat", "peft bat", "peft bone"):
         row = alignment.measure(mini, method, recipe, 32)
