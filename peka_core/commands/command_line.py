@@ -308,7 +308,7 @@ def _list(arguments: argparse.Namespace) -> None:
 
 def _fetch(arguments: argparse.Namespace) -> None:
     """Download and verify slides, encoders and teacher of a profile; --dry-run only shows them."""
-    from ..models.encoder_files import find_weights, rows, whereabouts
+    from ..models.encoder_files import find_weights, location, rows
 
     profile, dry_run = load_profile(arguments.profile), arguments.dry_run
     _fetch_teacher(profile, dry_run)
@@ -319,7 +319,7 @@ def _fetch(arguments: argparse.Namespace) -> None:
         print(f"profile {profile.name}: no slides to fetch, the cohort is drawn here or your own")
 
     def show(row) -> None:
-        where = whereabouts(row)[1] if dry_run else find_weights(row)[0]
+        where = location(row)[1] if dry_run else find_weights(row)[0]
         print(f"encoder {row.name}: {where}", flush=True)
 
     known = [rows()[name] for name in profile.encoders if name in rows()]

@@ -21,7 +21,7 @@ from ..device import best_device, device_name
 from ..errors import PekaError
 from ..files import TEMPORARY, free_bytes
 from ..models import own_file
-from ..models.encoder_files import BUNDLED, check_names, lacks_token, reachable, rows, whereabouts
+from ..models.encoder_files import BUNDLED, can_download, check_names, location, needs_token, rows
 from ..runner.profile import Profile, load_profile
 
 PYTHONS = ((3, 11), (3, 13))
@@ -138,8 +138,8 @@ def _encoder(name: str) -> Line:
             place = "your own file"
         return "ok", "encoder", f"{name}, {place}"
     row = rows()[name]
-    (here, where), can_come = whereabouts(row), reachable(row)
-    token = " (and it is not set)" if lacks_token(row) else ""
+    (here, where), can_come = location(row), can_download(row)
+    token = " (and it is not set)" if needs_token(row) else ""
     state = "ok" if here else "note" if can_come else "problem"
     otherwise = "" if here or can_come else f"; or --weights {name}=PATH"
     return state, "encoder", f"{name}, {where}; {row.terms}{token}; {row.marks}{otherwise}"

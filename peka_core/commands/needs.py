@@ -12,7 +12,7 @@ from ..drawn.worlds import OWN
 from ..encoders import Encoder, load_encoder
 from ..errors import PekaError
 from ..models import backbones, own_file, scfoundation
-from ..models.encoder_files import BUNDLED, rows, whereabouts
+from ..models.encoder_files import BUNDLED, location, rows
 from ..recipe import mixes_patients
 from ..runner.profile import Profile
 from ..runner.rungs import as_rung
@@ -239,7 +239,7 @@ def needs(profile: Profile, weights: dict[str, str] | None = None) -> Needs:
 def _downloads(profile: Profile, spots: int, networks: dict, weights: dict[str, str]) -> int:
     """Bytes that come over the network where no slide and no teacher is here yet."""
     wanted = [name for name in networks if name in rows() and name not in weights]
-    total = sum(networks[name] for name in wanted if not whereabouts(rows()[name])[0])
+    total = sum(networks[name] for name in wanted if not location(rows()[name])[0])
     if profile.source == "hest":
         total += spots * (TILE_BYTES + COUNT_BYTES)
     if profile.source == "her2st":

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from ..encoders import Encoder, embeds_in_bfloat16
 from ..errors import PekaError
 from ..models import own_file
-from ..models.encoder_files import check_names, rows, whereabouts
+from ..models.encoder_files import check_names, location, rows
 from ..recipe import METHODS, Recipe
 from ..runner.profile import Profile
 from ..student import Student
@@ -239,7 +239,7 @@ def _gates(profile: Profile, encoders: dict[str, Encoder], weights: dict[str, st
             where = f"the file that is given ({weights[name]})"
         elif name in rows():
             gb, row = bytes_of(encoder) / 1e9, rows()[name]
-            where = f"{row.terms}; about {gb:.2f} GB, {whereabouts(row)[1]}"
+            where = f"{row.terms}; about {gb:.2f} GB, {location(row)[1]}"
         lines.append(f"{name}: {where}")
     if profile.teacher == "scfoundation":
         terms = "weights for non-commercial research"

@@ -1,4 +1,4 @@
-"""Pinned downloads: the manifest with digests, the mirror, and the set-up of the network.
+"""Files that the package downloads: what the manifest pins, and one function that fetches them.
 
-A file is fetched once, verified, and found again.
+A file is taken from a mirror, from the cache or from its address, and it is always the same bytes.
 """

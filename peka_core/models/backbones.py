@@ -9,7 +9,7 @@ import torch
 from timm.layers import SwiGLUPacked
 from torch import Tensor, nn
 
-from ..downloads.network import check_network, told
+from ..downloads.network import check_network, without_secrets
 from ..errors import PekaError
 from .encoder_files import Row, rows
 from .weight_files import given_weights, load_safely
@@ -97,7 +97,7 @@ def build_timm(name: str, pretrained: bool) -> nn.Module:
         if pretrained:
             check_network(hub=True)
         raise PekaError(
-            f"timm could not make encoder {name!r} ({told(error)}). Encoders are mini, random, "
+            f"timm could not make encoder {name!r} ({without_secrets(error)}). Encoders are mini, random, "
             f"{', '.join(rows())}, the names of timm.list_models(pretrained=True), and FILE.py:FUNCTION. "
             f"Without a network, give the weights as a file: --weights {name}=PATH. "
             "For a gated model, accept the terms on its page and set HF_TOKEN."

@@ -17,7 +17,8 @@ from scipy import sparse
 from tqdm.auto import tqdm
 
 from ..device import best_device
-from ..downloads.manifest import fetch, load_manifest
+from ..downloads.fetch import fetch
+from ..downloads.manifest import load_manifest, source_files
 from ..errors import PekaError
 from ..files import sha256_once, what_is
 from ..layout.gene_columns import on_genes
@@ -115,7 +116,7 @@ class ScFoundation:
 
     def _local(self, option: str) -> Path:
         """Local path of checkpoint or vocabulary; fetched and verified where it was not given."""
-        return Path(self.paths[option] or fetch(SOURCE, [FILES[option]])[0])
+        return Path(self.paths[option] or fetch(source_files(SOURCE, [FILES[option]]))[0])
 
     @functools.cached_property
     def symbols(self) -> pd.Index:
@@ -315,9 +316,8 @@ class ScFoundation:
 
 def fetch_files(options: dict, dry_run: bool = False) -> list[Path]:
     """Download and verify (or find in PEKA_MIRROR) those of the two files that the options do not give; or list them."""
-    return fetch(
-        SOURCE, [file for option, file in FILES.items() if not options.get(option)], dry_run=dry_run
-    )
+    wanted = [file for option, file in FILES.items() if not options.get(option)]
+    return fetch(source_files(SOURCE, wanted), dry_run)
 
 
 def given_file(option: str, path: str | Path) -> Path:

@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 from scipy import sparse, stats
 
-from .. import places
 from ..cohort import open_cohort, write_cohort_tables, write_sample
+from ..downloads import fetch as downloads
 from ..downloads import manifest
-from ..downloads.network import check_network, told
+from ..downloads.network import without_secrets
 from ..errors import PekaError
 from ..files import what_is
 from ..genes import top_genes
@@ -69,9 +69,7 @@ def build(path: str | Path, sections: Iterable[str] | str = SECTIONS, min_umi: i
 
 def fetch(sections: Iterable[str] | str = SECTIONS, dry_run: bool = False) -> list[Path]:
     """Download and verify (or find in PEKA_MIRROR) counts, spots and images of some sections; with `dry_run` list them."""
-    return manifest.fetch(
-        "her2st", [file for s in _names(sections) for file in _paths(s).values()], dry_run=dry_run
-    )
+    return downloads.fetch(_downloads(sections), dry_run)
 
 
 def preflight(sections: Iterable[str] | str = SECTIONS) -> None:
@@ -80,16 +78,7 @@ def preflight(sections: Iterable[str] | str = SECTIONS) -> None:
     Raises:
         PekaError: which files the mirror lacks, or which variable of the network is at fault.
     """
-    mirror, home = os.environ.get("PEKA_MIRROR"), places.cache_folder()
-    paths = [
-        Path(mirror or home) / file
-        for section in _names(sections)
-        for file in _paths(section).values()
-    ]
-    if mirror:
-        manifest.all_there(paths, Path(mirror))
-    elif not all(path.is_file() for path in paths):
-        check_network(hub=False)
+    downloads.preflight(_downloads(sections))
 
 
 # ---- files -------------------------------------------------------------------------------------------------------
@@ -114,6 +103,12 @@ def _names(sections: Iterable[str] | str) -> list[str]:
     return sections
 
 
+def _downloads(sections: Iterable[str] | str) -> list[manifest.Download]:
+    """The files of some sections."""
+    paths = [file for section in _names(sections) for file in _paths(section).values()]
+    return manifest.source_files("her2st", paths)
+
+
 def _paths(section: str) -> dict[str, str]:
     """Manifest paths of a section's counts, selection and image."""
     files = manifest.load_manifest()["sources"]["her2st"]["files"]
@@ -135,7 +130,7 @@ def _files(
     """Verified local paths of every section's files."""
     wanted = {section: _paths(section) for section in sections}
     names = [wanted[section][kind] for section in sections for kind in kinds]
-    local = dict(zip(names, manifest.fetch("her2st", names)))
+    local = dict(zip(names, downloads.fetch(manifest.source_files("her2st", names))))
     return {section: {kind: local[wanted[section][kind]] for kind in kinds} for section in sections}
 
 
@@ -282,7 +277,7 @@ def _too_large(path: Path, error: Exception) -> str:
             f"an image of {size}, and OpenCV reads {limit:,} at most. Set OPENCV_IO_MAX_IMAGE_PIXELS={pixels} in the "
             f"environment before Python starts ({3 * pixels / 1e9:.1f} GB of memory are needed), then run the same command again."
         )
-    return f"an image of {size}, which OpenCV cannot read ({told(error)}). Free memory, or store it in a smaller form."
+    return f"an image of {size}, which OpenCV cannot read ({without_secrets(error)}). Free memory, or store it in a smaller form."
 
 
 def _size(path: Path) -> tuple[int, int]:

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..downloads import manifest
+from ..downloads.fetch import fetch
+from ..downloads.manifest import NAME as MANIFEST
+from ..downloads.manifest import source_files
+from ..downloads.record import verify
 from ..errors import PekaError
 from ..files import one_name, sha256
 from ..layout.tables import read_csv
@@ -138,12 +141,10 @@ def index_path(index: str = "", index_sha256: str = "", dry_run: bool = False) -
     With `dry_run` the download is shown only, and the path may not be there yet.
     """
     if not index:
-        path = manifest.fetch("hest", [NAME], dry_run=dry_run)[0]
-        if dry_run and path.exists():
-            manifest.verify(
-                path, manifest.load_manifest()["sources"]["hest"]["files"][NAME], "Replace it."
-            )
-        return path
+        (file,) = source_files("hest", [NAME])
+        if dry_run and file.is_here:
+            verify(file.place, file.facts, MANIFEST, "Replace it.")
+        return fetch([file], dry_run)[0]
     path = index_place(index)
     if not path.is_file():
         raise PekaError(

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata.utils import make_index_unique
 
+from ..downloads.record import Record
 from ..errors import PekaError
 from ..files import link_whole, what_is, write_whole
 from ..layout.patches import TILE
@@ -17,7 +18,7 @@ from ..layout.sections import names_of, open_h5, open_section, read_counts, tile
 from ..layout.writing import write_tiles
 from ..tiles import cut_tiles
 from .her2st import read_image
-from .hest_files import Pins, home
+from .hest_files import home
 
 LEVEL_1 = 0.25  # um/px: HEST cuts finer slides from a smaller level of the image
 PIXEL_SIZE_TOLERANCE = 0.01  # relative, between index, metadata and tiles
@@ -34,7 +35,7 @@ def convert_slide(
         side = file["img"].shape[1] if "img" in file else TILE
     if side == TILE:
         link_whole(files["patches"], patches, symbolic=True)
-        digest = Pins().files[f"patches/{sample}.h5"]["sha256"]  # of the file; verified just now
+        digest = Record().entries[f"hest/patches/{sample}.h5"]["sha256"]  # verified just now
     else:
         digest = _cut_again(path, sample, files, row.um_per_px, side)
         notes.append(f"tiles of {side} px were cut again from the slide's image")

@@ -19,7 +19,7 @@ from peka_core.runner import run as workspace
 from peka_core.runner import stages
 from peka_core.runner.profile import load_profile
 from peka_core.runner.rungs import Rung
-from peka_core.sources import her2st, hest, hest_files
+from peka_core.sources import her2st, hest
 from peka_core.studies import tables
 
 
@@ -37,7 +37,6 @@ def test_a_gated_encoder_without_a_token_is_refused_before_any_work(tmp_path, mo
     monkeypatch.delenv("PEKA_MIRROR", raising=False)
     monkeypatch.setenv("PEKA_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    monkeypatch.setattr(hest_files, "get_token", lambda: None)
     monkeypatch.setattr(places, "root", lambda: tmp_path)
     assert main(["run", "hest-kidney"]) == 1
     said = capsys.readouterr().err
@@ -64,7 +63,6 @@ def test_a_wrong_name_or_path_is_told_before_anything_is_fetched(
     monkeypatch.delenv("PEKA_MIRROR", raising=False)
     monkeypatch.setenv("PEKA_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_x")
-    monkeypatch.setattr(hest_files, "get_token", lambda: "hf_x")
     monkeypatch.setattr(
         scfoundation, "fetch_files", lambda *_: pytest.fail("1.4 GB were asked for first")
     )

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from peka_core.cohort import open_cohort
-from peka_core.downloads import manifest
+from peka_core.downloads import manifest, record
 from peka_core.errors import PekaError
 from peka_core.sources import her2st
 
@@ -57,7 +57,7 @@ def drawn(tmp_path, monkeypatch):
     rng, mirror = np.random.default_rng(3), tmp_path / "mirror"
     sections = {section: draw_section(mirror, section, rng) for section in ("K1", "K2", "L1")}
     files = {
-        str(path.relative_to(mirror)): {"blob": manifest.git_blob_sha1(path)}
+        str(path.relative_to(mirror)): {"blob": record.git_blob_sha1(path)}
         for paths, _, _ in sections.values()
         for path in paths.values()
     }

@@ -1,0 +1,285 @@
+"""Have files on this machine: from the mirror, from the cache, or downloaded; always verified."""
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pooch
+
+from ..errors import PekaError
+from ..files import CANNOT_WRITE, alone, free_bytes, told_when_full
+from ..places import cache_folder
+from .manifest import NAME, Download, mirror
+from .network import check_network, has_token, variables_set, without_secrets
+from .record import DIGESTS, Record, verify
+
+pooch.get_logger().setLevel("WARNING")  # its notes name folders of this machine
+
+
+def fetch(files: list[Download], dry_run: bool = False) -> list[Path]:
+    """Have files on this machine, verified. A file that is here and verified is only looked at.
+
+    Args:
+        files: what is wanted.
+        dry_run: print where each file is or would come from and its size, and change nothing.
+
+    Returns:
+        the files' paths, in the order of `files`.
+
+    Raises:
+        PekaError: files are not in the mirror, cannot be downloaded, or have other bytes.
+    """
+    if dry_run:
+        print(_plan(files))
+        return [file.place for file in files]
+    record, missing = Record(), [file for file in files if not file.is_here]
+    if missing:
+        _check_places(missing)
+        _check_variables(missing)
+    offers = _ask_hub(missing, record)
+    if missing:
+        _check_room(missing, offers)
+    for file in files:
+        _have(file, record, offers.get(file.path, {}))
+    return [file.place for file in files]
+
+
+def preflight(files: list[Download]) -> None:
+    """Refuse, before any work, files that are not here and cannot come.
+
+    Raises:
+        PekaError: names every file that the mirror lacks, that needs a token which is not set, or
+            that has no address; or the variables of the network that are set wrongly.
+    """
+    if missing := [file for file in files if not file.is_here]:
+        _check_places(missing)
+        check_access(missing)
+
+
+def can_download(file: Download) -> bool:
+    """Whether a download may be tried: there is an address, no mirror, and a token if needed."""
+    return bool(file.address) and not mirror() and not (file.gated and not has_token())
+
+
+def check_access(files: list[Download]) -> None:
+    """Refuse gated files where no token is set, and variables of the network that are wrong."""
+    if closed := [file for file in files if file.gated and not has_token()]:
+        raise _all_refused([(file, "it is gated and no token is set") for file in closed])
+    _check_variables(files)
+
+
+def _check_places(missing: list[Download]) -> None:
+    """Refuse files that nobody can download: a mirror is named, or they have no address."""
+    if folder := mirror():
+        names = "\n  ".join(str(file.place) for file in missing)
+        raise PekaError(
+            f"{len(missing)} wanted files are not in the mirror PEKA_MIRROR={folder}:\n  {names}\n"
+            "Copy them there, or unset PEKA_MIRROR to download them.\n"
+            + "\n".join(dict.fromkeys(file.otherwise for file in missing if file.otherwise))
+        )
+    if no_address := [file for file in missing if not file.address]:
+        raise _all_refused([(file, "there is no address to download it") for file in no_address])
+
+
+def _check_variables(missing: list[Download]) -> None:
+    for hub in {bool(file.repo) for file in missing}:
+        check_network(hub)
+
+
+def _check_room(missing: list[Download], offers: dict[str, dict]) -> None:
+    """Say what will be downloaded; refuse it where the disk has too little room."""
+    sizes = [(offers.get(file.path, {}) | file.facts).get("size", 0) for file in missing]
+    size, free = sum(sizes) / 1e9, free_bytes(cache_folder()) / 1e9
+    sources = ", ".join(dict.fromkeys(f.repo or urlsplit(f.url).netloc for f in missing))
+    print(f"{len(missing)} files, {size:.2f} GB, are downloaded from {sources}", flush=True)
+    if size > free:
+        raise PekaError(
+            f"{cache_folder()}: {free:.1f} GB are free, but the download needs {size:.1f} GB. "
+            "Make room, or name another folder in PEKA_CACHE."
+        )
+
+
+def _refused(file: Download, why: str) -> PekaError:
+    return _all_refused([(file, why)])
+
+
+def _all_refused(pairs: list[tuple[Download, str]]) -> PekaError:
+    """The error about files that cannot be downloaded, with what a user can do instead."""
+    alike: dict[tuple, list[str]] = {}  # HEST has hundreds of files, and they fail alike
+    for file, why in pairs:
+        alike.setdefault((file.address, why, file.otherwise), []).append(file.path)
+    lines = []
+    for (address, why, otherwise), paths in alike.items():
+        more = f" and {len(paths) - 3} more files" if len(paths) > 3 else ""
+        place = f" from {address}" if address else ""
+        lines.append(
+            f"{', '.join(paths[:3])}{more} cannot be downloaded{place}: {why}. {otherwise} "
+            "Without a network, copy them into a folder, at these relative paths, and name that "
+            "folder in PEKA_MIRROR. Then run the same command again; finished files stay."
+        )
+    return PekaError("\n".join(lines))
+
+
+# ---- one file ------------------------------------------------------------------------------------
+
+
+def choose(candidates: list[Download], ask_hub: bool = False) -> Download:
+    """Which of a file's possible names is meant: the recorded one, else the first that is here.
+
+    Where none is here, the first that the hub has if `ask_hub`, else the first.
+    """
+    record = Record()
+    left = [file for file in candidates if file.path in record.entries] or candidates
+    if here := [file for file in left if file.is_here]:
+        return here[0]
+    if ask_hub and len(left) > 1 and left[0].repo and not mirror():
+        _check_variables(left)
+        names = " or ".join(file.name for file in left)
+        offers = _ask_hub(left, record, some=f"the repository has no {names}")
+        return next(file for file in left if file.path in offers)
+    return left[0]
+
+
+def _have(file: Download, record: Record, offer: dict) -> None:
+    """Verify one file, after downloading it where it is not here, and record it."""
+    if record.knows(file):
+        return
+    if file.terms and file.path not in record.entries:
+        print(f"{file.place.name}: {file.terms}", file=sys.stderr)
+    if file.is_here and record.expected(file).keys() & set(DIGESTS):
+        facts = _verify_here(file, record)
+        with contextlib.suppress(OSError, PekaError):  # the cache may be read-only
+            record.add(file, facts, file.place.stat())
+        return
+    with alone(cache_folder() / file.path):
+        record.read()  # another process may have fetched it meanwhile
+        if not file.is_here:
+            _download(file, record, offer)
+        elif not record.knows(file):
+            origin = {"revision": file.revision, "source": str(mirror() or "a file in the cache")}
+            record.add(file, _verify_here(file, record), file.place.stat(), **origin)
+
+
+def _verify_here(file: Download, record: Record) -> dict:
+    step = "Replace it in the mirror." if mirror() else "Move it away and run the command again."
+    if not file.facts.keys() & set(DIGESTS):
+        step += f" To accept this file instead, remove its entry from {record.path.name}."
+    return verify(file.place, record.expected(file), _listed_in(file, record), step)
+
+
+def _listed_in(file: Download, record: Record) -> str | Path:
+    """Who says what a file must be."""
+    if file.facts.keys() & set(DIGESTS):
+        return NAME
+    return record.path if file.path in record.entries else f"{file.address}, where it comes from"
+
+
+def _download(file: Download, record: Record, offer: dict) -> None:
+    """Download a file beside its place, verify and record it, then move it to its place."""
+    path = file.place
+    partial = path.with_name(f".{path.name}.partial")  # stays after a broken download, to resume it
+    revision = offer.get("revision") or file.revision
+    with _explained(file), told_when_full(path):
+        partial.mkdir(parents=True, exist_ok=True)
+        if file.repo:
+            where = {"repo_type": file.kind, "revision": revision, "local_dir": partial}
+            fresh = Path(_api().hf_hub_download(file.repo, file.name, **where))
+        else:  # pooch could compare a sha256, but not git's digest; `verify` below compares all
+            options = {"fname": path.name, "path": partial, "progressbar": True}
+            fresh = Path(pooch.retrieve(file.url, None, **options))
+        try:
+            expected = {name: offer[name] for name in ("size", *DIGESTS) if name in offer}
+            expected |= record.expected(file)
+            step = "It was not kept. Try again; if it stays, the address serves another file."
+            facts = verify(fresh, expected, _listed_in(file, record), step)
+        except PekaError:
+            shutil.rmtree(partial)
+            raise
+        origin = {"revision": revision, "source": file.address}
+        record.add(file, facts, fresh.stat(), **origin)
+        os.replace(fresh, path)
+        shutil.rmtree(partial)
+
+
+@contextlib.contextmanager
+def _explained(file: Download) -> Iterator[None]:
+    """Turn the errors of other libraries into one message; errors of a full disk pass."""
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        yield
+    except (HTTPError, OSError, ValueError, ImportError) as error:  # requests' are OSErrors
+        if getattr(error, "errno", None) in CANNOT_WRITE:
+            raise
+        raise _refused(file, f"{without_secrets(error)}{variables_set()}") from error
+
+
+# ---- the hub -------------------------------------------------------------------------------------
+
+
+def _api():
+    from huggingface_hub import HfApi  # takes a second
+
+    return HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
+
+
+def _ask_hub(files: list[Download], record: Record, some: str = "") -> dict[str, dict]:
+    """What the hub says of files: `revision`, `size`, and `sha256` or, for small files, `blob`.
+
+    Args:
+        some: the reason of the error if the hub has none of the files; if empty, all have to exist.
+    """
+    offers: dict[str, dict] = {}
+    for repo in dict.fromkeys(file.repo for file in files if file.repo):
+        own = [file for file in files if file.repo == repo]
+        with _explained(own[0]):
+            options, revision = {"repo_type": own[0].kind}, own[0].revision or record.revision(repo)
+            if not revision:
+                revision = _api().repo_info(repo, expand=["sha"], timeout=10, **options).sha
+            names = [file.name for file in own]
+            found = _api().get_paths_info(repo, names, revision=revision, **options)
+        listed = {item.path: item for item in found if hasattr(item, "size")}
+        for file in own:
+            if (item := listed.get(file.name)) is not None:
+                digest = {"sha256": item.lfs.sha256} if item.lfs else {"blob": item.blob_id}
+                offers[file.path] = {"revision": revision, "size": item.size} | digest
+        absent = [file for file in own if file.path not in offers]
+        if absent and not (some and offers):
+            why = f"{some or 'the repository has no such file'} at {revision}"
+            raise _all_refused([(file, why) for file in absent])
+    return offers
+
+
+# ---- dry runs ------------------------------------------------------------------------------------
+
+
+def _plan(files: list[Download]) -> str:
+    """One line a file with its size and place, and their sum; estimated sizes say so."""
+    sizes = {file.path: file.facts["size"] for file in files if "size" in file.facts}
+    sizes |= {file.path: file.place.stat().st_size for file in files if file.is_here}
+    unknown, why = [file for file in files if file.path not in sizes], ""
+    if unknown and not mirror():
+        try:
+            _check_variables(unknown)
+            sizes |= {path: offer["size"] for path, offer in _ask_hub(unknown, Record()).items()}
+        except PekaError as error:
+            why = f"\nSizes after `about` are estimates, because {error}"
+    lines, total, missing = [], 0.0, 0
+    for file in files:
+        size = sizes.get(file.path, file.estimate)
+        about = "about " if file.path not in sizes and size else ""
+        state = "MISSING" if mirror() else f"to be downloaded from {file.address or 'nowhere'}"
+        lines.append(
+            f"{file.path:<48} {f'{about}{size / 1e6:.2f} MB' if size else '?':>18}  "
+            + (f"here, {file.place}" if file.is_here else state)
+        )
+        total, missing = total + size, missing + (not file.is_here)
+    about = "about " if len(sizes) < len(files) else ""
+    lines.append(
+        f"{len(files)} files, {about}{total / 1e9:.2f} GB; {missing} are not here yet{why}"
+    )
+    return "\n".join(lines)

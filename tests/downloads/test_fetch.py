@@ -1,0 +1,328 @@
+"""Files from the mirror, from the cache, from an address or from the hub: always the same bytes."""
+
+import errno
+import json
+
+import pytest
+from fake_hub import COMMIT, hub, kept  # noqa: F401
+
+from peka_core.downloads import fetch as fetching
+from peka_core.downloads import record
+from peka_core.downloads.fetch import choose, fetch, preflight
+from peka_core.downloads.manifest import Download
+from peka_core.downloads.record import Record, git_blob_sha1
+from peka_core.errors import PekaError
+
+# git's own digest: `printf 'hello\n' | git hash-object --stdin`
+HELLO = "ce013625030ba8dba906f756967f9e9ca394464a"
+SHA256 = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03"
+FACTS = {"size": 6, "blob": HELLO, "sha256": SHA256}
+KINDS = ("pinned", "web", "hub")
+
+
+@pytest.fixture
+def file(hub):  # noqa: F811
+    """Makes a download of a kind: pinned by the manifest, unpinned from an address or the hub."""
+    (hub.folder / "a.bin").write_bytes(b"hello\n")
+
+    def make(kind, **facts):
+        if kind == "hub":
+            return Download("toy/a.bin", repo="me/toy", name="a.bin", **facts)
+        pinned = {"facts": FACTS} if kind == "pinned" else {}
+        return Download("toy/a.bin", hub.url + "a.bin", **(pinned | facts))
+
+    return make
+
+
+def refused(files, *parts, ask=fetch):
+    with pytest.raises(PekaError) as caught:
+        ask(files)
+    for part in parts:
+        assert str(part) in str(caught.value), str(caught.value)
+    return str(caught.value)
+
+
+def test_the_blob_digest_is_gits(tmp_path):
+    (tmp_path / "x").write_bytes(b"hello\n")
+    assert git_blob_sha1(tmp_path / "x") == HELLO
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_is_downloaded_and_hashed_once(kind, file, hub, tmp_path, monkeypatch):  # noqa: F811
+    wanted = file(kind)
+    (path,) = fetch([wanted])
+    assert path == tmp_path / "cache/toy/a.bin" and path.read_bytes() == b"hello\n"
+    entry = Record().entries["toy/a.bin"]
+    assert (entry["size"], entry["sha256"]) == (6, SHA256) and entry["source"] == wanted.address
+    assert entry["revision"] == (COMMIT if kind == "hub" else "")
+    assert kept(tmp_path / "cache") == ["toy/a.bin"]
+    hub.asked.clear()
+    for name in ("sha256", "write_json"):
+        monkeypatch.setattr(record, name, lambda *_: pytest.fail("hashed or written again"))
+    assert fetch([wanted]) == [path] and hub.asked == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_later_bytes_have_to_be_the_same(kind, file, hub, tmp_path):  # noqa: F811
+    (path,) = fetch([file(kind)])
+    path.write_bytes(b"jello\n")
+    refused([file(kind)], path, SHA256 if kind != "pinned" else HELLO)
+    path.unlink()
+    hub.newest, hub.asked = "d" * 40, []
+    (hub.folder / "a.bin").write_bytes(b"jello\n")
+    refused([file(kind)], "a.bin", SHA256 if kind != "pinned" else HELLO)
+    assert kept(tmp_path / "cache") == [] and Record().entries["toy/a.bin"]["sha256"] == SHA256
+    assert not any("d" * 40 in path for path in hub.got())  # the recorded commit is asked for
+    (hub.folder / "a.bin").write_bytes(b"hello\n")
+    assert fetch([file(kind)]) == [path]
+
+
+@pytest.mark.parametrize("facts", [{"sha256": "0" * 64}, {"size": 7}, {"blob": "0" * 40}])
+@pytest.mark.parametrize("kind", ["web", "hub"])
+def test_every_pinned_fact_is_enforced_and_wins_over_the_record(kind, facts, file, tmp_path):
+    refused([file(kind, facts=FACTS | facts)], "a.bin", *facts.values())
+    assert kept(tmp_path / "cache") == [] and Record().entries == {}
+    fetch([file(kind)])
+    refused([file(kind, facts=FACTS | facts)], "a.bin", *facts.values())
+
+
+def test_the_hub_is_not_believed_without_its_digest(file, hub, tmp_path):  # noqa: F811
+    hub.lies = True
+    refused([file("hub")], "a.bin", "0" * 64)
+    assert kept(tmp_path / "cache") == [] and Record().entries == {}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mirror_is_used_in_place(kind, file, hub, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("PEKA_MIRROR", str(tmp_path / "mirror"))
+    wanted, other = file(kind), Download("toy/b.bin", hub.url, otherwise="ask its authors")
+    for ask in (fetch, preflight):
+        refused([wanted, other], "toy/a.bin", "toy/b.bin", "PEKA_MIRROR", "authors", ask=ask)
+    wanted.place.parent.mkdir(parents=True)
+    wanted.place.write_bytes(b"hello\n")
+    preflight([wanted])
+    assert fetch([wanted]) == [tmp_path / "mirror/toy/a.bin"] and hub.asked == []
+    assert kept(tmp_path / "cache") == []
+    wanted.place.write_bytes(b"jello\n")
+    refused([wanted], "mirror/toy/a.bin", HELLO if kind == "pinned" else SHA256)
+
+
+STANDS_IN = [
+    b"",
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:a\n",
+    b"\n<!DOCTYPE html>",
+]
+
+
+@pytest.mark.parametrize("content", STANDS_IN)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_what_stands_in_for_a_file_is_not_taken(kind, content, mirrored, file, hub, tmp_path, monkeypatch):  # noqa: F811, E501  # fmt: skip
+    if mirrored:
+        monkeypatch.setenv("PEKA_MIRROR", str(hub.folder))
+    wanted = Download("a.bin", facts=file(kind).facts) if mirrored else file(kind)
+    (hub.folder / "a.bin").write_bytes(content)
+    refused([wanted], "a.bin")
+    assert kept(tmp_path / "cache") == [] and Record().entries == {}
+    (hub.folder / "a.bin").write_bytes(b"hello\n")
+    fetch([wanted])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_broken_download_leaves_no_half_file(kind, file, hub, tmp_path):  # noqa: F811
+    hub.breaks = "a.bin"
+    refused([file(kind)], "toy/a.bin", "PEKA_MIRROR")
+    assert not (tmp_path / "cache/toy/a.bin").exists() and Record().entries == {}
+    hub.breaks = ""
+    assert fetch([file(kind)])[0].read_bytes() == b"hello\n"
+    assert kept(tmp_path / "cache") == ["toy/a.bin"]
+
+
+def test_the_hub_resumes_within_a_file(file, hub, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
+    (hub.folder / "a.bin").write_bytes(bytes(range(250)) * 20)
+    hub.breaks = "once"
+    assert fetch([file("hub")])[0].read_bytes() == bytes(range(250)) * 20
+    assert [asked for method, _, asked in hub.asked if method == "GET" and asked] == ["bytes=2000-"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("status", [401, 403, 404, 503])
+def test_a_refusing_server_is_named_with_what_to_do(kind, status, file, hub, tmp_path):  # noqa: F811
+    hub.status = status
+    said = refused([file(kind, otherwise="ask its authors")], "toy/a.bin", "authors", "PEKA_MIRROR")
+    assert "\n" not in said and kept(tmp_path / "cache") == []
+
+
+@pytest.mark.parametrize("error", [OSError("TLS"), ImportError("no SOCKS"), ValueError("header")])
+@pytest.mark.parametrize("kind", KINDS)
+def test_errors_of_libraries_are_told_in_one_line_without_secrets(kind, error, file, monkeypatch):
+    def fail(*_, **__):
+        raise type(error)(f"{error} of hf_secret by http://me:password@proxy:1\nand more")
+
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("https_proxy", "http://me:password@proxy:1")
+    monkeypatch.setattr("pooch.retrieve", fail)
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", fail)
+    said = refused([file(kind)], "toy/a.bin", error, "HF_TOKEN", "https_proxy")
+    assert "secret" not in said and "password" not in said and "\n" not in said
+
+
+def test_absent_files_and_addresses_are_all_named(file, hub):  # noqa: F811
+    absent = [Download(f"toy/{x}", repo="me/toy", name=x) for x in ("x.bin", "y.bin")]
+    refused([file("hub"), *absent], "toy/x.bin", "toy/y.bin", COMMIT)
+    by_hand = [Download(f"toy/{x}", otherwise=f"fetch {x} by hand") for x in ("x.bin", "y.bin")]
+    for ask in (fetch, preflight):
+        refused(by_hand, "toy/x.bin", "fetch y.bin by hand", ask=ask)
+    assert not any("/resolve/" in path for path in hub.got())
+
+
+def test_of_several_names_the_recorded_one_or_the_first_that_exists_is_taken(file, hub, tmp_path):  # noqa: F811, E501  # fmt: skip
+    names = ("z.bin", "a.bin")
+    both = [Download(f"toy/{name}", repo="me/toy", name=name) for name in names]
+    assert choose(both) == both[0] and choose(both, ask_hub=True) == both[1]
+    fetch([both[1]])
+    (tmp_path / "cache/toy/z.bin").write_bytes(b"other")
+    assert choose(both) == both[1]
+    (hub.folder / "a.bin").unlink()
+    none = [Download(f"new/{name}", repo="me/new", name=name) for name in names]
+    with pytest.raises(PekaError, match=r"z.bin or a.bin"):
+        choose(none, ask_hub=True)
+
+
+def test_terms_are_shown_at_the_first_use(file, capsys):
+    for shown in (1, 0):
+        fetch([file("web", terms="for research only")])
+        assert capsys.readouterr().err.count("for research only") == shown
+
+
+def test_gated_files_without_a_token_are_refused_by_the_preflight(file, hub, monkeypatch):  # noqa: F811
+    wanted = [Download(f"toy/{i}", repo="me/toy", gated=True, otherwise="accept") for i in range(9)]
+    said = refused([file("web"), *wanted], "toy/0", "me/toy", "accept", ask=preflight)
+    assert said.count("accept") == 1 and "a.bin" not in said
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+    preflight(wanted)
+    assert hub.asked == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        ("hub", "HF_TOKEN", "“hf_secret”"),
+        ("hub", "HF_ENDPOINT", "hub"),
+        ("web", "REQUESTS_CA_BUNDLE", "/nope.pem"),
+    ],
+)
+def test_a_wrong_network_is_named_before_a_download_and_only_then(
+    kind,
+    name,
+    value,
+    file,
+    hub,
+    monkeypatch,  # noqa: F811
+):
+    with monkeypatch.context() as patch:
+        patch.setenv(name, value)
+        for ask in (fetch, preflight):
+            assert "secret" not in refused([file(kind)], name, ask=ask)
+    assert hub.asked == []
+    path = fetch([file(kind)])
+    monkeypatch.setenv(name, value)
+    assert fetch([file(kind)]) == path
+
+
+def test_a_disk_without_room_is_named_before_the_download(file, hub, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(fetching, "free_bytes", lambda path: 5)
+    refused([file("hub")], "PEKA_CACHE")
+    assert not any("/resolve/" in path for path in hub.got())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_full_disk_leaves_nothing(kind, file, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pooch.retrieve", full)
+    monkeypatch.setattr("huggingface_hub.HfApi.hf_hub_download", full)
+    refused([file(kind)], "a.bin", "No space")
+    assert kept(tmp_path / "cache") == []
+
+
+def test_a_dry_run_prints_sizes_and_touches_nothing(file, hub, tmp_path, capsys, monkeypatch):  # noqa: F811, E501  # fmt: skip
+    (hub.folder / "a.bin").write_bytes(b"x" * 2_000_000)
+    unknown = Download("toy/c.bin", hub.url + "c.bin", estimate=3e6)
+    fetch([file("hub"), unknown], dry_run=True)
+    said = capsys.readouterr().out
+    assert "2.00 MB" in said and "about 3.00 MB" in said and f"from {hub.url}c.bin" in said
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    fetch([file("hub", estimate=1e6)], dry_run=True)
+    assert "about 1.00 MB" in capsys.readouterr().out and not (tmp_path / "cache").exists()
+
+
+# ---- the record ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def read_only(monkeypatch):
+    """Call it: from then on no folder is made and no file renamed, as on a read-only disk."""
+
+    def refuse(self, *words, **named):
+        raise OSError(errno.EROFS, "Read-only file system", str(self))
+
+    def start():
+        monkeypatch.setattr("pathlib.Path.mkdir", refuse)
+        monkeypatch.setattr("os.replace", refuse)
+
+    return start
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_shared_cache_may_be_read_only(kind, file, read_only, tmp_path):
+    (path,) = fetch([file(kind)])
+    read_only()
+    assert fetch([file(kind)]) == [path]
+    path.touch()  # it is hashed again then
+    assert fetch([file(kind)]) == [path]
+    path.write_bytes(b"jello\n")
+    refused([file(kind)], path)
+
+
+def test_a_first_use_that_cannot_be_recorded_names_the_place(file, read_only, tmp_path):
+    wanted = file("web")
+    wanted.place.parent.mkdir(parents=True)
+    wanted.place.write_bytes(b"hello\n")
+    read_only()
+    refused([wanted], tmp_path / "cache")
+
+
+DAMAGED = [b"", b"[]", b"{", b"\xff\xfe", b"null", b'{"x": 3}', b'{"x": {"sha256": 1}}']
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+@pytest.mark.parametrize("name", ["record.json", "encoders/uni/pin.json", "hest/pins.json"])
+def test_a_damaged_record_is_named_with_what_to_do(content, name, file, tmp_path):
+    path = tmp_path / "cache" / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    refused([file("web")], name)
+    path.unlink()
+    fetch([file("web")])
+
+
+def test_records_of_earlier_versions_are_taken_over(hub, tmp_path):  # noqa: F811
+    cache, other = tmp_path / "cache", {"size": 6, "sha256": "0" * 64}
+    for folder in ("encoders/uni", "hest/st"):
+        (cache / folder).mkdir(parents=True)
+    pin = {"file": "model.bin", "revision": "a" * 40, "sha256": SHA256, "source": "me/uni"}
+    (cache / "encoders/uni/pin.json").write_text(json.dumps(pin))
+    pins = {"revision": "b" * 40, "files": {"st/X.h5ad": other}}
+    (cache / "hest/pins.json").write_text(json.dumps(pins))
+    uni, slide = Download("encoders/uni/model.bin"), Download("hest/st/X.h5ad")
+    for wanted in (uni, slide):
+        wanted.place.write_bytes(b"hello\n")
+    assert Record().revision("me/uni") == "a" * 40
+    assert Record().revision("MahmoodLab/hest") == "b" * 40
+    refused([slide], slide.place, "0" * 64)
+    fetch([uni])
+    (cache / "hest/pins.json").unlink()  # by now the new record has it
+    refused([slide], slide.place, "0" * 64)

@@ -1,0 +1,109 @@
+"""One local server for all downloads: it serves plain addresses and speaks the hub's language."""
+
+import hashlib
+import http.server
+import json
+import os
+import re
+import threading
+import time
+from urllib.parse import parse_qs
+
+import pytest
+
+from peka_core.downloads.network import VARIABLES
+from peka_core.downloads.record import git_blob_sha1
+from peka_core.files import sha256
+
+COMMIT = "c0ffee" + "0" * 34
+SMALL = (".json", ".txt")  # the hub keeps these in git, and knows their blob instead of a sha256
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Files of a folder, at `/<path>`, or at `/<repository>/resolve/<commit>/<path>` as on the hub."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self):
+        self.do_GET(body=False)
+
+    def do_POST(self):
+        words = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+        self.server.asked.append(("POST", self.path, None))
+        found = [path for path in words["paths"] if (self.server.folder / path).is_file()]
+        self.answer(200, json.dumps([self.listed(path) for path in found]).encode())
+
+    def do_GET(self, body=True):
+        hub, path = self.server, self.path.partition("?")[0]
+        hub.asked.append((self.command, path, self.headers.get("Range")))
+        if path.startswith("/api/"):
+            return self.answer(200, json.dumps({"id": "a/b", "sha": hub.newest}).encode())
+        if hub.status != 200:
+            code = {"X-Error-Code": "GatedRepo"} if hub.status == 403 else {}
+            return self.answer(hub.status, b"no", code)
+        _, _, commit, name = re.fullmatch(r"/((.+)/resolve/([^/]+)/)?(.*)", path).groups()
+        if not (hub.folder / name).is_file():
+            return self.answer(404, b"no", {"X-Error-Code": "EntryNotFound"})
+        data = (hub.folder / name).read_bytes()
+        facts = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "Accept-Ranges": "bytes"}
+        facts |= {"X-Repo-Commit": commit} if commit else {}
+        first = int((self.headers.get("Range") or "bytes=0-")[6:].split("-")[0])
+        sent = None if body else b""
+        if body and (hub.breaks == "once" or (hub.breaks and path.endswith(hub.breaks))):
+            hub.breaks = "" if hub.breaks == "once" else hub.breaks
+            sent = b"" if first else data[: len(data) // 2]  # half of it, then nothing more
+        self.answer(206 if first else 200, data[first:], facts, sent)
+
+    def listed(self, path):
+        """What the hub's list of files says of one."""
+        file = self.server.folder / path
+        size, digest = file.stat().st_size, "0" * 64 if self.server.lies else sha256(file)
+        facts = {"type": "file", "path": path, "size": size, "oid": git_blob_sha1(file)}
+        large = {"lfs": {"oid": digest, "size": size, "pointerSize": 130}}
+        return facts | ({} if path.endswith(SMALL) else large)
+
+    def answer(self, code, data, headers=None, sent=None):
+        self.send_response(code)
+        for name, value in {"Content-Length": str(len(data)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data if sent is None else sent)
+        if self.command == "GET" and sent is not None:
+            self.close_connection = True
+
+    def log_message(self, *words):
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The server, an empty cache, no mirror and no variable of the network.
+
+    `.folder` its files, `.asked` (method, path, range) of each request, `.newest` commit, `.status`
+    of its answers, `.breaks` off answers once or for a path, `.lies` about digests, `.url`, `.got()`.
+    """
+    running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    running.folder, running.asked, running.newest = tmp_path / "hub", [], COMMIT
+    running.status, running.breaks, running.lies = 200, "", False
+    running.url = f"http://127.0.0.1:{running.server_port}/"
+    running.got = lambda: [path for method, path, _ in running.asked if method == "GET"]
+    running.handle_error = lambda *_: None  # of clients that leave early
+    running.folder.mkdir()
+    threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
+    for name in (*VARIABLES, "PEKA_MIRROR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", running.url.rstrip("/"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("PEKA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: os.environ.get("HF_TOKEN"))
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    yield running
+    running.shutdown()
+    running.server_close()
+
+
+def kept(folder):
+    """Relative paths of the files in a cache, without the record, locks and the hub's notes."""
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    files = [file for file in files if not {".locks", ".cache"} & set(file.parts)]
+    return sorted(str(f.relative_to(folder)) for f in files if f.name != "record.json")
