@@ -368,7 +368,8 @@ def _small_pictures() -> None:
 
 def _picture(figure: plt.Figure, kind: str) -> bytes | None:
     """The bytes of a figure if `kind` suits it (JPEG for RGB images, else PNG), otherwise None."""
-    tissue = any(np.ndim(image.get_array()) == 3 for ax in figure.axes for image in ax.images)
+    images = [image for ax in figure.axes for image in ax.images]
+    tissue = any(np.asarray(image.get_array()).ndim == 3 for image in images)
     if tissue != (kind == "JPEG"):
         return None
     full, small = io.BytesIO(), io.BytesIO()

@@ -180,7 +180,7 @@ def test_students_of_real_shapes_are_aligned_and_scored_beside_frozen_others(
     table = tables.score_table(
         work,
         PROTOCOLS["hest_bench"],
-        rows=[
+        entries=[
             row
             for row in tables.predictors(work, PROTOCOLS["hest_bench"], ())
             if row[0] == "encoder"

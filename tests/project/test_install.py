@@ -119,7 +119,7 @@ def test_a_built_wheel_works_in_an_empty_folder(tmp_path):
     assert "h-optimus-0" in peka("list") and "profile: memory" in peka("run", "smoke", "--plan")
     said = peka("doctor", "smoke")
     assert "constraints.txt" not in said and str(here / "runs") in said  # versions were compared
-    code = "from peka_core import places; from peka_core.studies import tables; print(places.PACKAGE, len(tables.published()), *sorted(p.name for p in places.bundled('notebooks').iterdir()))"
+    code = "from peka_core import places; from peka_core.studies import paper_tables; print(places.PACKAGE, len(paper_tables.published()), *sorted(p.name for p in places.bundled('notebooks').iterdir()))"
     package, rows, *books = subprocess.check_output(
         [python, "-c", code], cwd=here, env=env, text=True
     ).split()

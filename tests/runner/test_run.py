@@ -14,7 +14,7 @@ from peka_core.protocols import PROTOCOLS
 from peka_core.runner import run as workspace
 from peka_core.runner import stages
 from peka_core.runner.rungs import Rung
-from peka_core.studies import tables
+from peka_core.studies import paper_tables, tables
 
 
 def test_overrides_without_a_run_name_are_refused():
@@ -65,7 +65,7 @@ def test_rows_of_an_unknown_split_are_refused(work):
 
 def test_a_score_carries_its_whole_name(work):
     rows = [("encoder", "frozen"), ("student", Rung("projector_only", "projected"))]
-    table = tables.score_table(work, PROTOCOLS["strict"], rows=rows)
+    table = tables.score_table(work, PROTOCOLS["strict"], entries=rows)
     shown = tables.headline(table).iloc[1]
     assert (shown["protocol"], shown["scope"], shown["space"], shown["pooling"]) == (
         "strict",
@@ -99,7 +99,7 @@ def test_differences_are_paired_within_patients(work):
 
 
 def test_published_values_name_their_source():
-    values = tables.published()
+    values = paper_tables.published()
     assert values["source"].notna().all()
     picked = values.query(
         "table == 'Table 2' and cohort == 'liver' and encoder == 'h-optimus-0' and method == 'PEKA'"

@@ -1,0 +1,195 @@
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from peka_core import places
+from peka_core.errors import PekaError
+from peka_core.models import scfoundation
+from peka_core.protocols import PROTOCOLS
+from peka_core.runner import stages
+from peka_core.runner.profile import load_profile
+from peka_core.studies import paper_tables, tables
+from peka_core.studies.paper_tables import beside_published
+
+OFFICIAL = PROTOCOLS["peka_official"]
+H_OPTIMUS = {"encoder": "h-optimus-0@12"}
+
+
+def rows(**columns) -> pd.DataFrame:
+    """Two rows of a score table, frozen and bat, with some columns changed."""
+    base = {
+        "kind": ["encoder", "student"], "predictor": ["frozen", "bat"],
+        "space": ["encoder", "projected"], "genes": "all", "alpha": "chosen", "headline": True,
+        "protocol": "peka_paper", "mean": [0.5, 0.7], "encoder": "uni@1a",
+        "method": ["none", "PEKA"], "recipe": "as_written", "batch_size": 32, "scope": "all",
+        "split": paper_tables.ALL_SPLITS,
+    }  # fmt: skip
+    return pd.DataFrame(base | columns)
+
+
+@pytest.mark.parametrize(
+    ("columns", "cohort", "expected"),
+    [
+        (H_OPTIMUS, "kidney", [0.698, 0.755]),
+        ({"encoder": "ctranspath@3"}, "lung", [0.592, np.nan]),  # only Table 1 has it
+        ({"protocol": "hest_bench"}, "kidney", [0.240, np.nan]),
+        ({"protocol": "hest_bench"}, "breast", [np.nan, np.nan]),  # other slides
+        ({"protocol": "hest_bench", "encoder": "resnet50"}, "kidney", [np.nan, np.nan]),
+        (H_OPTIMUS | {"protocol": "peka_official"}, "kidney", [0.698, 0.755]),
+        (H_OPTIMUS | {"protocol": "peka_official_authors_list"}, "kidney", [0.698, 0.755]),
+        (H_OPTIMUS | {"protocol": "peka_official_min_12"}, "kidney", [np.nan, np.nan]),
+    ],
+)
+def test_a_score_stands_beside_the_published_value_of_the_same_thing(columns, cohort, expected):
+    table = beside_published(rows(**columns), cohort)
+    np.testing.assert_array_equal(table["published"], expected)
+    np.testing.assert_allclose(table["minus_published"], table["mean"] - expected)
+    assert list(table["published_in"] == "") == list(np.isnan(expected))
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        dict(scope="nested", kind="student"), dict(split="spots/0"), dict(method=""),
+        dict(protocol="strict"), dict(genes="cue"), dict(headline=False), dict(alpha="x10"),
+        dict(kind="control"), dict(space="concat", kind="student"), dict(cohort=""),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_compared_stays_empty(columns):
+    cohort = columns.pop("cohort", "kidney")
+    assert beside_published(rows(**H_OPTIMUS | columns), cohort)["published"].isna().all()
+
+
+@pytest.fixture
+def hest_work(work, tmp_path, monkeypatch):
+    """The small run as if its cohort were HEST-1k's breast, and the place of the authors' list."""
+    cohort = work.cohort()
+    monkeypatch.setenv("PEKA_MIRROR", str(tmp_path))
+    (tmp_path / "hest").mkdir()
+    profile = dataclasses.replace(work.profile, source="hest", source_options={"cohort": "breast"})
+    run = dataclasses.replace(work, profile=profile)
+    monkeypatch.setattr(type(run), "cohort", lambda *_, **__: cohort)
+    return run, tmp_path / "hest" / "top_50_genes_Visium_Homo_sapien_Breast_Cancer.json"
+
+
+def test_the_authors_list_is_scored_where_the_mirror_has_it(hest_work):
+    run, path = hest_work
+    names = tuple(run.cohort().sections[0].genes[:4])
+    path.write_text(json.dumps({"genes": [*names, "NOSUCH"]}))
+    small = dataclasses.replace(OFFICIAL, name="official", min_spots=5)
+    listed, sentence = paper_tables.with_authors_list(run, small)
+    assert (listed.name, listed.genes_from) == ("official_authors_list", names)
+    assert path.name in sentence
+    table = tables.score_table(run, listed, entries=[("encoder", "frozen")])
+    assert set(table["protocol"]) == {"official_authors_list"}
+    assert set(stages.score(run, "frozen", listed).genes["gene"]) <= set(names)
+    other = dataclasses.replace(listed, genes_from=names[:2])  # another list, so another unit
+    assert set(stages.score(run, "frozen", other).genes["gene"]) <= set(names[:2])
+
+
+def test_without_the_authors_list_nothing_is_scored(work, hest_work):
+    run, path = hest_work
+    for other in (run, work):
+        assert paper_tables.with_authors_list(other, OFFICIAL)[0] is None
+    path.write_text(json.dumps({"genes": ["NOSUCH"]}))
+    assert paper_tables.with_authors_list(run, OFFICIAL)[0] is None
+    for damaged in ('{"genes": "G1"}', "[]", "{", '{"genes": [1]}'):
+        path.write_text(damaged)
+        with pytest.raises(PekaError, match=path.name):
+            paper_tables.with_authors_list(run, OFFICIAL)
+
+
+def finished(root, name, *scores):
+    tables.save_table(pd.concat(scores), root / "runs" / name / "results", "scores")
+
+
+def scored(cohort, **columns):
+    return beside_published(rows(**columns).assign(paper_cohort=cohort), cohort)
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    (tmp_path / "results").mkdir()
+    tables.save_table(paper_tables.published(), tmp_path / "results", "published")
+    monkeypatch.setattr(places, "root", lambda: tmp_path)
+    return tmp_path
+
+
+def test_finished_runs_fill_the_papers_cells_and_the_rest_stays_blank(root):
+    one_hot = rows(kind="control", predictor="slide_one_hot", mean=0.6)[:1]
+    mine = pd.concat([rows(encoder="h-optimus-0@1"), one_hot]).assign(paper_cohort="kidney")
+    finished(root, "mine", beside_published(mine, "kidney"))
+    lung, liver = (
+        scored(name, encoder="uni@2", mean=m) for name, m in (("lung", 0.1), ("liver", 0.2))
+    )
+    finished(root, "a", lung, liver)
+    finished(root, "demo", rows(mean=0.9).assign(paper_cohort=""))
+    beside = paper_tables.beside_paper()
+    cells = beside.set_index(["table", "cohort", "encoder", "method"])["ours"]
+    assert np.isnan(cells["Table 1", "lung", "PEKA", "PEKA"])  # UNI's .774 is H-optimus-0's too
+    assert cells["Table 1", "liver", "PEKA", "PEKA"] == 0.2
+    assert cells["Table 2", "lung", "uni", "PEKA"] == 0.1
+    run = beside[beside["ours"].notna() & (beside["cohort"] == "kidney")]
+    assert run.set_index(["table", "encoder", "method"])["ours"].to_dict() == {
+        ("Table 1", "h-optimus-0", "none"): 0.5, ("Table 1", "PEKA", "PEKA"): 0.7,
+        ("Table 2", "h-optimus-0", "none"): 0.5, ("Table 2", "h-optimus-0", "PEKA"): 0.7,
+    }  # fmt: skip
+    assert set(run["control"]) == {0.6} and set(run["run"]) == {"mine"}
+    form = paper_tables.paper_form(beside, "Table 2")
+    assert form.loc[("h-optimus-0", "PEKA"), "kidney"] == "0.755 | 0.700 (0.600)"
+    assert form.loc[("uni", "lora"), "liver"].startswith("0.626 | gated")
+
+
+def test_of_several_runs_of_a_cell_the_first_is_taken_and_named(root):
+    for name, pcc in (("b", 0.2), ("a", 0.1)):
+        finished(root, name, scored("lung", encoder="uni@2", mean=[0.0, pcc], batch_size=16))
+    beside = paper_tables.beside_paper()
+    cell = beside[beside["ours"] > 0].iloc[0]
+    assert (cell["ours"], cell["run"]) == (0.1, "a")
+    assert "a, b" in cell["note"] and "batch 16" in cell["note"]
+
+
+def test_only_the_papers_own_experiment_counts(work, tmp_path):
+    assert paper_tables.paper_cohort(work) == ""
+    hest, as_run = load_profile("hest-lung"), load_profile("hest-lung-as-run")
+    checkpoint = tmp_path / "models.ckpt"
+    checkpoint.write_bytes(b"other weights")
+
+    def options(**changes):
+        return {"teacher_options": hest.teacher_options | changes}
+
+    def recipe(**changes):
+        return {"recipe": dataclasses.replace(hest.recipe, **changes)}
+
+    for changes, expected in (
+        ({}, "lung"), ({"source_options": {}}, "breast"), ({"recipe": as_run.recipe}, "lung"),
+        (recipe(batch_size=16), "lung"), ({"teacher_options": as_run.teacher_options}, "lung"),
+        ({"source_options": {"cohort": "lung", "index": "mine.csv"}}, ""),
+        ({"source_options": {"cohort": "lung", "leave_out": ["TENX1"]}}, ""),
+        ({"teacher": "pca"}, ""), (recipe(epochs=1), ""),
+        (options(checkpoint=str(checkpoint)), ""), (options(mode="cell"), ""),
+        (options(min_genes=5000), ""), (options(precision="bfloat16"), ""),
+    ):  # fmt: skip
+        run = dataclasses.replace(work, profile=dataclasses.replace(hest, **changes))
+        assert paper_tables.paper_cohort(run) == expected, changes
+
+
+def test_a_local_copy_of_the_pinned_teacher_is_the_papers(tmp_path, monkeypatch):
+    pinned = scfoundation.digests({})
+    copy = tmp_path / "models.ckpt"
+    copy.write_bytes(b"a copy")
+    monkeypatch.setattr(scfoundation, "sha256_once", lambda path: pinned["checkpoint"])
+    assert scfoundation.as_authors({"checkpoint": str(copy)})
+    assert not scfoundation.as_authors({"vocabulary": str(copy)})
+
+
+@pytest.mark.parametrize(("recipe", "method"), [("as_written", "bat"), ("as_run", "bone")])
+def test_the_papers_peka_is_bat_as_written_and_bone_as_run(recipe, method):
+    names = {
+        name: paper_tables.method_of(name, recipe) for name in ("frozen", "bat", "bone", "lora")
+    }
+    others = {"bat": "bat", "bone": "bone", "lora": "lora", "frozen": "none"}
+    assert names == others | {method: "PEKA"}
