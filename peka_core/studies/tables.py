@@ -125,7 +125,8 @@ def score_table(
     table = pd.concat(parts, ignore_index=True)
     aligned, cohort = table["kind"] == "student", paper_tables.paper_cohort(work)
     table = table.assign(
-        headline=table["pooling"] == protocol.pooling, profile=work.profile.name, world=work.world.name,
+        headline=table["pooling"] == protocol.pooling, profile=work.profile.name,
+        world=work.world.name,
         protocol=protocol.name, zeros=protocol.zeros,
         scope=np.where(aligned, scope or protocol.scope, "none"),
         split=",".join(splits) or paper_tables.ALL_SPLITS, seed=work.profile.seed, recipe=recipe,
