@@ -5,7 +5,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "peka_core"
-GROUND = "errors files values device progress places code_digest".split()
+GROUND = ("errors", "files", "values", "device", "progress", "places", "code_digest")
 ALLOWED = {
     "commands": "studies runner sources drawn core models downloads layout ground",
     "studies": "runner sources drawn core models layout ground",
@@ -32,7 +32,7 @@ def modules(package: Path) -> dict[str, Path]:
 
 
 def imports(module: str, path: Path, known: dict[str, Path]) -> set[str]:
-    """The modules of this package that a module imports, inside functions too, for type checking not."""
+    """What a module imports of this package, inside functions too, without TYPE_CHECKING."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     skipped = set()
     for node in ast.walk(tree):
@@ -89,7 +89,7 @@ def complaints(graph: dict[str, set[str]]) -> list[str]:
 
 
 def graph_of(package: Path) -> dict[str, set[str]]:
-    """Module -> the modules that it imports; an import of `x.y.name` counts for the module x.y alone."""
+    """Module -> the modules that it imports; `from x.y import name` counts for x.y alone."""
     known = modules(package)
     graph = {name: imports(name, path, known) for name, path in known.items()}
     return {
@@ -98,7 +98,7 @@ def graph_of(package: Path) -> dict[str, set[str]]:
 
 
 def _is_only_the_way(module: str, targets: set[str]) -> bool:
-    """Whether a package stands among the targets only because one of its modules was imported from it."""
+    """Whether a package is a target only because one of its modules was imported from it."""
     return any(other.startswith(f"{module}.") for other in targets)
 
 

@@ -1,6 +1,6 @@
 """The notebooks as files, end to end on smoke and on real her2st, and after being killed.
 
-One run is killed PEKA_KILLS times (CI: 3), each time started again. PEKA_TEST_HER2ST_RUN=NAME keeps the run of her2st as runs/NAME.
+PEKA_TEST_HER2ST_RUN=NAME keeps the run of her2st as runs/NAME.
 """
 
 import json
@@ -8,7 +8,7 @@ import os
 import random
 import re
 import shutil
-import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -21,146 +21,72 @@ import pytest
 
 from peka_core import places
 from peka_core.cohort import open_cohort
-from peka_core.commands.command_line import CHAPTERS
+from peka_core.commands.notebooks import CHAPTERS
 from peka_core.runner.profile import load_profile
 
 ROOT = Path(__file__).parents[2]
-PARAMETERS = {"profile", "run", "device", "weights", "overrides"}
-PLACES = re.compile(
+MACHINE = re.compile(
     r"(?<![\w./~-])/(work|root|tmp|home|Users|mnt|private|var/folders)/[\w.]|\b[A-Z]:\\\\?Users"
 )
 KILLS = int(os.environ.get("PEKA_KILLS", 3))
 HER2ST_RUN = os.environ.get("PEKA_TEST_HER2ST_RUN", "")
+ENV = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
 
 
-@pytest.fixture(params=CHAPTERS)
-def chapter(request):
-    return ROOT / "notebooks" / f"{request.param}.ipynb"
-
-
-@pytest.fixture
-def book(chapter):
-    return nbformat.read(chapter, as_version=4)
-
-
-def code_of(book):
-    return [cell for cell in book.cells if cell.cell_type == "code"]
-
-
-def prose_of(book):
-    return [cell.source for cell in book.cells if cell.cell_type == "markdown"]
-
-
-# ---- as files ----------------------------------------------------------------------------------------------------
-
-
-def test_one_parameters_cell_names_the_five_parameters(book):
-    tagged = [cell for cell in book.cells if "parameters" in cell.metadata.get("tags", [])]
-    assert len(tagged) == 1 and code_of(book)[0] is tagged[0]
-    values = {}
-    exec(tagged[0].source, values)  # literals with a comment each
-    assert set(values) - {"__builtins__"} == PARAMETERS and values["profile"] == "demo"
-    json.dumps({name: values[name] for name in PARAMETERS})
-
-
-def test_kernel_is_python3(book):
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_a_chapter_as_a_file(name):
+    path = ROOT / f"notebooks/{name}.ipynb"
+    book = nbformat.read(path, as_version=4)
     nbformat.validate(book)
-    assert book.metadata.kernelspec.name == "python3"
-
-
-def test_notebook_is_small_and_so_are_its_cells(chapter, book):
-    assert chapter.stat().st_size < 300_000
-    assert max(len(cell.source.splitlines()) for cell in code_of(book)) <= 25
-
-
-def test_notebook_asks_in_its_title_and_ends_with_exercises(book):
-    assert prose_of(book)[0].startswith("# ") and "?" in prose_of(book)[0].splitlines()[0]
-    ending = "\n".join(prose_of(book)[-2:])
+    assert path.stat().st_size < 300_000 and book.metadata.kernelspec.name == "python3"
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    lines = [len(cell.source.splitlines()) for cell in code]
+    assert max(lines) <= 25 and statistics.median(lines) <= 5
+    counts = [cell.execution_count for cell in code]
+    assert None not in counts and counts == sorted(counts)
+    assert not any(out.output_type == "error" for cell in code for out in cell.outputs)
+    assert [cell for cell in code if "parameters" in cell.metadata.get("tags", [])] == code[:1]
+    values = {}
+    exec(code[0].source, values)  # literals with a comment each
+    assert set(values) - {"__builtins__"} == {"profile", "run", "device", "weights", "overrides"}
+    prose = [cell.source for cell in book.cells if cell.cell_type == "markdown"]
+    assert prose[0].startswith("# ") and "?" in prose[0].splitlines()[0]
+    ending = "\n".join(prose[-2:])
     assert "Takeaways" in ending and "Exercises" in ending and "<details>" in ending
 
 
-def test_notebook_was_executed_in_order_without_an_error(book):
-    counts = [cell.execution_count for cell in code_of(book)]
-    assert None not in counts and counts == sorted(counts)
-    assert not any(
-        output.output_type == "error" for cell in code_of(book) for output in cell.outputs
-    )
-
-
-def said_by(path):
-    """What a committed file tells its reader: the text of a notebook's outputs and metadata, or the whole file."""
+def said_by(path: Path) -> str:
+    """What a committed file tells: a notebook's outputs and metadata, or the whole file."""
+    text = path.read_text(encoding="utf-8")
     if path.suffix != ".ipynb":
-        return path.read_text(encoding="utf-8")
-    book = nbformat.read(path, as_version=4)
-    outputs = [output for cell in code_of(book) for output in cell.outputs]
-    words = [output.get("text", "") for output in outputs] + [
-        json.dumps([book.metadata, *(cell.metadata for cell in book.cells)])
-    ]
-    return "\n".join(
-        words
-        + [
-            value
-            for o in outputs
-            for kind, value in o.get("data", {}).items()
-            if kind.startswith("text/")
-        ]
-    )
+        return text
+    book = json.loads(text)
+    for cell in book["cells"]:
+        cell["source"] = ""
+        for out in cell.get("outputs", []):
+            for kind in [kind for kind in out.get("data", {}) if not kind.startswith("text/")]:
+                out["data"].pop(kind)
+    return json.dumps(book, ensure_ascii=False)
 
 
-def test_no_published_file_shows_a_path_of_the_machine_that_made_it():
-    found = [*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("results/**/*.csv")]
-    committed = subprocess.run(
-        ["git", "ls-files", "runs"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.split()
-    found += [ROOT / name for name in committed if name.endswith((".csv", ".json"))]
+def test_no_published_file_shows_a_path_of_the_machine_that_made_it(tiny_cohort):
+    listed = ["git", "ls-files", "runs", "results", "notebooks"]
+    names = subprocess.check_output(listed, cwd=ROOT, text=True).split()
+    found = [ROOT / name for name in names if name.endswith((".csv", ".json", ".ipynb"))]
     assert len(found) > 20
-    shown = {
-        path.relative_to(ROOT).as_posix(): match[0]
-        for path in found
-        if (match := PLACES.search(said_by(path)))
-    }
-    assert not shown
+    assert {str(path): m[0] for path in found if (m := MACHINE.search(said_by(path)))} == {}
+    assert not MACHINE.search(repr(open_cohort(tiny_cohort)))
+    shown = ('{"p": "/home/anna/w.bin"}', "/tmp/a", r"C:\Users\anna", "Cohort /work/x/runs")
+    assert all(map(MACHINE.search, shown))
+    assert not any(map(MACHINE.search, ("runs/demo/cohort", "https://a.org/home/x", "~/work/x")))
 
 
-def test_a_cohort_is_named_without_the_place_of_its_checkout(tiny_cohort):
-    assert repr(open_cohort(ROOT / "runs/demo/cohort")).startswith(
-        "Cohort runs/demo/cohort: 2460 spots"
-    )
-    assert repr(open_cohort(tiny_cohort)).startswith(
-        "Cohort cohort: 96 spots"
-    ) and not PLACES.search(repr(open_cohort(tiny_cohort)))
-
-
-def test_a_path_of_a_machine_is_noticed():
-    assert all(
-        PLACES.search(text)
-        for text in (
-            "Cohort /work/x/runs/demo",
-            '{"path": "/home/anna/w.bin"}',
-            "/tmp/a",
-            r"C:\Users\anna",
-        )
-    )
-    assert not any(
-        PLACES.search(text)
-        for text in ("runs/demo/cohort", "https://a.org/home/x", "data/tmp/x", "~/work/x")
-    )
-
-
-# ---- end to end --------------------------------------------------------------------------------------------------
-
-
-def start(profile, name, **environment):
+def start(profile: str, name: str, **environment: str) -> subprocess.Popen:
     """`peka run profile --run name` in a process group of its own."""
-    words = [sys.executable, "-m", "peka_core", "run", profile, "--run", name]
-    inherited = {
-        name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")
-    }  # conftest's
-    environment = {**inherited, **environment}
     return subprocess.Popen(
-        words,
+        [sys.executable, "-m", "peka_core", "run", profile, "--run", name],
         cwd=ROOT,
-        env=environment,
+        env=ENV | environment,
         start_new_session=True,
         text=True,
         stdout=subprocess.PIPE,
@@ -168,20 +94,18 @@ def start(profile, name, **environment):
     )
 
 
-def kill(process):
-    """SIGKILL to the process and all it started: kernels and drawing workers have groups of their own."""
+def kill(process: subprocess.Popen) -> None:
+    """SIGKILL to the process and all that it started: kernels and workers have their own groups."""
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     for member in family:
-        try:
-            member.send_signal(signal.SIGKILL)
-        except psutil.NoSuchProcess:
-            pass
+        if member.is_running():
+            member.kill()
     process.communicate()
     psutil.wait_procs(family[1:], timeout=20)
 
 
-def finish(process, timeout):
-    """Wait for a run to end well."""
+def finish(process: subprocess.Popen, timeout: float) -> str:
+    """Wait for a run to end well; return what it printed."""
     try:
         output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -191,114 +115,80 @@ def finish(process, timeout):
     return output
 
 
-def fresh(name):
+def fresh(name: str) -> Path:
     """runs/name without anything in it."""
     folder = ROOT / "runs" / name
     shutil.rmtree(folder, ignore_errors=True)
     return folder
 
 
-def check_whole(folder, output):
-    """Everything a run promises is there, and nothing is half there."""
-    assert {f"{chapter}.ipynb" for chapter in CHAPTERS} == {
-        path.name for path in (folder / "notebooks").glob("[!.]*")
-    }
+def check_whole(folder: Path, output: str) -> None:
+    """Everything that a run promises is there, and nothing is half there."""
+    books = {path.name for path in (folder / "notebooks").glob("[!.]*")}
+    assert books == {f"{chapter}.ipynb" for chapter in CHAPTERS}
     assert len(pd.read_csv(folder / "results/summary.csv")) > 0
     assert str(folder / "results") in output and str(folder / "figures") in output
     pictures = list((folder / "figures").glob("*.png"))
     assert len(pictures) >= 5 and all(path.read_bytes()[-8:-4] == b"IEND" for path in pictures)
-    units = [path for path in (folder / "units").iterdir() if not path.name.startswith(".")]
-    assert units and all(
-        json.loads((path / "unit.json").read_text())["unit"]["stage"] in path.name for path in units
-    )
+    units = list(folder.glob("units/[!.]*"))
+    assert units
+    for unit in units:
+        assert json.loads((unit / "unit.json").read_text())["unit"]["stage"] in unit.name
 
 
-def scores_of(folder):
-    """Score columns of every table, by file name."""
+def scores_of(folder: Path) -> dict[str, pd.DataFrame]:
+    """The numbers of every table, by file name."""
     tables = {path.name: pd.read_csv(path) for path in sorted((folder / "results").glob("*.csv"))}
-    numbers = {
+    return {
         name: table.select_dtypes("number").drop(columns="seconds", errors="ignore")
         for name, table in tables.items()
     }
-    return numbers
-
-
-@pytest.fixture(scope="session")
-def smoke():
-    """An undisturbed smoke run: its folder, what it printed, its seconds."""
-    folder, started = fresh("test-smoke"), time.perf_counter()
-    try:
-        output = finish(start("smoke", folder.name), timeout=600)
-        yield folder, output, time.perf_counter() - started
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.slow
-def test_smoke_runs_end_to_end(smoke):
-    check_whole(*smoke[:2])
-
-
-@pytest.mark.slow
-def test_a_run_killed_again_and_again_ends_with_the_same_tables(smoke):
-    undisturbed, _, seconds = smoke
-    folder, dice, killed = fresh("test-killed"), random.Random(2025), []
+def test_smoke_runs_end_to_end_and_ends_with_the_same_tables_when_killed():
+    whole, killed, dice, moments = (
+        fresh("test-smoke"),
+        fresh("test-killed"),
+        random.Random(2025),
+        [],
+    )
     try:
+        began = time.perf_counter()
+        check_whole(whole, finish(start("smoke", whole.name), timeout=600))
+        seconds = time.perf_counter() - began
         for _ in range(KILLS):
-            process, moment = start("smoke", folder.name), dice.uniform(0.05, 0.7) * seconds
+            process, moment = start("smoke", killed.name), dice.uniform(0.05, 0.7) * seconds
             time.sleep(moment)
             if process.poll() is None:
                 kill(process)
-                killed.append(f"{moment:.0f} s")
-                units = folder.glob("units/[!.]*")
-                assert all(
-                    json.loads((unit / "unit.json").read_text())["seconds"] >= 0 for unit in units
-                )
-        assert killed, "every run was over before it was killed"
-        check_whole(folder, finish(start("smoke", folder.name), timeout=600))
-        ours, theirs = scores_of(folder), scores_of(undisturbed)
+                moments.append(f"{moment:.0f} s")
+                for unit in killed.glob("units/[!.]*"):  # whole, or not there
+                    assert json.loads((unit / "unit.json").read_text())["seconds"] >= 0
+        assert moments, "every run was over before it was killed"
+        check_whole(killed, finish(start("smoke", killed.name), timeout=600))
+        ours, theirs = scores_of(killed), scores_of(whole)
         assert set(ours) == set(theirs)
         for name, table in theirs.items():
-            pd.testing.assert_frame_equal(
-                ours[name], table, rtol=0, atol=1e-4, obj=f"{name}, killed after {killed}"
-            )
-        left = [
-            path
-            for path in folder.rglob(".*")
-            if path.is_file() and path.parent.name in ("results", "notebooks", "figures")
-        ]
-        print(
-            f"killed after {killed}; hidden leftovers:",
-            [str(path.relative_to(folder)) for path in left],
-        )
+            note = f"{name}, killed after {moments}"
+            pd.testing.assert_frame_equal(ours[name], table, rtol=0, atol=1e-4, obj=note)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture
-def her2st_files(monkeypatch, request):
-    """her2st from PEKA_MIRROR, ../shared/data or earlier downloads; downloaded only with `-m network`."""
-    beside = ROOT.parent / "shared" / "data"
-    if not os.environ.get("PEKA_MIRROR") and (beside / "her2st").is_dir():
-        monkeypatch.setenv("PEKA_MIRROR", str(beside))
-    home = Path(os.environ.get("PEKA_MIRROR") or places.cache_folder())
-    sections = load_profile("her2st").source_options["sections"]
-    missing = [
-        name for name in sections if not (home / f"her2st/data/ST-cnts/{name}.tsv.gz").exists()
-    ]
-    wanted = "network" in request.config.getoption(
-        "-m"
-    ) and "not network" not in request.config.getoption("-m")
-    if missing and not wanted:
-        pytest.skip(
-            f"no her2st in {home}: run `peka fetch her2st`, name a mirror in PEKA_MIRROR, or choose -m network"
-        )
+        shutil.rmtree(whole, ignore_errors=True)
+        shutil.rmtree(killed, ignore_errors=True)
 
 
 @pytest.mark.slow
 @pytest.mark.network
-def test_her2st_runs_end_to_end(her2st_files):
-    folder = fresh(HER2ST_RUN or "test-her2st")
+def test_her2st_runs_end_to_end(monkeypatch, request):
+    beside, folder = ROOT.parent / "shared/data", fresh(HER2ST_RUN or "test-her2st")
+    if not os.environ.get("PEKA_MIRROR") and (beside / "her2st").is_dir():
+        monkeypatch.setitem(ENV, "PEKA_MIRROR", str(beside))
+    home = Path(ENV.get("PEKA_MIRROR") or places.cache_folder()) / "her2st/data/ST-cnts"
+    sections = load_profile("her2st").source_options["sections"]
+    missing = [name for name in sections if not (home / f"{name}.tsv.gz").exists()]
+    marks = request.config.getoption("-m")
+    if missing and ("network" not in marks or "not network" in marks):
+        pytest.skip("no her2st here: run `peka fetch her2st`, set PEKA_MIRROR, or use -m network")
     try:
         check_whole(folder, finish(start("her2st", folder.name), timeout=900))
         summary = pd.read_csv(folder / "results/summary.csv")
@@ -306,3 +196,22 @@ def test_her2st_runs_end_to_end(her2st_files):
     finally:
         if not HER2ST_RUN:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_chapters_in_a_fresh_clone_change_nothing_that_git_tracks(tmp_path):
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", ROOT, clone], check=True)
+    read = (
+        "import sys, papermill\npapermill.execute_notebook(sys.argv[1], sys.argv[2], "
+        "kernel_name='python3', cwd='notebooks', progress_bar=False)"
+    )
+    for chapter in ("01_data", "05_figures"):
+        book = f"notebooks/{chapter}.ipynb"
+        words = [sys.executable, "-c", read, book, str(tmp_path / f"{chapter}.ipynb")]
+        env = ENV | {"PYTHONPATH": str(clone)}
+        done = subprocess.run(
+            words, cwd=clone, env=env, capture_output=True, text=True, timeout=900
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert not subprocess.check_output(["git", "-C", clone, "status", "--porcelain"])
