@@ -300,7 +300,7 @@ def _list(arguments: argparse.Namespace) -> None:
     for title, named in (
         ("profiles", profile_titles()),
         ("encoders", BUNDLED_ENCODERS | from_files | OTHER_ENCODERS),
-        ("teachers", {name: teacher.about for name, teacher in TEACHERS.items()}),
+        ("teachers", {name: teacher.description for name, teacher in TEACHERS.items()}),
         ("methods", METHODS),
     ):
         print(f"{title}\n" + "".join(f"  {name:<28} {text}\n" for name, text in named.items()))

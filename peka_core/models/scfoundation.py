@@ -1,13 +1,15 @@
-"""The teacher of the paper, scFoundation: raw counts -> tokens -> its encoder -> X_teacher (n, 3072) with the real weights.
+"""The teacher of the paper, scFoundation: raw counts -> tokens -> its encoder -> X_teacher.
 
-A spot's tokens are its expressed genes of the vocabulary (19,264 symbols), in the vocabulary's order, then two totals: T,
-the depth that the model is asked to imagine, and S, the depth that was measured. The network is in scfoundation_network.py
-and is imported when the first spot is embedded. Differences from the authors' code are told in `ScFoundation`.
+The tokens of a spot are its expressed genes of the vocabulary (19,264 symbols), in the order of the
+vocabulary, then two totals: T, the depth that the model is asked to imagine, and S, the depth that
+was measured. The network is in scfoundation_network.py and is imported when spots are embedded.
+`ScFoundation` says where this differs from the authors' code.
 """
 
 import functools
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import anndata
@@ -28,88 +30,82 @@ FILES = {
     "checkpoint": "scfoundation/models.ckpt",
     "vocabulary": "scfoundation/OS_scRNA_gene_index.19264.tsv",
 }
-ASIDE = ("tokens", "device")  # options that change no number
 CHOICES = {
     "mode": ("cell", "gene", "rde"), "pre_normalized": ("F", "T", "A"), "pool": ("all", "max"),
     "unusable": ("error", "drop"), "precision": ("float32", "bfloat16"),
 }  # fmt: skip
 AUTHORS = {
-    "mode": "gene",
-    "pre_normalized": "F",
-    "target": "f1",
-    "pool": "all",
-    "precision": "float32",
-}
+    "mode": "gene", "pre_normalized": "F", "target": "f1", "pool": "all", "precision": "float32",
+}  # fmt: skip
+WITHOUT_EFFECT = ("tokens", "device")  # options that change no number
 LARGEST = np.log1p(1e4)  # a normalised value: all counts of a spot in one gene
-MASK_VALUE = 102.0  # from here on a value would mean mask or padding to the network
+MASK_VALUE = 102.0  # from here on, the network takes a value for a mask or padding
 ALIKE = 0.9  # shortest spot of a batch, as a share of its longest
-QC_GENES = 200  # expressed genes of the vocabulary that scFoundation's authors asked of their training cells
+QC_GENES = 200  # expressed genes of the vocabulary that scFoundation's authors asked of a cell
 
 
+@dataclass(eq=False)
 class ScFoundation:
-    """scFoundation's embedding of spots; it was trained elsewhere, so `fit` learns nothing, and no split changes it.
+    """scFoundation's embedding of spots: 3072 numbers with the real weights.
 
-    Genes are found by name, so the order of columns is free. Where the authors' code stops, or gives a spot the vector of
-    the one before, the spot is *unusable* here: no expressed gene of the vocabulary, a total of 1 or less (S <= 0), or
-    T <= 0. PEKA's code takes mode `gene`, `F`, `f1`, `all`: the defaults.
+    It was trained elsewhere, so `fit` does nothing, and no split changes the embedding. Genes are
+    found by name, so the order of columns is free. A spot is *unusable* where the authors' code
+    stops, or gives it the vector of the spot before: it has no expressed gene of the vocabulary, a
+    total of 1 or less (S <= 0), or T <= 0. The defaults are those of PEKA's code.
 
-    Args:
+    Attributes:
         checkpoint: models.ckpt; by default the pinned file (mirror, cache or download).
         vocabulary: OS_scRNA_gene_index.19264.tsv; by default the pinned file.
-        mode: which of the file's three sets of weights: `cell`, `gene` or `rde` (read-depth enhancement).
-        pre_normalized: `F`, raw counts, which become ln(1 + 1e4 c / total over the vocabulary); `T`, values that are so
-            already, their sum taken as total, as upstream does; `A`, such values with the raw total over the vocabulary
-            in obs["vocab_total"].
-        target: T: `t4` is 4, `f1` log10 of 1 x the total, `a5` S + 5.
-        pool: `all`, [S | T | maximum over genes | mean over genes], 4 d; or `max`, over all tokens, d.
-        unusable: `error`, or `drop`: NaN in X_teacher.
-        min_genes: spots with fewer expressed genes of the vocabulary are unusable; 200 is the quality control of
-            scFoundation's authors (of their training cells; PEKA's code asks for no more than one count).
-        tokens: budget of a batch, padding included; what bounds memory. A longer spot is a batch of its own. By default 32,768 on
-            a GPU, and on a CPU 4,096, which its cache likes best.
+        mode: which of the three sets of weights in the file: `cell`, `gene` or `rde` (read-depth
+            enhancement).
+        pre_normalized: `F` for raw counts, which become ln(1 + 1e4 c / total over the vocabulary);
+            `T` for values that are so already, whose sum is taken as the total, as upstream does;
+            `A` for such values with the raw total over the vocabulary in obs["vocab_total"].
+        target: T. `t4` is 4, `f1` is log10 of 1 x the total, `a5` is S + 5.
+        pool: `all` is [S | T | maximum over genes | mean over genes], 4 d; `max` is over all tokens, d.
+        unusable: `error`, or `drop`, which leaves NaN in X_teacher.
+        min_genes: spots with fewer expressed genes of the vocabulary are unusable. scFoundation's
+            authors asked 200 of their training cells, PEKA's code asks for one count.
+        tokens: largest number of tokens in a batch with padding, which bounds memory; a longer spot is
+            a batch of its own. By default 32,768 on a GPU, and 4,096 on a CPU, whose cache holds them.
         precision: `float32`, or `bfloat16` (autocast).
-        device: `cpu` or `cuda`; the best one where None.
+        device: `cpu` or `cuda`; by default the best one.
 
     Raises:
         PekaError: a choice that does not exist, or no file at a path.
     """
 
-    about = (
+    checkpoint: str | Path | None = None
+    vocabulary: str | Path | None = None
+    mode: str = "gene"
+    pre_normalized: str = "F"
+    target: str = "f1"
+    pool: str = "all"
+    unusable: str = "error"
+    min_genes: int = 0
+    tokens: int | None = None
+    precision: str = "float32"
+    device: str | None = None
+
+    description = (
         "scFoundation's encoder, 3072-d with the real weights (1.4 GB), fits nothing; code and vocabulary Apache-2.0, "
         "weights for non-commercial research only; no gate known"
     )
-    learns, join = (
-        False,
-        "outer",
-    )  # a gene that one section did not measure still counts where it was measured
+    name, is_fitted = SOURCE, False
+    gene_join = "outer"  # a gene that one section did not measure counts where it was measured
 
-    def __init__(
-        self, checkpoint: str | Path | None = None, vocabulary: str | Path | None = None, mode: str = "gene",
-        pre_normalized: str = "F", target: str = "f1", pool: str = "all", unusable: str = "error", min_genes: int = 0,
-        tokens: int | None = None, precision: str = "float32", device: str | None = None,
-    ):  # fmt: skip
-        self.name, self.mode, self.pre_normalized, self.target, self.pool = (
-            SOURCE,
-            mode,
-            pre_normalized,
-            target,
-            pool,
-        )
-        self.unusable, self.min_genes, self.precision = unusable, min_genes, precision
-        self.device = device or best_device()
-        self.tokens = tokens or (4_096 if str(self.device) == "cpu" else 32_768)
+    def __post_init__(self):
+        self.device = self.device or best_device()
+        self.tokens = self.tokens or (4_096 if str(self.device) == "cpu" else 32_768)
         for option, known in CHOICES.items():
-            if getattr(self, option) not in known:
-                raise PekaError(
-                    f"scfoundation: {option} {getattr(self, option)!r} is unknown: {', '.join(known)}"
-                )
-        found = re.fullmatch(r"([tfa])(-?\d+(?:\.\d+)?)", target)
+            if (value := getattr(self, option)) not in known:
+                raise PekaError(f"scfoundation: {option} {value!r} is unknown: {', '.join(known)}")
+        found = re.fullmatch(r"([tfa])(-?\d+(?:\.\d+)?)", self.target)
         if not found:
-            raise PekaError(
-                f"scfoundation: target {target!r} is not t, f or a with a number, as in t4, f1 or a5"
-            )
+            expected = "t, f or a with a number, as in t4, f1 or a5"
+            raise PekaError(f"scfoundation: target {self.target!r} is not {expected}")
         self.rule, self.number = found[1], float(found[2])
-        self.paths = {"checkpoint": checkpoint, "vocabulary": vocabulary}
+        self.paths = {"checkpoint": self.checkpoint, "vocabulary": self.vocabulary}
         for option, path in self.paths.items():
             if path:
                 given_file(option, path)
@@ -121,25 +117,18 @@ class ScFoundation:
     @functools.cached_property
     def symbols(self) -> pd.Index:
         """The vocabulary, (19264,)."""
-        path = self._local("vocabulary")
+        path, columns = self._local("vocabulary"), ["gene_name", "index"]
+        expected = (
+            f"{path}: expected a table with columns gene_name (each name once) and index (0, 1, …)"
+        )
         try:
             table = pd.read_csv(path, sep="\t", keep_default_na=False)
-        except (
-            ValueError
-        ) as error:  # no text, no columns, ragged lines: pandas' own errors are of this kind
+        except ValueError as error:  # no text, no columns or ragged lines: pandas' errors are such
             found = what_is(path) or "no text in UTF-8"
-            raise PekaError(
-                f"{path}: expected a table with columns gene_name, index, but it is {found}; give scFoundation's own file"
-            ) from error
-        fine = (
-            list(table) == ["gene_name", "index"]
-            and table["gene_name"].is_unique
-            and (table["index"] == table.index).all()
-        )
-        if not fine:
-            raise PekaError(
-                f"{path}: expected columns gene_name, index; names once each, index 0, 1, 2 …; give scFoundation's own file"
-            )
+            raise PekaError(f"{expected}, but it is {found}; give scFoundation's file") from error
+        fine = list(table) == columns and table["gene_name"].is_unique
+        if not fine or (table["index"] != table.index).any():
+            raise PekaError(f"{expected}; give scFoundation's file")
         return pd.Index(table["gene_name"])
 
     @functools.cached_property
@@ -149,42 +138,39 @@ class ScFoundation:
 
         path = self._local("checkpoint")
         network = build_network(read_checkpoint(path, self.mode), f"{path}, mode {self.mode}")
-        if network.pos_emb.num_embeddings != len(self.symbols) + 3:  # T, S, padding
-            known, other = network.pos_emb.num_embeddings - 3, self._local("vocabulary")
-            raise PekaError(
-                f"{path} knows {known} genes, the vocabulary {other} has {len(self.symbols)}: take a pair"
-            )
+        known = network.pos_emb.num_embeddings - 3  # T, S, padding
+        if known != len(self.symbols):
+            other = f"the vocabulary {self._local('vocabulary')} has {len(self.symbols)}"
+            raise PekaError(f"{path} knows {known} genes, and {other}: give two files that fit")
         return network.to(self.device)
 
     def fit(self, adata: anndata.AnnData) -> "ScFoundation":
-        """Does nothing: scFoundation comes trained."""
+        """Do nothing: scFoundation comes trained."""
         return self
 
     def embed(self, adata: anndata.AnnData) -> np.ndarray:
-        """Counts of spots (as `pre_normalized` says), symbols in var_names -> X_teacher float32 (n, 4 d or d), NaN if dropped.
+        """Counts of spots, with gene symbols in var_names -> X_teacher float32 (n, 4 d or d).
+
+        Spots that are dropped have NaN.
 
         Raises:
-            PekaError: genes or values that cannot be right, or unusable spots where these are an error.
+            PekaError: genes or values that cannot be right, or unusable spots that are an error.
         """
         import torch
 
         spots = self.examine(adata)
         self._refuse(spots)
-        rows = np.flatnonzero(spots["reason"] == "")
-        rows = rows[
-            np.argsort(-spots["genes"].to_numpy()[rows], kind="stable")
-        ]  # longest first: memory peaks at once
+        genes, rows = spots["genes"].to_numpy(), np.flatnonzero(spots["reason"] == "")
+        rows = rows[np.argsort(-genes[rows], kind="stable")]  # longest first: memory peaks at once
         width = self.network.pos_emb.embedding_dim * (4 if self.pool == "all" else 1)
         x_teacher = np.full((adata.n_obs, width), np.nan, np.float32)
         with tqdm(total=len(rows), desc="scFoundation", unit="spot", disable=None) as bar:
-            for some in budgeted(rows, spots["genes"].to_numpy()[rows] + 2, self.tokens):
-                values, ids, lengths = (
-                    torch.from_numpy(part) for part in self.tokenise(adata[some], spots.iloc[some])
-                )
+            for some in budgeted(rows, genes[rows] + 2, self.tokens):
+                packed = self.tokenise(adata[some], spots.iloc[some])
+                values, ids, lengths = (torch.from_numpy(part) for part in packed)
+                values, ids = values.to(self.device), ids.to(self.device)
                 with torch.inference_mode(), self._autocast():
-                    vectors = self.network(
-                        values.to(self.device), ids.to(self.device), lengths, self.pool
-                    )  # (b, width)
+                    vectors = self.network(values, ids, lengths, self.pool)  # (b, width)
                 x_teacher[some] = vectors.cpu().numpy()
                 bar.update(len(some))
         return x_teacher
@@ -192,15 +178,18 @@ class ScFoundation:
     def _autocast(self):
         import torch
 
-        return torch.autocast(
-            torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bfloat16"
-        )
+        kind = torch.device(self.device).type
+        return torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def examine(self, adata: anndata.AnnData) -> pd.DataFrame:
-        """Of each spot: genes (expressed, in the vocabulary), total (over the vocabulary), s, t, and reason ("" where usable).
+        """What is known of each spot, one row a spot.
+
+        Columns: genes (expressed, in the vocabulary), total (over the vocabulary), s, t, and reason,
+        which is empty where the spot is usable.
 
         Raises:
-            PekaError: no gene of the vocabulary, one of them twice, or values that are no counts (no logarithms).
+            PekaError: no gene of the vocabulary, one of them twice, or values that are no counts
+                (no logarithms).
         """
         known = self._known(adata.var_names)
         x = _checked(adata, known, self.pre_normalized)
@@ -208,39 +197,38 @@ class ScFoundation:
         total = self._totals(adata, x, known)
         with np.errstate(divide="ignore", invalid="ignore"):
             s = np.log10(total)
-            t = {
+            by_rule = {
                 "t": np.full_like(s, self.number),
                 "f": np.log10(total * self.number),
                 "a": s + self.number,
-            }[self.rule]
+            }
+        t = by_rule[self.rule]
         if (t >= MASK_VALUE).any():
-            raise PekaError(
-                f"scfoundation: target {self.target!r} makes T {t.max():g}; it must stay below {MASK_VALUE:g}"
-            )
+            limit = f"it must stay below {MASK_VALUE:g}"
+            raise PekaError(f"scfoundation: target {self.target!r} makes T {t.max():g}; {limit}")
         reasons = {
-            "no expressed gene of the vocabulary": genes == 0, "total of 1 or less": ~(s > 0), "T of 0 or less": ~(t > 0),
-            f"fewer than {self.min_genes} expressed genes of the vocabulary": genes < self.min_genes,
+            "no expressed gene of the vocabulary": genes == 0, "total of 1 or less": ~(s > 0),
+            "T of 0 or less": ~(t > 0), self._too_few: genes < self.min_genes,
         }  # fmt: skip
         reason = np.select(list(reasons.values()), list(reasons), "")
-        return pd.DataFrame(
-            {"genes": genes, "total": total, "s": s, "t": t, "reason": reason},
-            index=adata.obs_names,
-        )
+        table = {"genes": genes, "total": total, "s": s, "t": t, "reason": reason}
+        return pd.DataFrame(table, index=adata.obs_names)
+
+    @property
+    def _too_few(self) -> str:
+        return f"fewer than {self.min_genes} expressed genes of the vocabulary"
 
     def _known(self, names: pd.Index) -> np.ndarray:
         """Which genes are in the vocabulary, bool (G,); exact symbols, case included."""
         known = names.isin(self.symbols)
         if not known.any():
-            first = ", ".join(map(str, names[:3]))
-            raise PekaError(
-                f"none of {len(names)} genes ({first} …) is in scFoundation's vocabulary: var_names must be gene symbols"
-            )
+            found = f"none of {len(names)} genes ({', '.join(map(str, names[:3]))} …)"
+            wanted = "var_names must be gene symbols"
+            raise PekaError(f"{found} is in scFoundation's vocabulary: {wanted}")
         twice = names[known][names[known].duplicated()].unique()
         if len(twice):
-            some = ", ".join(twice[:5])
-            raise PekaError(
-                f"{len(twice)} genes of the vocabulary come more than once ({some}): sum or choose their columns first"
-            )
+            found = f"{len(twice)} genes of the vocabulary come more than once"
+            raise PekaError(f"{found} ({', '.join(twice[:5])}): sum or choose their columns first")
         return known
 
     def _totals(
@@ -250,72 +238,68 @@ class ScFoundation:
         if self.pre_normalized != "A":
             return x @ known.astype(np.float64)
         if "vocab_total" not in adata.obs:
-            raise PekaError(
-                "scfoundation: pre_normalized 'A' needs raw totals over the vocabulary in obs['vocab_total']"
-            )
+            needed = "needs raw totals over the vocabulary in obs['vocab_total']"
+            raise PekaError(f"scfoundation: pre_normalized 'A' {needed}")
         return adata.obs["vocab_total"].to_numpy(np.float64)
 
     def _refuse(self, spots: pd.DataFrame) -> None:
-        """Stop where spots are unusable and that is an error, or where nothing is left."""
+        """Stop where unusable spots are an error, or where no spot is usable."""
         bad = spots["reason"] != ""
         if bad.any() and (self.unusable == "error" or bad.all()):
-            counts = "; ".join(
-                f"{reason}: {n}" for reason, n in spots["reason"][bad].value_counts().items()
-            )
+            numbers = spots["reason"][bad].value_counts().items()
+            why = "; ".join(f"{reason}: {n}" for reason, n in numbers)
             step = "look at the counts" if bad.all() else "remove them, or set unusable to drop"
             which = f"{bad.sum()} of {len(spots)} spots, {spots.index[bad][0]} first"
-            raise PekaError(f"scFoundation cannot embed {which} ({counts}): {step}")
+            raise PekaError(f"scFoundation cannot embed {which} ({why}): {step}")
 
     def tokenise(
         self, adata: anndata.AnnData, spots: pd.DataFrame
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Packed tokens of usable spots: values float32 (N,), ids int64 (N,), lengths int64 (b,); see scfoundation_network.
+        """Packed tokens of usable spots, as scfoundation_network wants them.
 
         Args:
             spots: what `examine` says of them.
+
+        Returns:
+            values float32 (N,), ids int64 (N,), and lengths int64 (b,).
         """
-        x = on_genes(
-            sparse.csr_matrix(adata.X, dtype=np.float64), adata.var_names, self.symbols
-        ).copy()  # (b, 19264)
+        counts = sparse.csr_matrix(adata.X, dtype=np.float64)
+        x = on_genes(counts, adata.var_names, self.symbols).copy()  # (b, 19264)
         x.sum_duplicates()  # also sorts each spot's genes into the vocabulary's order
         x.eliminate_zeros()
-        genes = np.diff(x.indptr)  # (b,)
-        scaled = (
-            np.log1p(x.data / np.repeat(spots["total"].to_numpy(), genes) * 1e4)
-            if self.pre_normalized == "F"
-            else x.data
-        )
+        genes, scaled = np.diff(x.indptr), x.data  # (b,), (N - 2 b,)
+        if self.pre_normalized == "F":
+            scaled = np.log1p(x.data / np.repeat(spots["total"].to_numpy(), genes) * 1e4)
         lengths = genes.astype(np.int64) + 2
         ends = lengths.cumsum()
-        values, ids = np.empty(ends[-1], np.float32), np.empty(ends[-1], np.int64)
+        t, s = ends - 2, ends - 1  # where each spot has them
         is_gene = np.ones(ends[-1], bool)
-        is_gene[ends - 2] = is_gene[ends - 1] = False
-        values[is_gene], values[ends - 2], values[ends - 1] = scaled, spots["t"], spots["s"]
-        ids[is_gene], ids[ends - 2], ids[ends - 1] = (
-            x.indices,
-            len(self.symbols),
-            len(self.symbols) + 1,
-        )
+        is_gene[t] = is_gene[s] = False
+        values, ids = np.empty(ends[-1], np.float32), np.empty(ends[-1], np.int64)
+        values[is_gene], values[t], values[s] = scaled, spots["t"], spots["s"]
+        ids[is_gene], ids[t], ids[s] = x.indices, len(self.symbols), len(self.symbols) + 1
         return values, ids, lengths
 
     def facts(self, adata: anndata.AnnData) -> dict:
         """Settings, digests, licence, and how many spots each choice keeps, for uns["teacher"]."""
         spots = self.examine(adata)
-        fine = spots["reason"].isin(
-            ["", f"fewer than {self.min_genes} expressed genes of the vocabulary"]
-        )
+        fine, genes = spots["reason"].isin(["", self._too_few]), spots["genes"]
+        numbers = spots["reason"].value_counts().items()
         settings = {name: getattr(self, name) for name in ("target", *CHOICES, "min_genes")}
         return settings | {
             **{f"{option}_sha256": digest for option, digest in digests(self.paths).items()},
-            "license": _source()["license"], "n_genes_in_vocabulary": int(self._known(adata.var_names).sum()),
+            "license": _source()["license"],
+            "n_genes_in_vocabulary": int(self._known(adata.var_names).sum()),
             "n_usable": int((spots["reason"] == "").sum()),
-            "dropped": {reason: int(n) for reason, n in spots["reason"].value_counts().items() if reason},
-            "n_kept_by_min_genes": {str(m): int((fine & (spots["genes"] >= m)).sum()) for m in (0, QC_GENES)},
-        }  # fmt: skip
+            "dropped": {reason: int(n) for reason, n in numbers if reason},
+            "n_kept_by_min_genes": {
+                str(m): int((fine & (genes >= m)).sum()) for m in (0, QC_GENES)
+            },
+        }
 
 
 def fetch_files(options: dict, dry_run: bool = False) -> list[Path]:
-    """Download and verify (or find in PEKA_MIRROR) those of the two files that the options do not give; or list them."""
+    """Fetch and verify those of the two files that the options do not give; or list them."""
     wanted = [file for option, file in FILES.items() if not options.get(option)]
     return fetch(source_files(SOURCE, wanted), dry_run)
 
@@ -323,43 +307,38 @@ def fetch_files(options: dict, dry_run: bool = False) -> list[Path]:
 def given_file(option: str, path: str | Path) -> Path:
     """The user's checkpoint or vocabulary; PekaError where it is not there or may not be read."""
     if not Path(path).is_file():
-        name = Path(FILES[option]).name
-        raise PekaError(
-            f"scfoundation: no {option} at {path}; give the path of {name}, or none to fetch it"
-        )
+        step = f"give the path of {Path(FILES[option]).name}, or none to fetch it"
+        raise PekaError(f"scfoundation: no {option} at {path}; {step}")
     if not os.access(path, os.R_OK):
-        raise PekaError(
-            f"{path}: this {option} may not be read: ask its owner for the permission, or give none to fetch it"
-        )
+        raise PekaError(f"{path}: you have no permission to read this {option}")
     return Path(path)
 
 
 def digests(paths: dict) -> dict[str, str]:
-    """sha256 of checkpoint and vocabulary: of the files at the given paths, else as pinned (then no file is needed)."""
-    pinned = lambda file: _source()["files"][file]["sha256"]
-    given = lambda option: sha256_once(given_file(option, paths[option]))
+    """sha256 of checkpoint and vocabulary: of the given files, and of the others as they are pinned."""
+    pinned = _source()["files"]
     return {
-        option: given(option) if paths.get(option) else pinned(file)
+        option: sha256_once(given_file(option, paths[option]))
+        if paths.get(option)
+        else pinned[file]["sha256"]
         for option, file in FILES.items()
     }
 
 
 def as_authors(options: dict) -> bool:
-    """Whether options embed spots as PEKA's authors do, with the pinned files (a local copy of them too), and the quality control of
-    their text or of their code."""
+    """Whether options embed spots as PEKA's authors do: with the pinned files, or copies of them.
+
+    `min_genes` may be that of their text or of their code.
+    """
     mine = {name: options.get(name, value) for name, value in AUTHORS.items()}
-    return (
-        mine == AUTHORS
-        and options.get("min_genes", 0) in (0, QC_GENES)
-        and digests(options) == digests({})
-    )
+    same_files = digests(options) == digests({})
+    return mine == AUTHORS and options.get("min_genes", 0) in (0, QC_GENES) and same_files
 
 
 def named_options(options: dict) -> dict:
     """Options as they name a unit: digests instead of paths, without those that change no number."""
-    return {
-        name: value for name, value in options.items() if name not in (*ASIDE, *FILES)
-    } | digests(options)
+    left_out = (*WITHOUT_EFFECT, *FILES)
+    return {k: v for k, v in options.items() if k not in left_out} | digests(options)
 
 
 @functools.lru_cache
@@ -369,37 +348,38 @@ def _source() -> dict:
 
 
 def _checked(adata: anndata.AnnData, known: np.ndarray, pre_normalized: str) -> sparse.csr_matrix:
-    """Values (n, G) as they are, CSR; refused where those of known genes (G,) cannot be counts, or cannot be logarithms."""
-    x = (
-        adata.X
-        if sparse.issparse(adata.X) and adata.X.format == "csr"
-        else sparse.csr_matrix(adata.X)
-    )
+    """Values (n, G) as CSR.
+
+    Raises:
+        PekaError: those of the known genes (G,) cannot be counts, or cannot be logarithms.
+    """
+    is_csr = sparse.issparse(adata.X) and adata.X.format == "csr"
+    x = adata.X if is_csr else sparse.csr_matrix(adata.X)
     if not x.has_canonical_format:
         x = x.copy()
         x.sum_duplicates()
-    values = x.data[known[x.indices]]
+    values, wrong = x.data[known[x.indices]], ""
     low, high = (values.min(), values.max()) if len(values) else (0.0, 0.0)
     if not (np.isfinite(low) and np.isfinite(high)) or low < 0:
-        raise PekaError(
-            f"scfoundation: values run from {low:g} to {high:g}; expected finite values, none below 0"
-        )
-    if pre_normalized == "F" and (values % 1).any():
-        raise PekaError(
-            "scfoundation: some values are no whole numbers; pre_normalized 'F' expects raw counts, 'T' or 'A' their logarithms"
-        )
-    if pre_normalized != "F" and high > LARGEST * (1 + 1e-6):
-        raise PekaError(
-            f"scfoundation: a value of {high:g} is no ln(1 + 1e4 c / total), which ends at {LARGEST:.2f}; raw counts take 'F'"
-        )
+        wrong = f"values run from {low:g} to {high:g}; expected finite values, none below 0"
+    elif pre_normalized == "F" and (values % 1).any():
+        wrong = "some values are no whole numbers; 'F' expects raw counts, 'T' or 'A' logarithms"
+    elif pre_normalized != "F" and high > LARGEST * (1 + 1e-6):
+        known_form = f"ln(1 + 1e4 c / total) ends at {LARGEST:.2f}"
+        wrong = f"found a value of {high:g}, but {known_form}; for raw counts take 'F'"
+    if wrong:
+        raise PekaError(f"scfoundation, pre_normalized {pre_normalized!r}: {wrong}")
     return x
 
 
 def budgeted(rows: np.ndarray, lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
-    """Batches of rows, longest first, at least one row each.
+    """Batches of rows, at least one row each.
 
-    Padded to its longest row, a batch has at most `tokens` tokens; no row is shorter than `ALIKE` of it, since attention's work
-    on padding grows with the square.
+    Padded to its longest row, a batch has at most `tokens` tokens. No row is shorter than `ALIKE` of
+    the longest, since attention's work on padding grows with the square of the length.
+
+    Args:
+        rows, lengths: (n,), longest first.
     """
     batches, start = [], 0
     while start < len(rows):

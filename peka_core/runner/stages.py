@@ -72,12 +72,13 @@ def teacher(work: Run, split: Split | str, rung: Rung | str = "bat") -> ad.AnnDa
     unit = work.unit("teacher", teacher=work.teacher_name, recipe=needed, seed=seed, **rows)
 
     def write(folder: Path) -> None:
-        from ..teachers import embed_spots, load_teacher
+        from ..teachers import Embedded, embed_spots, load_teacher
 
         model = load_teacher(work.profile.teacher, **work.profile.teacher_options)
-        adata = work.cohort().adata(join=model.join)
-        known = None if model.learns else _embedding(work, model, adata)
-        embedded = embed_spots(adata, seen, model, recipe.k, seed, recipe.labels, known)
+        adata = work.cohort().adata(join=model.gene_join)
+        if not model.is_fitted:
+            model = Embedded(model, _embedding(work, model, adata))
+        embedded = embed_spots(adata, seen, model, recipe.k, seed, recipe.labels)
         embedded.write_h5ad(folder / "teacher.h5ad", compression="gzip")
 
     return _read(_file(work, unit, "teacher.h5ad", write))
