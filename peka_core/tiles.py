@@ -1,4 +1,4 @@
-"""Tiles: cut from a slide by HEST's current rule, and read back from the patches files of a cohort."""
+"""Tiles: cut from a slide by HEST's current rule, and read from the patches files of a cohort."""
 
 import math
 from pathlib import Path
@@ -17,9 +17,10 @@ def cut_tile(
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """Cut the 112 um window around a spot and resize it to 224 px.
 
-    The rule of hestcore (mahmoodlab/HEST since August 2024), for slides read at full resolution: with
-    s = 112 / um_per_px, the top-left corner is centre - floor(s / 2) truncated towards zero, the side
-    is round(s); what lies outside the image is black; resized by OpenCV, bilinear, no antialiasing.
+    This is the rule of hestcore (mahmoodlab/HEST since August 2024) for slides read at full
+    resolution: with s = 112 / um_per_px, the top-left corner is centre - floor(s / 2) truncated
+    towards zero, and the side is round(s). Pixels outside the image are black. OpenCV resizes,
+    bilinear, without antialiasing.
 
     Args:
         image: uint8 (H, W, 3) RGB.
@@ -30,14 +31,15 @@ def cut_tile(
         tile uint8 (224, 224, 3), and the (x, y) of its top-left corner in `image`.
 
     Raises:
-        PekaError: an image of another type or shape, a centre that is not two finite numbers, or a pixel size that is not above 0.
+        PekaError: an image of another type or shape, a centre that is not two finite numbers, or a
+            pixel size that is not above 0.
     """
     as_pixels(image, "the image", 3)
     centre = np.asarray(centre_xy, dtype=np.float64)
     if centre.shape != (2,) or not np.isfinite(centre).all() or not 0 < um_per_px < math.inf:
-        given = f"{centre_xy} and {um_per_px}"
         raise PekaError(
-            f"a tile needs a centre (x, y) and a pixel size above 0 in um, not {given}: look at this spot's place."
+            f"a tile needs a centre (x, y) and a pixel size above 0 in um, not {centre_xy} and "
+            f"{um_per_px}. Look at this spot's coordinates."
         )
     s = TILE * TILE_UM_PER_PX / um_per_px
     side = round(s)
@@ -53,11 +55,9 @@ def cut_tile(
 def cut_tiles(
     image: np.ndarray, centres: np.ndarray, um_per_px: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`cut_tile` around centres (n, 2): tiles uint8 (n, 224, 224, 3) and their top-left corners (n, 2)."""
+    """`cut_tile` around centres (n, 2): tiles uint8 (n, 224, 224, 3) and their corners (n, 2)."""
     if not len(centres):
-        raise PekaError(
-            "there are no spot centres to cut tiles around: look at the spots that were selected."
-        )
+        raise PekaError("no spot centres to cut tiles around. Look at the spots that you selected.")
     tiles, corners = zip(*(cut_tile(image, centre, um_per_px) for centre in centres))
     return np.stack(tiles), np.array(corners)
 

@@ -1,7 +1,8 @@
-"""The demo cohort: sections drawn by drawing.py, counts by law.py, written as any other source writes them.
+"""The demo cohort: sections from drawing.py, counts from law.py, written like any other cohort.
 
-One section is written a second time as sample X01 with a patient name of its own, as happened in public collections:
-whoever does not notice tests on training spots. samples.csv says so (duplicate_of), and the splits keep both together.
+One section is written a second time as sample X01 under another patient's name, as it happened in
+public collections: whoever does not notice it tests on training spots. samples.csv marks the copy
+(duplicate_of), and the splits keep both together.
 """
 
 import json
@@ -33,7 +34,7 @@ UM_PER_PX = 0.5  # of the slide that spatial coordinates refer to; drawn pixels 
 COPY = "X01"  # sample and patient name of the copied section
 ONE_PROCESS = 300  # spots below which a second process costs more than it saves
 N_GENES = 50  # target genes in var_50genes.json
-DRAWING_1 = "f77c1c5770f5"  # digest of the code of drawing-1 (code.py)
+DRAWING_1 = "b0e4a2627cf9"  # digest of the code that draws drawing-1 (code_digest.py)
 TYPE_WEIGHTS = (1, 1, 1, 0.8, 1, 6)  # one fat cell fills the room of six others
 
 
@@ -51,17 +52,18 @@ def build(
 ):
     """Draws a cohort into a directory: patients x sections x spots, and one copied section.
 
-    A finished cohort of the same options is left alone; one that came without tiles gets them, and nothing else of it is written
-    again; an interrupted one continues with the missing sections.
+    A finished cohort of the same options is left alone. One without tiles gets them, and its other
+    files stay. An interrupted build goes on with the missing sections.
 
     Args:
         path: cohort directory.
-        seed: names the whole world, images and law. Pre-training and probes of `mini` use 90001 and 90002.
-        hidden: share of the cue genes' loading that stays on what `mini` half ignores; 0.0 switches it off.
+        seed: of images and law. Pre-training and probes of `mini` use 90001 and 90002.
+        hidden: share of the cue genes' loading that stays on what `mini` half ignores; 0.0 moves
+            all of it away.
         folds: held-out splits; patient i is tested in fold i mod folds.
         tiles: False writes counts and tables only.
-        counts_for: a finished demo cohort with the same seed and sizes: what its tiles show is read, and only counts
-            are drawn; the tiles stay there.
+        counts_for: a finished demo cohort with the same seed and sizes. What its tiles show is
+            read, only counts are drawn, and no tiles are written.
         workers: processes; 1 draws in this one.
 
     Returns:
@@ -79,31 +81,29 @@ def build(
         for p in range(1, patients + 1)
         for s in range(1, sections + 1)
     }
-    if _is_finished(path, world, jobs, tiles):
+    original = copied_sample(patients)
+    if _is_built(path, world, jobs, tiles):
         return path
-    if tiles and _is_finished(path, world, jobs, tiles=False):
-        return _add_tiles(path, jobs, workers, copied_sample(patients))
+    if tiles and _is_built(path, world, jobs, tiles=False):
+        return _add_tiles(path, jobs, workers, original)
     _claim(path, world)
     genes = law.draw_law(seed, hidden)
-    missing = [name for name in jobs if not _is_written(path, name, tiles)]
+    missing = [name for name in jobs if not _has_section(path, name, tiles)]
     if counts_for is not None:
-        source = Path(counts_for)
-        _check_same_tissue(source, world)
-        mean, sd = (np.load(source / "law.npz")[key] for key in ("z_mean", "z_sd"))
+        shown = Path(counts_for)
+        _check_same_tissue(shown, world)
+        mean, sd = (np.load(shown / "law.npz")[key] for key in ("z_mean", "z_sd"))
         for name in missing:
-            recount_section(source, path, name, genes, jobs[name])
+            recount_section(shown, path, name, genes, jobs[name])
     else:
         with _pool(workers, len(jobs) * spots) as run:
-            raw = dict(
-                zip(jobs, list(run(measure_section, jobs.values(), "measuring")))
-            )  # to the end, or the bar ends red
-            stacked = np.concatenate(list(raw.values()))  # (spots, 8)
+            measured = list(run(measure_section, jobs.values(), "measuring"))  # (spots, 8) each
+            raw = dict(zip(jobs, measured, strict=True))
+            stacked = np.concatenate(measured)  # (all spots, 8)
             mean, sd = stacked.mean(0), stacked.std(0) + 1e-9
-            todo = [
-                (path, name, genes, jobs[name], (raw[name] - mean) / sd, tiles) for name in missing
-            ]
+            z = {name: (raw[name] - mean) / sd for name in missing}
+            todo = [(path, name, genes, jobs[name], z[name], tiles) for name in missing]
             list(run(write_section, todo, "drawing"))
-    original = copied_sample(patients)
     _copy_section(path, original, tiles)
     _write_law(path, genes, jobs, mean, sd, original)
     _write_tables(path, world, jobs, original)
@@ -113,54 +113,62 @@ def build(
 
 
 def copied_sample(patients):
-    """The sample that COPY repeats."""
+    """The sample of which COPY is a copy."""
     return f"P{min(3, patients):02d}A"
 
 
-# ---------------------------------------------------------------- one section (runs in worker processes)
+# ---------------------------------------------------------------- one section, in worker processes
 
 
 def measure_section(job):
-    """What the tiles of one section will show, (n, 8), without painting them. job: seed, patient, section, spots."""
+    """What the tiles of a section will show, (n, 8), not yet painted.
+
+    Args:
+        job: seed, patient, section, spots.
+    """
     cv2.setNumThreads(1)  # the parallel work is done by processes
     return law.measure(drawing.plan_section(*job))
 
 
 def write_section(task):
-    """Paints one section and writes its two files. task: path, name, law, job, z (n, 8), whether with tiles."""
+    """Paints a section and writes its two files; task: path, name, law, job, z (n, 8), tiles."""
     path, name, genes, job, z, tiles = task
     section = drawing.plan_section(*job)
-    centres = section.centres / UM_PER_PX
-    draw = tiles and not (path / "patches" / f"{name}.h5").exists()
-    images = painting.tiles(section) if draw else None
+    paint = tiles and not (path / "patches" / f"{name}.h5").exists()
+    images = painting.tiles(section) if paint else None
+    counts = law.draw_counts(genes, z, *job[:3])
     adata = ad.AnnData(
-        sparse.csr_matrix(law.draw_counts(genes, z, *job[:3]), dtype=np.float32),
+        sparse.csr_matrix(counts, dtype=np.float32),
         obs=pd.DataFrame({"tissue_type": tissue_type(section)}, index=section.barcodes),
-        var=pd.DataFrame({"group": genes.group.astype(object)}, index=genes.genes.astype(object)),
-        obsm={"spatial": centres, "z": z.astype(np.float32)},
+        var=_gene_table(genes),
+        obsm={"spatial": section.centres / UM_PER_PX, "z": z.astype(np.float32)},
     )
-    corners = centres.astype(int) - drawing.TILE  # a tile is 2 x TILE px wide
-    write_sample(path, name, images, corners, section.barcodes, adata, UM_PER_PX)
+    write_sample(path, name, images, _corners(section), section.barcodes, adata, UM_PER_PX)
 
 
 def write_tiles_of(task):
-    """Paints one section and writes its patches file alone. task: path, name, job."""
+    """Paints a section and writes its patches file alone; task: path, name, job."""
     path, name, job = task
     section = drawing.plan_section(*job)
-    corners = (section.centres / UM_PER_PX).astype(int) - drawing.TILE
-    write_tiles(path, name, painting.tiles(section), corners, section.barcodes, UM_PER_PX)
+    images = painting.tiles(section)
+    write_tiles(path, name, images, _corners(section), section.barcodes, UM_PER_PX)
 
 
-def recount_section(source, path, name, genes, job):
-    """Writes the counts of another law for a section that was drawn already; what the tiles show is read, not measured."""
-    adata = ad.read_h5ad(source / "adata" / f"{name}.h5ad")
-    adata.X = sparse.csr_matrix(
-        law.draw_counts(genes, adata.obsm["z"].astype(float), *job[:3]), dtype=np.float32
-    )
-    adata.var = pd.DataFrame(
-        {"group": genes.group.astype(object)}, index=genes.genes.astype(object)
-    )
+def recount_section(shown, path, name, genes, job):
+    """Writes counts of another law for a section of the cohort `shown`; z is read from there."""
+    adata = ad.read_h5ad(shown / "adata" / f"{name}.h5ad")
+    counts = law.draw_counts(genes, adata.obsm["z"].astype(float), *job[:3])
+    adata.X, adata.var = sparse.csr_matrix(counts, dtype=np.float32), _gene_table(genes)
     write_sample(path, name, None, None, adata.obs_names.to_numpy(), adata, UM_PER_PX)
+
+
+def _gene_table(genes):
+    return pd.DataFrame({"group": genes.group.astype(object)}, index=genes.genes.astype(object))
+
+
+def _corners(section):
+    """Top-left corners (n, 2) of the tiles, which are 2 x TILE px wide."""
+    return (section.centres / UM_PER_PX).astype(int) - drawing.TILE
 
 
 def tissue_type(section):
@@ -171,7 +179,10 @@ def tissue_type(section):
 
 @contextmanager
 def _pool(workers, spots):
-    """Yields run(function, tasks, title): ordered results, from `workers` processes or from this one."""
+    """Yields run(function, tasks, title): ordered results, from `workers` processes or from here.
+
+    Results must be read to the end, or the progress bar ends red.
+    """
 
     def progress(results, tasks, title):
         return tqdm(results, total=len(tasks), desc=title, unit="section", disable=not tasks)
@@ -197,11 +208,14 @@ def _pool(workers, spots):
 
 @contextmanager
 def _no_interrupts():
-    """Processes that start in here never see Ctrl-C, which reaches a whole group: their parent ends them, without a traceback each."""
+    """Processes that start in here do not get Ctrl-C, which goes to a whole group of processes.
+
+    Their parent ends them, without a traceback of each.
+    """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    resource_tracker.ensure_running()  # which starts with the first process, and lets Ctrl-C through again
+    resource_tracker.ensure_running()  # it starts with the first process and unblocks Ctrl-C
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -210,110 +224,111 @@ def _no_interrupts():
 
 
 def _why_lost(workers):
-    """Why a process that draws ended: one that ended by itself, not by a signal, did not come through its parent's script."""
+    """Why a worker process ended; exit code 1 is an error while it imported the user's script."""
     script = getattr(sys.modules["__main__"], "__file__", None)
     if script and any(worker.exitcode == 1 for worker in workers):
         return (
-            f"the processes that draw ended while they started: each of them runs {script} again, so what that does needs to stand "
-            'under `if __name__ == "__main__":`. If it does, the cause is said above.'
+            f"the worker processes ended while they started. Each of them runs {script} again, so "
+            'its work must stand under `if __name__ == "__main__":`. If it does, the cause is '
+            "printed above."
         )
-    return "a process that draws was lost: see above, or free memory and run again; finished sections are kept"
+    return (
+        "a worker process was lost. The cause may be printed above; otherwise free memory and run "
+        "again. Finished sections are kept."
+    )
 
 
 # ---------------------------------------------------------------- the directory
 
 
-def _is_written(path, name, tiles):
-    """h5ad last, so its presence means a whole section."""
-    return (path / "adata" / f"{name}.h5ad").exists() and (
-        not tiles or (path / "patches" / f"{name}.h5").exists()
-    )
+def _has_section(path, name, tiles):
+    """Whether a section is whole; its h5ad is written last."""
+    patches = path / "patches" / f"{name}.h5"
+    return (path / "adata" / f"{name}.h5ad").exists() and (not tiles or patches.exists())
 
 
-def _is_finished(path, world, jobs, tiles):
+def _is_built(path, world, jobs, tiles):
     file = path / "source.json"
-    return file.exists() and json.loads(file.read_text()) == world and all(
-        _is_written(path, name, tiles) for name in [*jobs, COPY]
-    )  # fmt: skip
+    same = file.exists() and json.loads(file.read_text()) == world
+    return same and all(_has_section(path, name, tiles) for name in [*jobs, COPY])
 
 
 def _add_tiles(path, jobs, workers, original):
-    """Draws the tiles that a finished cohort came without, aside first, so that an interrupted one has all of them or none."""
-    aside = path / "patches" / ".unfinished"
-    done = lambda name: any(
-        (folder / f"{name}.h5").exists() for folder in (path / "patches", aside / "patches")
-    )
-    todo = [(aside, name, job) for name, job in jobs.items() if not done(name)]
+    """Draws the tiles of a finished cohort that has none.
+
+    They are drawn into another folder first, so that an interrupted build has all of them or none.
+    """
+    drawn = path / "patches" / ".unfinished"
+    folders = path / "patches", drawn / "patches"
+    todo = [
+        (drawn, name, job)
+        for name, job in jobs.items()
+        if not any((folder / f"{name}.h5").exists() for folder in folders)
+    ]
     with _pool(workers, len(todo) * next(iter(jobs.values()))[-1]) as run:
         list(run(write_tiles_of, todo, "drawing"))
-    for file in sorted((aside / "patches").glob("[!.]*.h5")):
+    for file in sorted((drawn / "patches").glob("[!.]*.h5")):
         file.replace(path / "patches" / file.name)
-    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(drawn, ignore_errors=True)
     _copy_section(path, original, tiles=True)
     return path
 
 
 def _claim(path, world):
-    """Marks the directory as this cohort before the first section, so that no two cohorts mix in one place."""
-    for name in ("source.json", "unfinished.json"):
-        if (path / name).exists() and (found := json.loads((path / name).read_text())) != world:
+    """Marks the directory as this cohort's, so that no two cohorts mix in one place."""
+    marks = [file for name in ("source.json", "unfinished.json") if (file := path / name).exists()]
+    for file in marks:
+        if (other := json.loads(file.read_text())) != world:
             raise PekaError(
-                f"{path / name}: holds another cohort, {found}; expected {world}. "
+                f"{file}: holds another cohort, {other}; expected {world}. "
                 "Build into another directory, or delete this one."
             )
-    if (path / "adata").exists() and not any(
-        (path / n).exists() for n in ("source.json", "unfinished.json")
-    ):
+    if (path / "adata").exists() and not marks:
         raise PekaError(
             f"{path}: holds a cohort that demo.build did not make. Build into another directory."
         )
     write_json(path / "unfinished.json", world)
 
 
-def _check_same_tissue(source, world):
-    """Refuses to take sections from a cohort that shows other tissue."""
-    file = source / "source.json"
+def _check_same_tissue(shown, world):
+    """Refuses a cohort whose tiles show other tissue."""
+    file = shown / "source.json"
     if not file.exists():
-        raise PekaError(
-            f"{file}: missing; expected a finished demo cohort to take sections from. Build it first."
-        )
+        raise PekaError(f"{file}: missing; expected a finished demo cohort. Build it first.")
+    tissue = lambda w: {k: v for k, v in w["options"].items() if k not in ("hidden", "folds")}
     other = json.loads(file.read_text())
-    for key in ("seed", "patients", "sections", "spots"):
-        if (
-            other["options"].get(key) != world["options"][key]
-            or other["drawing"] != world["drawing"]
-        ):
-            raise PekaError(
-                f"{file}: shows other tissue ({key}, drawing version); expected {world}. Draw tiles anew."
-            )
+    if tissue(other) != tissue(world) or other["drawing"] != world["drawing"]:
+        raise PekaError(f"{file}: shows other tissue, {other}; expected {world}. Draw tiles anew.")
 
 
 def _copy_section(path, original, tiles):
-    for folder, suffix in (("patches", "h5"), ("adata", "h5ad")) if tiles else (("adata", "h5ad"),):
+    for folder, suffix in (("patches", "h5"), ("adata", "h5ad"))[not tiles :]:
         link_whole(path / folder / f"{original}.{suffix}", path / folder / f"{COPY}.{suffix}")
 
 
 def _write_law(path, genes, jobs, mean, sd, original):
-    """Everything the oracle needs beside obsm["z"]."""
+    """Everything that the oracle needs beside obsm["z"]."""
     effects = {name: law.section_effect(*job[:3], len(genes.genes)) for name, job in jobs.items()}
     effects[COPY] = effects[original]
-    write_whole(
-        path / "law.npz",
-        lambda file: np.savez_compressed(
-            file, genes=genes.genes, group=genes.group, baseline=genes.baseline, loading=genes.loading, z_mean=mean,
-            z_sd=sd, factors=np.array(law.FACTORS), samples=np.array(list(effects)), effect=np.stack(list(effects.values())),
-        ),
-    )  # fmt: skip
+    arrays = vars(genes) | {
+        "z_mean": mean,
+        "z_sd": sd,
+        "factors": np.array(law.FACTORS),
+        "samples": np.array(list(effects)),
+        "effect": np.stack(list(effects.values())),
+    }
+    write_whole(path / "law.npz", lambda file: np.savez_compressed(file, **arrays))
 
 
 def _tissue_digest(world, job):
-    """Identity of a section's tiles: of what determines them, not of their pixels.
+    """Identity of a section's tiles: of all that determines them, not of their pixels.
 
-    Floating point differs in the last digit between processors, which may move a pixel by one grey level; a cohort
-    redrawn elsewhere is still the same cohort. Other code that draws is another identity, whether VERSION was raised or not.
+    Floating point differs in the last digit between processors, which may move a pixel by one grey
+    level, and a cohort that is redrawn elsewhere is still the same. Other drawing code gives
+    another identity, whether VERSION was raised or not.
     """
-    drawn_by = digest_of_code(frozenset({"drawn.drawing", "drawn.painting"}))
-    what = world["drawing"] if drawn_by == DRAWING_1 else f"{world['drawing']} {drawn_by}"
+    code = digest_of_code(frozenset({"drawn.drawing", "drawn.painting"}))
+    what = world["drawing"] if code == DRAWING_1 else f"{world['drawing']} {code}"
     return sha256(f"{what}:{job}".encode()).hexdigest()
 
 
@@ -321,38 +336,25 @@ def _write_tables(path, world, jobs, original):
     from ..cohort import open_cohort  # slow to import, and worker processes do without
     from ..genes import top_genes
 
-    rows = [
-        {
-            "sample_id": name,
-            "patient": name[:-1],
-            "duplicate_of": "",
-            "evidence": "",
-            "tiles_sha256": _tissue_digest(world, job),
-        }
-        for name, job in jobs.items()
-    ]
-    copied = next(row for row in rows if row["sample_id"] == original)
-    same = {
-        "patient": COPY,
-        "duplicate_of": original,
-        "evidence": "byte-identical tiles and counts",
-    }
-    rows.append(copied | {"sample_id": COPY} | same)
-    samples = pd.DataFrame(rows).set_index("sample_id")
+    rows = [(name, name[:-1], "", "", _tissue_digest(world, job)) for name, job in jobs.items()]
+    evidence = "byte-identical tiles and counts"
+    rows.append((COPY, COPY, original, evidence, _tissue_digest(world, jobs[original])))
+    columns = ["sample_id", "patient", "duplicate_of", "evidence", "tiles_sha256"]
+    samples = pd.DataFrame(rows, columns=columns).set_index("sample_id")
+    # the digest of a cohort covers these words, so the old name of this module stays
+    source = f"peka_core.sources.demo, {world['drawing']}, {world['law']}"
     samples = samples.assign(
-        organ="drawn", disease="drawn carcinoma", technology="drawn", um_per_px=UM_PER_PX, license="MIT",
-        source=f"peka_core.drawn.demo, {world['drawing']}, {world['law']}, seed {world['options']['seed']}",
-    )  # fmt: skip
+        organ="drawn",
+        disease="drawn carcinoma",
+        technology="drawn",
+        um_per_px=UM_PER_PX,
+        license="MIT",
+        source=f"{source}, seed {world['options']['seed']}",
+    )
     folds = world["options"]["folds"]
-    owner = {name: jobs.get(name, jobs[original])[1] for name in samples.index}
-    splits = []
-    for fold in range(folds):
-        test = [name for name in samples.index if owner[name] % folds == fold]
-        splits.append(([name for name in samples.index if name not in test], test))
-    write_cohort_tables(
-        path, samples, splits, []
-    )  # first without genes, which are chosen on the opened cohort
+    fold = {name: jobs.get(name, jobs[original])[1] % folds for name in samples.index}
+    splits = [
+        ([s for s in fold if fold[s] != i], [s for s in fold if fold[s] == i]) for i in range(folds)
+    ]
+    write_cohort_tables(path, samples, splits, [])  # the genes are chosen on the opened cohort
     write_cohort_tables(path, samples, splits, top_genes(open_cohort(path), N_GENES))
-
-
-# ---------------------------------------------------------------- the best prediction there is

@@ -1,11 +1,13 @@
-"""Plans one H&E section and knows every cell in it: no image is read, nothing is learned.
+"""Plans one H&E section with every cell in it; no image is read and nothing is learned.
 
-A section is *planned* here (fields -> architecture -> cells) and *painted* in painting.py (cells -> density of dyes ->
-RGB). Counts follow the plan, an encoder sees the painting. Lengths are in µm; one painted pixel is 1 µm.
+A section is *planned* here (fields -> architecture -> cells) and *painted* in painting.py (cells ->
+density of dyes -> RGB). Counts follow the plan, an encoder sees the painting. Lengths are in µm;
+one painted pixel is 1 µm.
 
-Random numbers come from streams named (seed, patient, section, purpose), patients and sections counted from 1.
-A section is therefore the same however many others are drawn, in whatever order and process. Section 0 stands for
-what all sections of a patient share. (numpy pads short keys with zeros, so keys always have four numbers.)
+Random numbers come from streams named (seed, patient, section, purpose); patients and sections are
+counted from 1. So a section does not depend on how many others are drawn, in which order, or in
+which process. Section 0 stands for what all sections of a patient share. numpy pads short keys with
+zeros, so keys always have four numbers.
 """
 
 from dataclasses import dataclass
@@ -29,7 +31,7 @@ TURNS = 12  # orientations of nuclei, over half a turn
 
 
 def stream(seed, patient=0, section=0, purpose=0):
-    """The generator that belongs to (seed, patient, section, purpose), independent of all others."""
+    """The generator of (seed, patient, section, purpose), independent of all others."""
     return np.random.default_rng([seed, patient, section, purpose])
 
 
@@ -49,9 +51,8 @@ class Cells:
 
     xy: np.ndarray  # (c, 2)
     kind: np.ndarray  # (c,) index into TYPES
-    size: (
-        np.ndarray
-    )  # (c,) index into TUMOUR_RADII; like the next two it says something of tumour cells only
+    # size, chromatin and mitosis mean something for tumour cells only
+    size: np.ndarray  # (c,) index into TUMOUR_RADII
     chromatin: np.ndarray  # (c,) 0 pale ... 3 dark
     mitosis: np.ndarray  # (c,) bool
     turn: np.ndarray  # (c,) orientation, 0 ... TURNS - 1
@@ -59,8 +60,8 @@ class Cells:
 
 
 @dataclass(frozen=True)
-class Section:
-    """A planned section: where the spots are, the smooth fields, and the cells."""
+class PlannedSection:
+    """The spots, the smooth fields and the cells of a section."""
 
     key: tuple[int, int, int]  # seed, patient, section
     patient: Patient
@@ -96,11 +97,11 @@ def spot_grid(spots):
     order = np.argsort(np.hypot(*(xy - xy.mean(0)).T).round(6), kind="stable")
     keep = np.sort(order[:spots])
     centres = np.round(xy[keep] - xy[keep].min(0)) + MARGIN
-    return centres, [f"{r}x{c}" for r, c in zip(row[keep], column[keep])]
+    return centres, [f"{r}x{c}" for r, c in zip(row[keep], column[keep], strict=True)]
 
 
 def smooth_field(rng, shape, length):
-    """Gaussian field of unit variance on a grid of `shape`, smoothed with a Gaussian of sd `length` µm.
+    """Gaussian field of unit variance on a grid of `shape`, smooth over `length` µm (sd).
 
     Broad fields are made on a coarser grid and enlarged, which costs less and shows no difference.
     """
@@ -108,16 +109,15 @@ def smooth_field(rng, shape, length):
     step = max(1, int(sigma // 3))
     small = [int(np.ceil(side / step)) + 1 for side in shape]
     sigma /= step
-    field = (
-        gaussian_filter(rng.standard_normal(small), sigma, mode="wrap") * 2 * np.sqrt(np.pi) * sigma
-    )
+    noise = gaussian_filter(rng.standard_normal(small), sigma, mode="wrap")
+    field = noise * 2 * np.sqrt(np.pi) * sigma
     if step > 1:
         field = zoom(field, step, order=3, mode="nearest")
     return field[: shape[0], : shape[1]]
 
 
 def draw_fields(rng, patient, shape):
-    """Smooth fields on the GRID: abundance of types, architecture, nuclear habit, direction of fibres."""
+    """Smooth fields on the GRID: types, architecture, nuclear habit, direction of fibres."""
     grid = [int(np.ceil(side / GRID)) + 1 for side in shape]
 
     def field(length):
@@ -160,7 +160,7 @@ def jittered_lattice(rng, shape, spacing):
 
 
 def presence(kind, fields, xy):
-    """Probability that a lattice point of a type carries a cell, from the architecture at that point."""
+    """Probability that a lattice point carries a cell of a type, from the architecture there."""
     nest = at(fields["inside"], xy) > 0.01
     glands = at(fields["glandular"], xy) > 0
     if kind == TUMOUR:
@@ -176,7 +176,7 @@ def presence(kind, fields, xy):
 
 
 def nuclear_levels(rng, fields, xy):
-    """Size class 0..5, chromatin class 0..3 and mitosis of tumour cells, from the morphology fields."""
+    """Size class 0..5, chromatin class 0..3 and mitosis of tumour cells, from smooth fields."""
     size = np.round(2.5 + 1.35 * at(fields["size"], xy) + 0.5 * rng.standard_normal(len(xy)))
     dark = np.round(1.5 + 0.95 * at(fields["chromatin"], xy) + 0.35 * rng.standard_normal(len(xy)))
     chance = np.minimum(0.4, 0.05 * np.exp(1.1 * at(fields["mitosis"], xy)))
@@ -188,9 +188,8 @@ def fibre_angle(fields, xy):
     """Direction of the stroma fibres at points, radians in [0, pi)."""
     tilt = fields["tilt"][0, 0]
     dy, dx = (at(g, xy) for g in np.gradient(fields["warp"], GRID))
-    return (
-        np.arctan2(np.sin(tilt) - dx, np.cos(tilt) + dy) % np.pi
-    )  # along the level sets of fibre_coordinates
+    # along the level sets of the coordinate that `painting.fibre_texture` bends
+    return np.arctan2(np.sin(tilt) - dx, np.cos(tilt) + dy) % np.pi
 
 
 def draw_cells(rng, fields, shape):
@@ -202,11 +201,10 @@ def draw_cells(rng, fields, shape):
         size, chromatin, mitosis = nuclear_levels(rng, fields, xy)
         turn, variant = rng.integers(0, TURNS, len(xy)), rng.integers(0, 2, len(xy))
         if kind == FIBROBLAST:
-            turn = (fibre_angle(fields, xy) / np.pi * TURNS + rng.normal(0, 0.6, len(xy))).astype(
-                int
-            ) % TURNS
+            along = fibre_angle(fields, xy) / np.pi * TURNS
+            turn = (along + rng.normal(0, 0.6, len(xy))).astype(int) % TURNS
         parts.append((xy, np.full(len(xy), kind), size, chromatin, mitosis, turn, variant))
-    return Cells(*(np.concatenate(column) for column in zip(*parts)))
+    return Cells(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def plan_section(seed, patient, section, spots=60):
@@ -222,7 +220,8 @@ def plan_section(seed, patient, section, spots=60):
     width, height = (int(side) for side in centres.max(0) + MARGIN)
     fields = draw_fields(rng, who, (height, width))
     cells = draw_cells(rng, fields, (height, width))
-    return Section((seed, patient, section), who, centres, barcodes, (height, width), fields, cells)
+    key, shape = (seed, patient, section), (height, width)
+    return PlannedSection(key, who, centres, barcodes, shape, fields, cells)
 
 
 def inside_window(section, centre, side=TILE):
@@ -235,14 +234,11 @@ def describe_tiles(section):
 
     Returns:
         counts: (n, 6) cells of each of TYPES.
-        nuclei: (n, 2) mean nuclear radius (µm) and mean chromatin level (0..3) of the tumour cells that do not
-            divide; NaN where there is none.
+        nuclei: (n, 2) mean nuclear radius (µm) and mean chromatin level (0..3) of the tumour cells
+            that do not divide; NaN where there is none.
     """
-    cells = section.cells
-    counts, nuclei = (
-        np.zeros((len(section.centres), len(TYPES))),
-        np.full((len(section.centres), 2), np.nan),
-    )
+    cells, n = section.cells, len(section.centres)
+    counts, nuclei = np.zeros((n, len(TYPES))), np.full((n, 2), np.nan)
     for i, centre in enumerate(section.centres):
         here = inside_window(section, centre)
         counts[i] = np.bincount(cells.kind[here], minlength=len(TYPES))

@@ -2,15 +2,17 @@
 
 For spot i of section s of patient p and gene g:
 
-    z_i     what the tile shows: sqrt(cells / 60) of six types; mean nuclear radius and mean chromatin level of tumour
-            cells, each times min(1, tumour cells / 15); standardised over the cohort
+    z_i     what the tile shows: sqrt(cells / 60) of six types; mean nuclear radius and mean
+            chromatin level of tumour cells, each times min(1, tumour cells / 15); standardised
+            over the cohort
     log f   = baseline_g + z_i . loading_g + effect_sg,        effect = patient + section
     counts  ~ Poisson(library_i gamma_ig f_ig / sum_g f_ig),   gamma ~ Gamma(shape 5, mean 1)
 
-"Composition" genes follow one cell type. "Cue" genes follow nuclear size or chromatin, which `mini` half ignores by
-design. `hidden` is the share of a cue gene's loading (as variance) that stays on its cue: 1 leaves the law as it is;
-0 moves all of it to a cell type, same sizes and signs, so that alignment finds nothing new to learn. Nothing else
-differs between two such worlds: same tiles, same random numbers.
+"Composition" genes follow one cell type. "Cue" genes follow nuclear size or chromatin, which `mini`
+half ignores by design. `hidden` is the share of a cue gene's loading (as variance) that stays on
+its cue: 1 leaves the law as it is; 0 moves all of it to a cell type, with the same sizes and signs,
+so that an alignment finds nothing new to learn. Two such worlds have the same tiles and the same
+random numbers; nothing else differs.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -25,9 +27,8 @@ VERSION = "law-2"  # raise it whenever a count changes
 CUES = ("nuclear_size", "chromatin")
 FACTORS = (*TYPES, *CUES)
 GENES_PER_TYPE, GENES_PER_CUE = 60, 120
-TYPE_STRENGTH = 1.0 * np.array(
-    [1.2, 1.2, 1.2, 1.0, 1.0, 0.45]
-)  # loading of a type's genes, times U(.5, 1)
+# loading of a type's or cue's genes, times U(.5, 1)
+TYPE_STRENGTH = np.array([1.2, 1.2, 1.2, 1.0, 1.0, 0.45])
 CUE_STRENGTH = np.array([1.2, 1.2])
 NEGATIVE = 0.25  # share of the cue genes that fall with their cue
 STRAY = 0.04  # sd of all other loadings
@@ -64,9 +65,8 @@ def draw_law(seed, hidden=1.0):
     loading = rng.normal(0, STRAY, (len(FACTORS), count))
     size = rng.uniform(0.5, 1, count)
     sign = np.where(rng.random(len(cues)) < NEGATIVE, -1, 1)
-    substitute = rng.integers(
-        0, 5, len(cues)
-    )  # type that a cue gene follows where nothing is hidden; never fat
+    # the type that a cue gene follows where nothing is hidden; never fat
+    substitute = rng.integers(0, 5, len(cues))
     baseline = rng.normal(0, BASELINE, count)
 
     column = np.arange(count)
@@ -74,9 +74,8 @@ def draw_law(seed, hidden=1.0):
     strength = CUE_STRENGTH[cues] * sign * size[len(types) :]
     loading[len(TYPES) + cues, column[len(types) :]] += np.sqrt(hidden) * strength
     loading[substitute, column[len(types) :]] += np.sqrt(1 - hidden) * strength
-    names = [f"COMP{i:04d}" for i in range(1, len(types) + 1)] + [
-        f"CUE{i:04d}" for i in range(1, len(cues) + 1)
-    ]
+    names = [f"COMP{i:04d}" for i in range(1, len(types) + 1)]
+    names += [f"CUE{i:04d}" for i in range(1, len(cues) + 1)]
     group = ["composition"] * len(types) + ["cue"] * len(cues)
     return Law(np.array(names), np.array(group), baseline, loading)
 
@@ -88,7 +87,12 @@ def section_effect(seed, patient, section, count):
 
 
 def frequencies(law, z, effect):
-    """Share of each gene in a spot's RNA, (n, G), rows sum to 1. z (n, 8); effect (G,) or (n, G)."""
+    """Share of each gene in a spot's RNA, (n, G); rows sum to 1.
+
+    Args:
+        z: (n, 8), standardised.
+        effect: (G,) or (n, G).
+    """
     log_f = law.baseline + z @ law.loading + effect  # (n, 8) x (8, G)
     f = np.exp(log_f - log_f.max(1, keepdims=True))
     return f / f.sum(1, keepdims=True)
@@ -97,18 +101,16 @@ def frequencies(law, z, effect):
 def draw_counts(law, z, seed, patient, section):
     """Counts of one section, (n, G) int64.
 
-    Poisson numbers come from uniform ones by the inverse distribution: each entry uses exactly one, so worlds with
-    another `hidden` share them, and a rounding difference between machines cannot spread.
+    Poisson numbers come from uniform ones by the inverse distribution. Each entry uses exactly one,
+    so worlds with another `hidden` share them, and a rounding difference between machines cannot
+    spread.
     """
     rng = stream(seed, patient, section, 4)
     depth = stream(seed, patient, 0, 4).normal(0, PATIENT_DEPTH) + rng.normal(0, SECTION_DEPTH)
     library = LIBRARY * np.exp(depth + rng.normal(0, SPOT_DEPTH, (len(z), 1)))
     gamma = rng.gamma(DISPERSION, 1 / DISPERSION, (len(z), len(law.genes)))
-    mean = (
-        library
-        * gamma
-        * frequencies(law, z, section_effect(seed, patient, section, len(law.genes)))
-    )
+    effect = section_effect(seed, patient, section, len(law.genes))  # (G,)
+    mean = library * gamma * frequencies(law, z, effect)  # (n, G)
     return poisson.ppf(rng.random(mean.shape), mean).clip(0).astype(np.int64)
 
 
@@ -116,9 +118,11 @@ def expected_target(law, z, effect, redraws, seed, positive_only=False):
     """Mean of log1p(CP10K) over redraws of counts and depth given the drawn tile, float32 (n, G).
 
     Args:
-        z: (n, 8) standardised. effect: (n, G) or (G,) known effect of patient and section, or None: each redraw has
-            new ones (one for all spots, which leaves differences between spots free of their noise).
-        positive_only: mean over the redraws with a non-zero count; where none has one, the value of a single count.
+        z: (n, 8), standardised.
+        effect: (n, G) or (G,), the known effect of patient and section. With None each redraw has a
+            new one for all spots, so that differences between spots are free of its noise.
+        positive_only: mean over the redraws with a non-zero count; where none has one, the value of
+            a single count.
     """
     shape = (len(z), len(law.genes))
     depth_sd = np.sqrt(PATIENT_DEPTH**2 + SECTION_DEPTH**2 + SPOT_DEPTH**2)
@@ -127,11 +131,8 @@ def expected_target(law, z, effect, redraws, seed, positive_only=False):
     def redraw(number):
         rng = stream(seed, number, 0, 5)
         effect_now = rng.normal(0, new_sd, shape[1]) if effect is None else effect
-        mean = (
-            frequencies(law, z, effect_now)
-            * LIBRARY
-            * np.exp(rng.normal(0, depth_sd, (shape[0], 1)))
-        )
+        depth = np.exp(rng.normal(0, depth_sd, (shape[0], 1)))
+        mean = frequencies(law, z, effect_now) * LIBRARY * depth
         mean *= rng.standard_gamma(DISPERSION, shape, np.float32) / np.float32(DISPERSION)
         counts = rng.poisson(mean).astype(np.float32)
         return np.log1p(1e4 * counts / np.maximum(counts.sum(1, keepdims=True), 1)), counts > 0

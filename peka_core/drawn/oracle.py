@@ -1,4 +1,4 @@
-"""The demo's own truth: the best that any predictor could do on drawn tissue, since its law is known."""
+"""The best that any predictor could do on the demo's drawn tissue, whose law is known."""
 
 from pathlib import Path
 
@@ -15,8 +15,8 @@ from . import law
 def oracle(cohort, redraws: int = 32, seed: int = 0) -> Predictor:
     """Demo only: the mean target over redraws of counts and depth given the drawn tile.
 
-    Patient and section effects are redrawn too where patients are held out, kept where spots are shuffled; where
-    zeros are dropped the mean is over non-zero draws.
+    Where patients are held out, the effects of patient and section are redrawn too; where spots are
+    shuffled they are kept. Where zeros are dropped, the mean is over non-zero draws.
     """
     names, drawn = cohort.adata().var_names, {}
 
@@ -39,9 +39,9 @@ def expected_targets(path, redraw="patients", redraws=64, seed=0, positive_only=
 
     Args:
         path: a demo cohort; tiles are not needed.
-        redraw: "patients": effects of patient and section are new in each redraw, as for a held-out patient;
-            "nothing": they are known, as where spots of the same section are trained on. Counts and depth are always
-            redrawn.
+        redraw: with "patients" the effects of patient and section are new in each redraw, as for a
+            held-out patient; with "nothing" they are known, as where spots of the same section
+            train. Counts and depth are always redrawn.
         redraws: how many; their noise adds variance of one spot's target / redraws.
         positive_only: mean given a non-zero count, for protocols that drop zeros.
 

@@ -1,7 +1,7 @@
-"""Paints a section that drawing.py planned: nuclei, fibres and fat -> density of two dyes -> RGB -> tiles.
+"""Paints a section that drawing.py planned: nuclei, fibres, fat -> density of dyes -> RGB -> tiles.
 
-One painted pixel is 1 µm; `tiles` doubles it to the 0.5 µm/px that encoders take. Shapes and textures are rendered
-once a process and are the same in every cohort.
+One painted pixel is 1 µm; `tiles` doubles it to the 0.5 µm/px that encoders take. Shapes and
+textures are rendered once in a process and are the same in every cohort.
 """
 
 from functools import lru_cache
@@ -35,20 +35,18 @@ CHROMATIN = (  # base density, rim, texture, nucleoli of tumour nuclei, pale to 
 def nucleus_stamp(rng, radius, elongation, angle, base, rim, texture, nucleoli, ragged=0.0):
     """One nucleus as haematoxylin density, (25, 25) float32 at 1 µm/px.
 
-    An ellipse of mean radius `radius` µm with a darker rim, chromatin texture, and nucleoli as dots.
+    An ellipse of mean radius `radius` µm with a darker rim, chromatin texture and dots (nucleoli).
     """
     fine = 3  # samples per µm and axis
-    axis = (
-        np.arange((2 * STAMP + 1) * fine) - ((2 * STAMP + 1) * fine - 1) / 2
-    ) / fine  # µm from the middle
+    side = (2 * STAMP + 1) * fine
+    axis = (np.arange(side) - (side - 1) / 2) / fine  # µm from the middle
     x, y = np.meshgrid(axis, axis)
     along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
     stretch = np.sqrt(elongation)
     grain = gaussian_filter(rng.standard_normal(x.shape), fine * 0.7)
     grain /= grain.std()
-    distance = np.hypot(along / (radius * stretch), across / (radius / stretch)) * (
-        1 + ragged * grain
-    )
+    distance = np.hypot(along / (radius * stretch), across / (radius / stretch))
+    distance = distance * (1 + ragged * grain)
     body = np.clip((1 - distance) * radius * 1.5 + 0.5, 0, 1)
     density = base + rim * np.exp(-(((distance - 0.92) / 0.14) ** 2)) + texture * base * 0.6 * grain
     for _ in range(2):
@@ -58,7 +56,9 @@ def nucleus_stamp(rng, radius, elongation, angle, base, rim, texture, nucleoli, 
     return stamp.reshape(2 * STAMP + 1, fine, 2 * STAMP + 1, fine).mean((1, 3)).astype(np.float32)
 
 
-STAMP_KINDS = {  # kind -> list of (radius µm, elongation, base, rim, texture, nucleoli, raggedness); each in TURNS turns
+# kind -> list of (radius µm, elongation, base, rim, texture, nucleoli, raggedness);
+# each is rendered in TURNS orientations
+STAMP_KINDS = {
     "tumour": [
         (radius, elongation, *levels, 0.03)
         for radius in TUMOUR_RADII
@@ -111,17 +111,17 @@ def foam_stamp():
 
 @lru_cache(maxsize=1)
 def textures(side=512):
-    """Two periodic textures (side, side) float32: walls of fat cells in 0..1, and fibres (unit variance)."""
+    """Two periodic textures (side, side) float32: walls of fat cells in 0..1, and fibres.
+
+    The fibres have unit variance.
+    """
     rng = np.random.default_rng(20240603)
     spacing = side / 14  # µm
-    seeds = (
-        np.stack(np.mgrid[:14, :14], -1).reshape(-1, 2) * spacing
-        + rng.uniform(0, 0.75, (196, 2)) * spacing
-    )
+    lattice = np.stack(np.mgrid[:14, :14], -1).reshape(-1, 2)  # (14, 14, 2) -> (196, 2)
+    seeds = lattice * spacing + rng.uniform(0, 0.75, (196, 2)) * spacing
     pixels = np.stack(np.mgrid[:side, :side], -1).astype(float)
-    near = cKDTree(seeds, boxsize=side).query(pixels, k=2)[
-        0
-    ]  # (side, side, 2) distance to the two nearest seeds
+    # (side, side, 2) distance to the two nearest seeds
+    near, _ = cKDTree(seeds, boxsize=side).query(pixels, k=2)
     walls = np.exp(-(((near[..., 1] - near[..., 0]) / 2.2) ** 2))
     fibres = gaussian_filter(rng.standard_normal((side, side)), (0.9, 14), mode="wrap")
     return walls.astype(np.float32), (fibres / fibres.std()).astype(np.float32)
@@ -143,21 +143,15 @@ def edge(field, width):
 
 
 def fibre_texture(section, rng):
-    """Wavy bundles of collagen: the fibre texture read along the level sets of a bent coordinate."""
+    """Wavy bundles of collagen: the fibre texture along the level sets of a bent coordinate."""
     tilt = section.fields["tilt"][0, 0]
     y, x = np.mgrid[: section.shape[0], : section.shape[1]].astype(np.float32)
-    across = (
-        y * np.float32(np.cos(tilt))
-        - x * np.float32(np.sin(tilt))
-        + enlarge(section.fields["warp"], section.shape)
-    )
-    along = x * np.float32(np.cos(tilt)) + y * np.float32(np.sin(tilt))
-    shift = rng.uniform(0, 512, 2)
-    texture = textures()[1]
-    return cv2.remap(
-        texture, (along + np.float32(shift[0])) % 511, (across + np.float32(shift[1])) % 511, cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_WRAP,
-    )  # fmt: skip
+    cos, sin = np.float32(np.cos(tilt)), np.float32(np.sin(tilt))
+    across = y * cos - x * sin + enlarge(section.fields["warp"], section.shape)
+    along = x * cos + y * sin
+    shift = rng.uniform(0, 512, 2).astype(np.float32)
+    columns, rows = (along + shift[0]) % 511, (across + shift[1]) % 511
+    return cv2.remap(textures()[1], columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
 
 
 def fat_walls(section, rng):
@@ -169,9 +163,12 @@ def fat_walls(section, rng):
 
 
 def paste(canvas, xy, images):
-    """Pastes (c, 25, 25) images at points by maximum, in place. The canvas has a border of STAMP pixels."""
+    """Pastes (c, 25, 25) images at points by maximum, in place.
+
+    The canvas has a border of STAMP pixels.
+    """
     size = 2 * STAMP + 1
-    for (x, y), image in zip(np.round(xy).astype(int).tolist(), images):
+    for (x, y), image in zip(np.round(xy).astype(int).tolist(), images, strict=True):
         window = canvas[y : y + size, x : x + size]
         np.maximum(window, image[: window.shape[0], : window.shape[1]], out=window)
 
@@ -219,7 +216,8 @@ def paint(section):
     """Paints a planned section.
 
     Returns:
-        (h, w, 3) uint8 RGB at 1 µm/px. Beer-Lambert: 243 exp(-(H h + E e)), then optics' blur and sensor noise.
+        (h, w, 3) uint8 RGB at 1 µm/px: Beer-Lambert, 243 exp(-(H h + E e)), then the blur of the
+        optics and the noise of the sensor.
     """
     rng = stream(*section.key, 1)
     haematoxylin, eosin = tissue_density(section, rng)
@@ -227,9 +225,8 @@ def paint(section):
     thickness = 0.13 * smooth_field(rng, grid, 160)
     strength = section.patient.strength * np.exp(rng.normal(0, [0.06, 0.08]))
     haematoxylin *= np.exp(enlarge(thickness, section.shape)) * np.float32(strength[0])
-    eosin *= np.exp(
-        enlarge(thickness + 0.16 * smooth_field(rng, grid, 120), section.shape)
-    ) * np.float32(strength[1])
+    uneven = thickness + 0.16 * smooth_field(rng, grid, 120)
+    eosin *= np.exp(enlarge(uneven, section.shape)) * np.float32(strength[1])
     image = np.empty((*section.shape, 3), np.float32)
     for channel in range(3):
         h, e = section.patient.dyes[:, channel].astype(np.float32)
@@ -240,13 +237,16 @@ def paint(section):
 
 
 def cut(image, centres, px_per_um=1):
-    """(n, 112, 112, 3) uint8, or as many times larger: what surrounds each spot centre (n, 2), µm."""
+    """The window around each spot centre (n, 2) in µm: (n, 112, 112, 3) uint8 or a multiple."""
     side, corners = px_per_um * TILE, px_per_um * (centres.astype(int) - TILE // 2)
     return np.stack([image[y : y + side, x : x + side] for x, y in corners])
 
 
 def double(image):
-    """(h, w, 3) -> (2h, 2w, 3) uint8, smooth; its 2 x 2 means are the drawn pixels within one grey level."""
+    """(h, w, 3) -> (2h, 2w, 3) uint8, smooth.
+
+    The means of 2 x 2 pixels are the drawn pixels within one grey level.
+    """
     height, width = image.shape[:2]
     smooth = cv2.resize(image, (2 * width, 2 * height), interpolation=cv2.INTER_CUBIC)
     means = cv2.resize(smooth, (width, height), interpolation=cv2.INTER_AREA)

@@ -1,8 +1,9 @@
-"""What is possible on real counts: an upper bound from the counts alone, by splitting them in two.
+"""An upper bound of what can be predicted on real counts, from the counts alone.
 
-Binomial thinning gives two independent halves of a Poisson count. How well one half predicts the other says how much of
-a target is noise of counting, which no image can predict. It is an upper bound: whatever varies between spots without
-showing in the tile (expression that is not in the morphology, overdispersion) counts as predictable here.
+Binomial thinning splits a Poisson count into two independent halves. How well one half predicts the
+other shows how much of a target is noise of counting, which no image can predict. This is an upper
+bound: everything that varies between spots without showing in the tile (expression that is not in
+the morphology, overdispersion) counts as predictable here.
 """
 
 import anndata as ad
@@ -18,7 +19,7 @@ from ..statistics import mean_defined, pearson
 def thin(
     counts: sparse.csr_matrix, rng: np.random.Generator
 ) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
-    """Counts (n, G) as two halves that add up to them: every molecule goes to one of them by a fair coin."""
+    """Counts (n, G) as two halves; a fair coin decides for every molecule."""
     counts = sparse.csr_matrix(counts)
     first = counts.copy()
     first.data = rng.binomial(counts.data.astype(np.int64), 0.5).astype(np.float32)
@@ -28,7 +29,9 @@ def thin(
 def split_half_ceiling(
     adata: ad.AnnData, genes: list[str], repeats: int = 5, seed: int = 0, min_spots: int = 10
 ) -> dict:
-    """Highest PCC that counting noise allows, as `strict` pools it: per section, averaged over genes and sections.
+    """Highest PCC that counting noise allows.
+
+    As in `strict` it is taken per section and averaged over genes and sections.
 
     Args:
         adata: raw counts (n, G), obs column sample.
@@ -36,9 +39,10 @@ def split_half_ceiling(
         repeats: independent thinnings that are averaged.
 
     Returns:
-        ceiling: mean over genes of the square root of the reliability, the PCC of a perfect prediction with the counts;
-        reliability: mean reliability of the target at full depth (Spearman-Brown, 2r / (1 + r)); half: mean PCC of two
-        halves, r; by_gene: `(g,)` ceilings, NaN where no section defines one.
+        ceiling: mean over genes of the square root of the reliability, which is the PCC of a
+        perfect prediction with the counts; reliability: mean reliability of the target at full
+        depth (Spearman-Brown, 2r / (1 + r)); half: mean PCC r of two halves; by_gene: `(g,)`
+        ceilings, NaN where no section defines one.
 
     Raises:
         PekaError: a gene that `adata` does not have.
@@ -52,9 +56,11 @@ def split_half_ceiling(
     reliability = 2 * half / (1 + half)
     ceiling = mean_defined(np.sqrt(np.clip(reliability, 0, None)).T)  # (g,)
     return {
-        "ceiling": float(mean_defined(ceiling)), "reliability": float(mean_defined(reliability.ravel())),
-        "half": float(mean_defined(half.ravel())), "by_gene": ceiling,
-    }  # fmt: skip
+        "ceiling": float(mean_defined(ceiling)),
+        "reliability": float(mean_defined(reliability.ravel())),
+        "half": float(mean_defined(half.ravel())),
+        "by_gene": ceiling,
+    }
 
 
 def _halves(adata, columns, samples, rng, min_spots) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What training and test spots of a split share: patients, copies of tiles, and neighbours in the tissue."""
+"""What training and test spots share: patients, copies of tiles, neighbours in the tissue."""
 
 import numpy as np
 import pandas as pd
