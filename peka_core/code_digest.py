@@ -1,4 +1,7 @@
-"""A digest of the code behind a number: parsed modules, without comments, docstrings, layout and the wording of errors."""
+"""A digest of the code behind a number: of parsed modules, without comments, docstrings and layout.
+
+The wording of errors does not count either.
+"""
 
 import ast
 import functools
@@ -8,17 +11,21 @@ from pathlib import Path
 
 from .places import PACKAGE
 
-AT_START = {
-    path: path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")
-}  # an edit during a run is not what runs
+# The modules as they were when this process started: an edit during a run is not what runs.
+AT_START = {path: path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
 
-
-# Modules that store, fetch, check, print or start work, and can move no number. What they read is named in a unit by its own
-# digest: the cohort, the weights, the teacher's files.
-WITHOUT = frozenset({
-    "code_digest", "commands", "downloads", "drawn", "errors", "figures", "files", "layout.checks", "layout.hdf5", "layout.writing", "models.encoder_files",
-    "models.weight_files", "places", "progress", "runner", "sources", "studies", "values",
-})  # fmt: skip
+# Wings and modules that only store, fetch, check, print or start work. They move no number, because
+# a unit names what they read (cohort, weights, the teacher's files) by its own digest.
+WINGS_WITHOUT_NUMBERS = {"commands", "downloads", "drawn", "runner", "sources", "studies"}
+GROUND = {"code_digest", "errors", "figures", "files", "places", "progress", "values"}
+FILE_FORMATS = {
+    "layout.checks",
+    "layout.hdf5",
+    "layout.writing",
+    "models.encoder_files",
+    "models.weight_files",
+}
+WITHOUT = frozenset(WINGS_WITHOUT_NUMBERS | GROUND | FILE_FORMATS)
 
 
 @functools.cache
@@ -71,14 +78,15 @@ def _imports(package: Path, name: str) -> frozenset[str]:
             base = [*above, *(node.module.split(".") if node.module else [])]
             found |= {".".join(base), *(".".join([*base, alias.name]) for alias in node.names)}
     here = {other for other in found if other and _file(package, other).is_file()}
-    own_wing = name.rpartition(".")[
-        0
-    ]  # a source's neighbours count for a source, and for nobody else
-    counts = lambda o: (
-        o not in WITHOUT
-        and (o.partition(".")[0] not in WITHOUT or (own_wing and o.rpartition(".")[0] == own_wing))
-    )
-    return frozenset(filter(counts, here))
+    return frozenset(other for other in here if _counts(other, name))
+
+
+def _counts(module: str, importer: str) -> bool:
+    """Whether an imported module counts; those of a source's own wing count for that source."""
+    if module in WITHOUT:
+        return False
+    wing = module.partition(".")[0]
+    return wing not in WITHOUT or wing == importer.rpartition(".")[0]
 
 
 @functools.cache

@@ -10,9 +10,10 @@ PACKAGE = Path(__file__).parent
 
 
 def root() -> Path:
-    """The folder that holds `runs/`: the checkout, upwards from here or around the package; without one the working directory.
+    """The folder that holds `runs/`: the checkout above the working directory, or of the package.
 
-    A notebook that is opened in the folder of a run (`runs/<run>/notebooks`) finds the folder around that `runs/`.
+    Without a checkout it is the working directory. A notebook that is opened inside a run
+    (`runs/<run>/notebooks`) finds the folder around that `runs/`.
     """
     here = Path.cwd()
     for folder in (here, *here.parents, PACKAGE.parent):
@@ -29,9 +30,9 @@ def root() -> Path:
 
 
 def bundled(name: str) -> Path:
-    """What comes with the code: `notebooks`, `results`, `data_manifest.yaml`, `constraints.txt`.
+    """A file or folder that comes with the code: `notebooks`, `results`, `data_manifest.yaml`, …
 
-    The checkout's where there is one, else the copy that `pip install .` puts into the package (pyproject.toml, package-dir).
+    The checkout's where there is one, else the copy that `pip install .` puts into the package.
     """
     copy, folder = PACKAGE / "bundled" / name, root()
     if copy.exists() and not (folder / CHECKOUT).exists():
@@ -40,7 +41,7 @@ def bundled(name: str) -> Path:
 
 
 def results_folder() -> Path:
-    """The published tables, which README and chapters read; a run's own lie in `runs/<run>/results`."""
+    """The published tables, which README and chapters read. A run keeps its own in its folder."""
     return bundled("results")
 
 

@@ -11,8 +11,7 @@ class World:
         name: what tables call it; `on` is the profile's own cohort.
         options: changes of the source's options, (name, value) pairs.
         recipe: changes of the recipe, likewise.
-        same_tissue: whether it shows the tiles of the profile's own cohort, and differs in its counts
-            alone.
+        same_tissue: it shows the tiles of the profile's own cohort, and only its counts differ.
     """
 
     name: str = "on"

@@ -1,9 +1,9 @@
 """Which code makes a unit: a digest of the modules that its stage runs.
 
-A number must not outlive the code that made it, so a unit's name contains this digest. After an edit of
-`losses.py`, or a `git pull`, whatever depends on it is made again. Comments, docstrings, layout and the
-wording of errors change nothing (`code_digest.py`). A stage's modules count with all that they import,
-and `stages.py` counts for every unit, because it chooses what the others are given.
+A number must not outlive the code that made it, so a unit's name contains this digest. After an
+edit of `losses.py`, or a `git pull`, whatever depends on it is made again. Comments, docstrings,
+layout and the wording of errors change nothing (`code_digest.py`). A stage's modules count with all
+that they import. The two modules that choose what a stage is given count for every unit.
 """
 
 import hashlib
@@ -21,6 +21,8 @@ STAGES = {  # stage -> modules in which its work begins; all read counts and til
     "umap": ("quality", "student", "teachers"),
     "evaluation": ("evaluation", "controls", "student"),
 }
+
+GIVES = ("runner.stages", "runner.inputs")
 
 
 def code_of(unit) -> str:
@@ -42,8 +44,8 @@ def code_of(unit) -> str:
     if unit.encoder.partition("@")[0] in ("mini", "random", ""):
         aside.add("models.backbones")
     made = digest_of_code(frozenset(begin), frozenset(aside))
-    chosen = digest_of_module("runner.stages")
-    return hashlib.sha256(f"{made} {chosen}".encode()).hexdigest()[:12]
+    given = " ".join(digest_of_module(module) for module in GIVES)
+    return hashlib.sha256(f"{made} {given}".encode()).hexdigest()[:12]
 
 
 def code_of_source(name: str) -> str:

@@ -1,92 +1,64 @@
 """Seconds and memory of a piece of work."""
 
-import math
 import sys
 import time
-from pathlib import Path
+from typing import ClassVar
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 
 class Cost:
-    """Seconds and largest memory of a piece of work, without those of pieces that were made inside it.
+    """Seconds and memory of a piece of work, as a context; seconds of inner pieces do not count.
 
-    Use as a context; pieces nest. Memory: of this process, and of torch on its GPU where it has one.
+    Memory of the process is its largest since it started, because a process cannot start that count
+    again. torch can, so the GPU's is that of the piece of work.
     """
 
-    _running: list["Cost"] = []
-    _counts_process = (
-        False  # whether the largest memory of the process is that since the last reset
-    )
+    _running: ClassVar[list["Cost"]] = []
 
     def __enter__(self) -> "Cost":
         if self._running:
-            self._running[-1]._note_peak()
+            self._running[-1]._note_gpu()
         self._running.append(self)
-        self.peak, self.inside, self.started = {}, 0.0, time.perf_counter()
-        _reset_peak()
+        self.gpu, self.inside, self.started = 0.0, 0.0, time.perf_counter()
+        _reset_gpu()
         return self
 
     def __exit__(self, *_) -> None:
-        self._note_peak()
+        self._note_gpu()
         self._running.pop()
         whole = time.perf_counter() - self.started
         self.seconds = whole - self.inside
         if self._running:
             self._running[-1].inside += whole
-        _reset_peak()  # what follows belongs to the outer piece again
+        _reset_gpu()  # what follows belongs to the outer piece again
 
     def facts(self) -> dict:
-        """`{"seconds": ..., "memory_mb": {"process": ..., "gpu": ...}}`; an entry is missing where it cannot be known."""
-        return {"seconds": round(self.seconds, 2), "memory_mb": self.peak}
+        """`{"seconds": s, "memory_mb": {"process": mb, "gpu": mb}}`; unknown entries are absent."""
+        memory = {"process": _process_mb(), "gpu": self.gpu}
+        known = {name: round(mb, 1) for name, mb in memory.items() if mb}
+        return {"seconds": round(self.seconds, 2), "memory_mb": known}
 
-    def _note_peak(self) -> None:
-        for name, mb in _peak_mb().items():
-            self.peak[name] = max(mb, self.peak.get(name, 0.0))
-
-
-CLEAR_REFS = Path(
-    "/proc/self/clear_refs"
-)  # Linux starts its count of a process's largest memory again when 5 is written here
+    def _note_gpu(self) -> None:
+        if _uses_gpu():
+            self.gpu = max(self.gpu, sys.modules["torch"].cuda.max_memory_allocated() / 2**20)
 
 
-def peak_can_be_reset() -> bool:
-    """Whether the count of the process's largest memory can start again: under Linux, but not in every container."""
-    try:
-        CLEAR_REFS.write_text("5")
-    except OSError:
-        return False
-    status = _status_mb()
-    return (
-        status.get("VmHWM", math.inf) < status["VmRSS"] + 50
-    )  # a system that takes the write and does nothing does not count
+def _process_mb() -> float:
+    if resource is None:
+        return 0.0
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, kB on Linux
 
 
-def _status_mb() -> dict[str, float]:
-    """Memory of this process as Linux tells it: `VmHWM` is the largest since the last reset, `VmRSS` what it is now."""
-    lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
-    return {
-        name.rstrip(":"): int(rest[0]) / 1024
-        for name, *rest in lines
-        if name in ("VmHWM:", "VmRSS:")
-    }
-
-
-def _reset_peak() -> None:
-    Cost._counts_process = peak_can_be_reset()
+def _reset_gpu() -> None:
     if _uses_gpu():
-        import torch
-
-        torch.cuda.reset_peak_memory_stats()
-
-
-def _peak_mb() -> dict[str, float]:
-    peak = {"process": round(_status_mb()["VmHWM"], 1)} if Cost._counts_process else {}
-    if _uses_gpu():
-        import torch
-
-        peak["gpu"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    return peak
+        sys.modules["torch"].cuda.reset_peak_memory_stats()
 
 
 def _uses_gpu() -> bool:
-    """Whether this process has put anything on a GPU; asking does not start CUDA, nor import torch."""
+    """Whether this process uses a GPU already; asking neither imports torch nor starts CUDA."""
     return "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized()

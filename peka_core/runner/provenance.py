@@ -12,7 +12,7 @@ from ..places import PACKAGE
 
 @functools.cache
 def commit() -> str:
-    """Short git commit of the code, with `+` where tracked files differ from it; empty outside a checkout."""
+    """Short git commit of the code; `+` marks changed files. Empty outside a checkout."""
     if not (PACKAGE.parent / "data_manifest.yaml").is_file():
         return ""  # installed: a repository around it is somebody else's
     try:
@@ -31,7 +31,7 @@ def _git(folder: Path, *words: str) -> str:
 
 
 def provenance(device: str = "") -> dict:
-    """Version of this package, commit, Python, packages and device (the best where none is given), for `unit.json` and tables."""
+    """Versions, commit and device, for `unit.json` and tables; without a device, the best one."""
     return {
         "peka_core": importlib.metadata.version("peka-core"),
         "commit": commit(),

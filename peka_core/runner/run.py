@@ -57,8 +57,8 @@ def open_run(
         overrides: profile values to change, by flat name.
 
     Raises:
-        PekaError: unknown names, values that do not fit, a device or weights that are not there, or a
-            folder that was started with other values or for a cohort directory that has changed.
+        PekaError: unknown names, values that do not fit, a device or weights that are not there, or
+            a folder that was started with other values or for a cohort that has changed.
     """
     loaded, device = load_profile(profile, overrides), check_device(device)
     check_complete(loaded)
@@ -143,8 +143,8 @@ def _same_or_new(path: Path, started: dict) -> None:
     except ValueError as error:
         raise PekaError(
             f"{path}: damaged ({error}); expected what this run was started with. Choose another "
-            f"--run NAME. Or, if you know that it was started with {text}, delete this one file: it "
-            "is written again, and what is finished stays."
+            f"--run NAME. Or, if you know that it was started with {text}, delete this one file: "
+            "it is written again, and what is finished stays."
         ) from error
     if before != json.loads(text):
         raise PekaError(
@@ -253,8 +253,8 @@ class Run:
     def encoder_name(self, name: str = "") -> str:
         """`name@digest` of an encoder; it is loaded only where its digest is not known otherwise.
 
-        The digest has twelve digits of the weights, and six of what the manifest says of network and
-        input, since that can change while the weights stay.
+        The digest has twelve digits of the weights, and six of what the manifest says of network
+        and input, because that can change while the weights stay.
         """
         from ..models.encoder_files import BUNDLED, rows
 

@@ -1,4 +1,4 @@
-"""Rungs: which student to train, or to score, said in one line. A ladder is a list of them in a profile."""
+"""Rungs: which student to train or to score. A ladder is a list of them in a profile."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ class Rung:
     Attributes:
         method: what is trained (`METHODS`); `none` is the frozen encoder.
         space: `encoder`, `projected` or `concat` (frozen beside projected).
-        taught_by: `teacher`; `permuted_teacher`, its rows shuffled within each section, so that composition of a
-            section stays and everything about a spot is lost; `genes`, the target genes themselves.
+        taught_by: `teacher`; `permuted_teacher`, whose rows are shuffled within each section, so
+            that only the section's composition is left; or `genes`, the target genes themselves.
         recipe: changes to the profile's recipe, as sorted (name, value) pairs.
         encoder: another encoder than the profile's.
-        share: share of the split's training patients that teacher and alignment see; the head still sees all.
+        share: of the training patients, that teacher and alignment see; the head sees all of them.
         name: what tables and figures call it.
     """
 
@@ -48,12 +48,14 @@ def as_rung(rung: "Rung | str") -> Rung:
 
 
 def first_adapter(methods: tuple[str, ...]) -> str:
-    """The first of a profile's methods that changes the encoder, for what shows one student; "" where none does."""
+    """The first of a profile's methods that changes the encoder; "" where none does."""
     return next((method for method in methods if method not in ("none", "projector_only")), "")
 
 
 def read_rung(values: dict) -> Rung:
-    """A rung from a profile: `{name: L_KD only, method: bat, recipe: {lambda_struct: 0.0}}`; method is bat by default.
+    """A rung from a profile, such as `{name: L_KD only, recipe: {lambda_struct: 0.0}}`.
+
+    The method is bat where none is given.
 
     Raises:
         PekaError: unknown keys, recipe values or teachers.

@@ -1,5 +1,5 @@
-"""The stages of a run. Each finds its finished unit, or asks for the inputs, calls one function of the
-core, and stores what that returns.
+"""The stages of a run. Each one finds its finished unit, or asks for inputs, calls a function of
+the core and stores what it returns.
 
     work = open_run("demo")
     stages.teacher(work, "patients/0")           02  counts -> X_teacher, pseudo-labels
@@ -7,8 +7,8 @@ core, and stores what that returns.
     stages.features(work, "bat", "patients/0")   03  tiles -> features
     stages.score(work, "bat", protocol)          04  features -> predictions, scores
 
-What is trained or scored is a rung: a `Rung`, or the name of a method. A split is a `Split` or its name.
-This module chooses what each function is given, so its code is part of the name of every unit.
+What is trained or scored is a rung: a `Rung` or the name of a method. A split is a `Split` or its
+name. This file and inputs.py choose what a function gets, so both count in every unit's name.
 """
 
 import dataclasses
@@ -30,30 +30,17 @@ from ..drawn.worlds import OWN
 from ..errors import PekaError
 from ..evaluation import Evaluation, evaluate
 from ..files import sha256_of_rows, write_json
-from ..protocols import Protocol, Scope, aligned_on, genes_of_split, protocol_of
+from ..protocols import Protocol, Scope, genes_of_split, protocol_of
 from ..recipe import Recipe
+from . import inputs
+from .inputs import recipe_of, seen_by, student_unit
 from .provenance import maker
 from .run import Run
 from .rungs import Rung, as_rung
-from .units import Unit, changed_fields, digest_of, facts_of, make, partial, told_of_damage
-
-NOT_A_STUDENT = ("oracle", "permuted_targets", "teacher", *CONTROLS, *REFERENCES)
+from .units import Unit, digest_of, facts_of, make, partial, told_of_damage
 
 if TYPE_CHECKING:  # torch and timm take seconds to import, and only new students need them
     from ..student import Student
-
-
-def recipe_of(work: Run, rung: Rung, split: Split | None = None) -> Recipe:
-    """The profile's recipe with the changes of a rung and of the run's world (`Recipe.for_split`)."""
-    recipe = dataclasses.replace(rung.change(work.profile.recipe), **dict(work.world.recipe))
-    return recipe.for_split(
-        split is not None and split.mixes(work.cohort().obs["sample"].to_numpy())
-    )
-
-
-def seen_by(work: Run, rung: Rung, split: Split) -> np.ndarray:
-    """The training spots (n,) of a split that a rung's teacher and alignment see."""
-    return targets.training_spots(work.cohort().obs, split.train, rung.share, work.profile.seed)
 
 
 # ---- 02 teacher ----------------------------------------------------------------------------------
@@ -87,12 +74,11 @@ def teacher(work: Run, split: Split | str, rung: Rung | str = "bat") -> ad.AnnDa
 def _embedding(work: Run, model, adata: ad.AnnData) -> np.ndarray:
     """X_teacher (n, d_t) of a teacher that is not fitted: made once for all splits and seeds."""
     unit = work.unit("embedding", teacher=work.teacher_name)
-    save = lambda folder: np.save(folder / "x_teacher.npy", model.embed(adata))
-    return np.load(_file(work, unit, "x_teacher.npy", save))
+    return _array(work, unit, lambda: model.embed(adata))
 
 
 def lesson(work: Run, rung: Rung | str, split: Split | str) -> tuple[np.ndarray, np.ndarray]:
-    """Targets `(n, d_t)` and pseudo-labels `(n,)` of all spots for a rung's student (`targets.lesson`)."""
+    """Targets `(n, d_t)` and pseudo-labels `(n,)` of all spots for a rung's student."""
     rung, split = as_rung(rung), work.split(split)
     needs_genes = rung.taught_by == "genes"
     genes = genes_of_split(work.tasks(protocol_of(split.name)), split) if needs_genes else None
@@ -103,8 +89,7 @@ def hashes(work: Run) -> np.ndarray:
     """Perceptual hashes of all tiles, `(n,)` uint64 (`duplicates.difference_hash`)."""
     from ..layout.duplicates import difference_hash
 
-    save = lambda folder: np.save(folder / "hashes.npy", difference_hash(work.tiles()))
-    return np.load(_file(work, work.unit("hashes"), "hashes.npy", save))
+    return _array(work, work.unit("hashes"), lambda: difference_hash(work.tiles()))
 
 
 # ---- 03 alignment --------------------------------------------------------------------------------
@@ -121,7 +106,7 @@ def align(
             where weights are needed that it left out, the student is trained again.
     """
     rung, split = as_rung(rung), work.split(split)
-    unit = _student_unit(work, "alignment", rung, split)
+    unit = student_unit(work, "alignment", rung, split)
     card = {name: getattr(unit, name) for name in ("split", "rows", "cohort", "seed")}
 
     def write(folder: Path) -> None:
@@ -164,7 +149,7 @@ def history(work: Run, rung: Rung | str, split: Split | str) -> pd.DataFrame:
 def features(work: Run, rung: Rung | str = "frozen", split: Split | str = "") -> ad.AnnData:
     """Features of all spots: `obsm["X_encoder"]`, and `obsm["X_projected"]` for an aligned student.
 
-    Frozen features depend on neither split nor seed and exist once; worlds of one tissue share them.
+    Frozen features depend on no split or seed and exist once; worlds of one tissue share them.
     """
     rung = as_rung(rung)
     is_frozen = rung.method == "none"
@@ -177,7 +162,7 @@ def features(work: Run, rung: Rung | str = "frozen", split: Split | str = "") ->
             table.obsm[f"X_{space}"] = values
         table.write_h5ad(folder / "features.h5ad", compression="gzip")
 
-    unit = _student_unit(work, "features", rung, split)
+    unit = student_unit(work, "features", rung, split)
     return _read(_file(work, unit, "features.h5ad", write))
 
 
@@ -213,7 +198,7 @@ def quality(work: Run, rung: Rung | str, split: Split | str) -> dict:
     """Did it align? `alignment_quality` of a rung's space on held-out spots, and what made it."""
     rung, split = as_rung(rung), work.split(split)
     rows = sha256_of_rows(seen_by(work, rung, split), split.train, split.test)
-    unit = _student_unit(work, "quality", rung, split, space=rung.space, teacher=work.teacher_name)
+    unit = student_unit(work, "quality", rung, split, space=rung.space, teacher=work.teacher_name)
 
     def write(folder: Path) -> None:
         from ..quality import alignment_quality
@@ -244,34 +229,19 @@ def score(
 
     Args:
         predictor: a rung, `frozen`, `random`, the name of a method, or a name in `NOT_A_STUDENT`.
-        scope: what the alignment sees: `nested` (each split's training spots) or `all` (every spot); by
-            default the protocol's own.
+        scope: what the alignment sees, `nested` (each split's training spots) or `all` (every
+            spot); by default the protocol's own.
         splits: names of the splits to score; empty means all splits of the protocol.
         predictions: whether the predicted values are needed too.
 
     Raises:
         PekaError: an alignment nested in splits whose genes have folds of their own.
     """
-    scored, aligned = _splits(work, protocol, scope, splits)
-    fields = {"protocol": protocol.name, "rules": digest_of(changed_fields(protocol))}
-    rung = Rung("none") if predictor in NOT_A_STUDENT else as_rung(predictor)
-    is_fitted = predictor == "teacher" or rung.method != "none"  # to the spots that it sees
-    sees = aligned if is_fitted else scored
-    masks = [m for s, a in zip(scored, sees) for m in (seen_by(work, rung, a), s.test)]
-    if predictor in NOT_A_STUDENT:
-        fields |= {"encoder": work.encoder_name()} if predictor == "permuted_targets" else {}
-        fields |= {"teacher": work.teacher_name} if predictor == "teacher" else {}
-        unit = work.unit("evaluation", method=predictor, seed=work.profile.seed, **fields)
-    else:
-        unit = _student_unit(work, "evaluation", rung, None, space=rung.space, **fields)
-    scope = Scope(scope or protocol.scope) if is_fitted else ""
-    rows = {"split": ",".join(splits), "rows": sha256_of_rows(*masks), "scope": scope}
-    unit = dataclasses.replace(unit, **rows)
+    unit, sees = inputs.evaluation_unit(work, predictor, protocol, scope, splits)
 
     def write(folder: Path) -> None:
-        names = {split.name: split_seen for split, split_seen in zip(scored, sees)}
-        tasks = [task for task in work.tasks(protocol) if task.split.name in names]
-        evaluate(work.cohort(), _predictor(work, predictor, names), protocol, tasks).save(folder)
+        tasks = [task for task in work.tasks(protocol) if task.split.name in sees]
+        evaluate(work.cohort(), _predictor(work, predictor, sees), protocol, tasks).save(folder)
 
     needs = "predictions.h5ad" if predictions else "scores.csv.gz"
     folder = make(work.folder, unit, write, needs, work.device)
@@ -290,30 +260,19 @@ def adapters_of(
     rung = as_rung(rung)
     if rung.method == "none":
         return ""
-    _, aligned = _splits(work, protocol, scope, splits)
-    cards = {one.name: align(work, rung, one, "card.json") / "card.json" for one in aligned}
+    _, sees = inputs.evaluation_unit(work, rung, protocol, scope, splits)
+    cards = {s.name: align(work, rung, s, "card.json") / "card.json" for s in sees.values()}
     digests = {name: json.loads(card.read_text()).get("sha256") for name, card in cards.items()}
     if old := [name for name, digest in digests.items() if digest is None]:
         raise PekaError(
-            f"{cards[old[0]]}: the card names no digest of the weights, so an earlier version wrote "
-            "it. Start a new run, --run NAME"
+            f"{cards[old[0]]}: the card names no digest of the weights, so an earlier version "
+            "wrote it. Start a new run, --run NAME"
         )
     return digest_of(digests)
 
 
-def _splits(
-    work: Run, protocol: Protocol, scope: Scope | str, names: Sequence[str]
-) -> tuple[list[Split], list[Split]]:
-    """A protocol's splits, all or those of some names, and for each the split that aligns."""
-    if isinstance(names, str):
-        raise PekaError(f"splits {names!r}: expected a tuple of names, ({names!r},)")
-    cohort, splits = work.cohort(), protocol.splits(work.cohort())
-    scored = [split for split in splits if not names or split.name in names]
-    return scored, aligned_on(cohort, protocol, scored, Scope(scope or protocol.scope))
-
-
 def _predictor(work: Run, predictor: Rung | str, sees: dict[str, Split]):
-    """What `evaluate` takes: features or a callable. `sees`: scored split -> the split that aligns."""
+    """Features or a callable, for `evaluate`. `sees`: scored split -> the split that aligns."""
     if predictor == "oracle":
         return oracle(work.cohort())
     if predictor == "permuted_targets":
@@ -332,11 +291,11 @@ def _predictor(work: Run, predictor: Rung | str, sees: dict[str, Split]):
 
 
 def umap(work: Run, rung: Rung | str, split: Split | str, labels_of: Split | str) -> pd.DataFrame:
-    """UMAP of all spots in a rung's space: x, y, patient, and pseudo_label of the split `labels_of`."""
+    """UMAP of all spots in a rung's space: x, y, patient, pseudo_label (of split `labels_of`)."""
     rung, fitted = as_rung(rung), work.split(labels_of).train
     split = None if rung.method == "none" else work.split(split)
     rows = [fitted] if split is None else [seen_by(work, rung, split), fitted]
-    unit = _student_unit(work, "umap", rung, split, space=rung.space, teacher=work.teacher_name)
+    unit = student_unit(work, "umap", rung, split, space=rung.space, teacher=work.teacher_name)
     unit = dataclasses.replace(unit, rows=sha256_of_rows(*rows))
     if split is None:
         plain = work.profile.recipe  # the pseudo-labels depend on it
@@ -355,6 +314,12 @@ def umap(work: Run, rung: Rung | str, split: Split | str, labels_of: Split | str
     return pd.read_csv(path, index_col="spot", dtype=text)
 
 
+def _array(work: Run, unit: Unit, compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """The one array of a unit, which `compute` returns where it is missing."""
+    name = f"{unit.stage}.npy"
+    return np.load(_file(work, unit, name, lambda folder: np.save(folder / name, compute())))
+
+
 def _file(work: Run, unit: Unit, name: str, write: Callable[[Path], None]) -> Path:
     """The file `name` of a unit; `write(folder)` makes it where it is missing."""
     return make(work.folder, unit, write, name, work.device) / name
@@ -362,27 +327,8 @@ def _file(work: Run, unit: Unit, name: str, write: Callable[[Path], None]) -> Pa
 
 @functools.lru_cache(maxsize=8)
 def _read(path: Path) -> ad.AnnData:
-    """A unit's table, and in uns["made"] what made it. It is shared: copy it before you change it."""
+    """A unit's table, with its maker in uns["made"]. It is shared: copy it before you change it."""
     with told_of_damage(path):
         table = ad.read_h5ad(path)
     table.uns["made"] = maker(facts_of(path.parent))
     return table
-
-
-def _student_unit(work: Run, stage: str, rung: Rung, split: Split | None, **fields) -> Unit:
-    """The unit of what a student makes; the frozen encoder depends on no split, teacher or recipe.
-
-    Args:
-        split: its training spots were seen; None where no split was, or several were.
-        fields: further fields of the unit.
-    """
-    fields |= {"encoder": work.encoder_name(rung.encoder), "method": rung.method}
-    if split is not None:
-        seen = seen_by(work, rung, split)
-        fields |= {"split": split.name, "rows": sha256_of_rows(seen)}
-    if rung.method != "none":
-        fields |= {"teacher": work.teacher_name, "taught_by": rung.taught_by}
-        fields |= {"recipe": recipe_of(work, rung, split)}
-    if "teacher" in fields:
-        fields["seed"] = work.profile.seed  # of the alignment, and of the pseudo-labels
-    return work.unit(stage, **fields)

@@ -1,8 +1,8 @@
 """A unit: one finished piece of work on disk, found again by what it is made of.
 
-`runs/<run>/units/<stage>-<id>/` holds the files of one unit and `unit.json` with every field that
-made it. The id is a hash of the fields, so nobody parses names; a unit without `unit.json` does not exist.
-One field is the digest of the code that makes it (`code.py`), so other code never finds what it did not make.
+`runs/<run>/units/<stage>-<id>/` holds the files of one unit, and `unit.json` with every field that
+made it. The id is a hash of the fields. A unit without `unit.json` does not exist. One field is the
+digest of the code (`code.py`), so code never finds what other code made.
 """
 
 import contextlib
@@ -27,11 +27,7 @@ from .cost import Cost
 from .provenance import provenance
 
 AGAIN = "+"  # ends the name of the folder in which a unit is made again for a file that it lacks
-SHARED = (
-    "teacher",
-    "embedding",
-    "hashes",
-)  # stages whose units are taken over from other runs; frozen features too
+SHARED = ("teacher", "embedding", "hashes")  # runs share units of these stages, and frozen features
 
 
 @dataclass(frozen=True)
@@ -39,19 +35,20 @@ class Unit:
     """What one piece of work depends on; fields that do not matter to a stage stay empty.
 
     Attributes:
-        stage: `teacher`, `embedding`, `hashes`, `alignment`, `features`, `quality`, `umap` or `evaluation`.
+        stage: a key of `code.STAGES`.
         cohort: digest of the cohort directory.
         encoder: encoder name and digest, `name@digest`.
         method: what was trained (`ladder.METHODS`), or the name of a control.
         teacher: teacher name with its options.
         taught_by: `teacher`, `permuted_teacher` or `genes` (`ladder.Rung`).
         recipe: hyper-parameters of the alignment.
-        split: name of the split whose training spots were used (`patients/0`, `spots/0`, `all`), for people; empty for what no
-            split touches. Of an evaluation: the splits that were scored, empty for all of its protocol.
-        rows: digest of the rows of that split that were used. It decides, not the name: a changed protocol may keep its names.
+        split: for people: name of the split whose training spots were used, or of an evaluation the
+            splits that were scored (empty for all). Empty for what no split touches.
+        rows: digest of the rows that were used. It decides, because a changed protocol may keep the
+            names of its splits.
         space: `encoder`, `projected` or `concat`.
         protocol: name of the evaluation protocol.
-        rules: digest of all of the protocol's rules, since a changed one may keep its name.
+        rules: digest of all rules of the protocol, because a changed one may keep its name.
         scope: `nested` or `all`: which spots the alignment saw.
         seed: seed of the alignment, or of a drawn control.
         code: digest of the code that makes it.
@@ -75,10 +72,10 @@ class Unit:
 
     @property
     def id(self) -> str:
-        """Twelve hex digits of the sha256 over all fields that differ from their default, but for the name of a split whose rows
-        are known.
+        """Twelve hex digits of the sha256 over all fields that differ from their default.
 
-        So a field that a later version adds, with what was done before as its default, leaves older units their names.
+        A later version may therefore add a field without renaming older units. The name of a split
+        is left out where its rows are known.
         """
         fields = changed_fields(self) | (
             {"recipe": changed_fields(self.recipe)} if self.recipe else {}
@@ -121,11 +118,11 @@ def make(
 ) -> Path:
     """Return the unit's folder, filling it with `write(folder)` first where it is not finished.
 
-    The files are written into a temporary folder that is renamed when it is whole, with fields, seconds, memory,
-    versions and device in its `unit.json`; a killed run leaves nothing that looks finished. A lock sees to it that two
-    processes never make the same unit: the second waits, and then finds it. A finished unit is never changed: where it lacks
-    a file (left out of the repository for its size) it is made again beside itself, in a folder whose name ends with `AGAIN`.
-    Teachers, hashes and frozen features are taken from other runs beside this one where these have them.
+    The files are written into a temporary folder, which is renamed when it is whole, so a killed
+    run leaves nothing that looks finished. A lock makes a second process wait for the first; then
+    it finds the unit. A finished unit is never changed. Where it lacks a file, because the
+    repository left that out for its size, the unit is made again beside it, in a folder whose name
+    ends with `AGAIN`. Units that runs share (`SHARED`) are taken from a run beside this one.
 
     Args:
         needs: a file that must be there.
@@ -149,8 +146,11 @@ def make(
 
 @contextlib.contextmanager
 def told_of_damage(path: Path):
-    """Turn what a library says of a unit's damaged file into one message; whatever is in it can be made again."""
-    again = f"Remove the folder units/{path.parent.name} of this run, and of runs beside it, which may share it: it is made again."
+    """Turn any error of reading a unit's file into one message that says how to make it again."""
+    again = (
+        f"Remove the folder units/{path.parent.name} of this run, and of runs beside it, which may "
+        "share it: it is made again."
+    )
     try:
         yield
     except (OSError, ValueError, KeyError, EOFError) as error:
@@ -167,7 +167,7 @@ def told_of_damage(path: Path):
 
 
 def facts_of(folder: Path) -> dict:
-    """What a unit's `unit.json` says: its fields under `unit`, seconds, memory, commit, Python, packages, device.
+    """What a unit's `unit.json` says: its fields under `unit`, cost, commit, versions and device.
 
     Raises:
         PekaError: it is damaged.
@@ -184,7 +184,7 @@ def facts_of(folder: Path) -> dict:
 
 
 def of_other_code(run: Path, names: Iterable[str] | None = None) -> list[str]:
-    """Commits of the finished units of a run that other code made than what is here; of all, or of those that are named."""
+    """Commits of a run's finished units that other code made; of all units, or of some by name."""
     names = None if names is None else set(names)
     asked = [facts for folder, facts in _all_facts(run).items() if names is None or folder in names]
     return sorted(
@@ -218,7 +218,7 @@ def _unit_of(fields: dict) -> Unit:
 
 
 def _taken(run: Path, unit: Unit, needs: str, target: Path) -> Path | None:
-    """The same unit of another run beside this one, linked into this one; None where there is none or it is not shared."""
+    """The same unit of a run beside this one, linked into this one; None where there is none."""
     if unit.stage not in SHARED and (unit.stage, unit.method) != ("features", "none"):
         return None
     others = (
@@ -243,12 +243,15 @@ def _tell_other_versions(facts: dict) -> None:
     here = versions()
     for name, then in facts["packages"].items():
         if here.get(name, then) != then:
-            text = f"{name} {then} made what is read here, and {here[name]} is installed: numbers may differ in their last digits"
+            text = (
+                f"{name} {then} made what is read here, and {here[name]} is installed: numbers may "
+                "differ in their last digits"
+            )
             say_once(text, notice=True)
 
 
 def partial(run: Path, unit: Unit) -> Path:
-    """Folder for what a unit needs to go on after it was killed; it goes away with the finished unit."""
+    """Folder for the checkpoint of a unit; it goes away with the finished unit."""
     folder = Path(run) / "units" / f".{unit.name}.partial"
     folder.mkdir(parents=True, exist_ok=True)
     return folder

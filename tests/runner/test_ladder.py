@@ -14,6 +14,7 @@ from peka_core.models.encoder_files import MINI_WEIGHTS
 from peka_core.protocols import PROTOCOLS
 from peka_core.recipe import RECIPES, Recipe
 from peka_core.runner import stages
+from peka_core.runner.inputs import seen_by
 from peka_core.runner.profile import load_profile
 from peka_core.runner.rungs import Rung, as_rung, read_rung
 from peka_core.statistics import paired
@@ -98,7 +99,7 @@ def test_genes_as_teacher_are_standardised_on_training_spots_and_chosen_there(wo
 
 def test_a_smaller_share_of_patients_is_part_of_a_larger_one_and_test_spots_stay(work):
     all_train, test = work.rows("patients/0")
-    half = stages.seen_by(work, Rung("bat", share=0.5), work.split("patients/0"))
+    half = seen_by(work, Rung("bat", share=0.5), work.split("patients/0"))
     groups = work.cohort().obs["group"].to_numpy()
     assert (half <= all_train).all()
     assert len(set(groups[half])) == max(1, round(0.5 * len(set(groups[all_train]))))
