@@ -47,7 +47,7 @@ def copied(tmp_path: Path, module: str, before: str, after: str) -> Path:
         ("losses", '"""Cross entropy', '"""Other words for cross entropy', False),
         ("genes", "scale = np.divide(1e4,", "scale = np.divide(1e5,", True),
         ("genes", "scale = np.divide(1e4,", "scale  =  np.divide(1e4,", False),
-        ("alignment", 'lower the learning rate', 'choose a lower rate', False),
+        ("alignment", "lower the learning rate", "choose a lower rate", False),
     ],
 )
 def test_an_edit_counts_and_a_rewording_does_not(tmp_path, module, before, after, counts):

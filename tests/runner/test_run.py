@@ -49,13 +49,15 @@ def test_frozen_features_exist_once_and_worlds_of_one_tissue_share_them(work):
 
 def test_a_world_has_its_own_cohort_and_recipe(work):
     there = work.at(few_patients({"patients": 3, "epochs": 7}))
-    assert there.cohort().samples["patient"].nunique() == 4  # with the copy, under a name of its own
+    assert (
+        there.cohort().samples["patient"].nunique() == 4
+    )  # with the copy, under a name of its own
     assert there.cohort().path.name == "cohort_few"
     split = there.split("patients/0")
     recipe = recipe_of(there, Rung("bat"), split)
     own = recipe_of(work, Rung("bat"), work.split("patients/0"))
-    assert (recipe.epochs, recipe.set_aside) == (7, 0.0) and own.set_aside > 0
-    assert recipe_of(work, Rung("bat"), work.split("spots/0")).set_aside == 0
+    assert (recipe.epochs, recipe.validation_share) == (7, 0.0) and own.validation_share > 0
+    assert recipe_of(work, Rung("bat"), work.split("spots/0")).validation_share == 0
     assert there.at(OWN).cohort() is work.cohort()
 
 
@@ -88,7 +90,20 @@ def empty_root(tmp_path, monkeypatch):
     return tmp_path
 
 
-BAD_NAMES = ["exp/one", "..", ".", "a/../b", ".hidden", "/abs", "a\\b", "C:", "a\nb", " ", "a.", "n" * 101]
+BAD_NAMES = [
+    "exp/one",
+    "..",
+    ".",
+    "a/../b",
+    ".hidden",
+    "/abs",
+    "a\\b",
+    "C:",
+    "a\nb",
+    " ",
+    "a.",
+    "n" * 101,
+]
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
@@ -126,7 +141,9 @@ def test_a_damaged_run_json_is_named(empty_root, content):
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", "mps", "tpu", "cuda:x"])
-def test_a_device_that_is_not_here_is_refused_before_a_folder_exists(empty_root, monkeypatch, device):
+def test_a_device_that_is_not_here_is_refused_before_a_folder_exists(
+    empty_root, monkeypatch, device
+):
     monkeypatch.setattr(devices, "_has_gpu", lambda: False)
     for use in (
         lambda: runs.open_run("smoke", "x", device),
