@@ -112,6 +112,21 @@ def scale_bar(ax: plt.Axes, px_per_um: float, length_um: float, color: str = "bl
     )  # fmt: skip
 
 
+def kind_map(ax: plt.Axes, xy: np.ndarray, kinds, um_per_px: float, every) -> None:
+    """A tissue map of the kinds of tissue, with a legend beside it.
+
+    Args:
+        ax, xy, um_per_px: as of `tissue_map`.
+        kinds: `(n,)` the kind of each spot.
+        every: all kinds of the cohort, which have a colour each.
+    """
+    palette = colors(sorted(every))
+    tissue_map(ax, xy, kinds, um_per_px, "kind of tissue", palette=palette)
+    dots = [plt.Line2D([], [], marker="o", ls="", color=color) for color in palette.values()]
+    place = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+    ax.legend(dots, list(palette), fontsize="x-small", **place)
+
+
 def tissue_map(
     ax: plt.Axes, xy: np.ndarray, values, um_per_px: float, title: str = "", **options
 ) -> PathCollection:
