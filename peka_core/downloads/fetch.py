@@ -13,15 +13,20 @@ import pooch
 from ..errors import PekaError
 from ..files import CANNOT_WRITE, alone, free_bytes, told_when_full
 from ..places import cache_folder
-from .manifest import NAME, Download, mirror
+from .manifest import Download, mirror
 from .network import check_network, has_token, variables_set, without_secrets
 from .record import DIGESTS, Record, verify
 
 pooch.get_logger().setLevel("WARNING")  # its notes name folders of this machine
 
+COPY_INSTEAD = (
+    "Or copy it, at this relative path, into a folder and name that folder in PEKA_MIRROR. Then "
+    "run the same command again; finished files stay."
+)
+
 
 def fetch(files: list[Download], dry_run: bool = False) -> list[Path]:
-    """Have files on this machine, verified. A file that is here and verified is only looked at.
+    """Have files on this machine, verified. A file that was verified before is not read again.
 
     Args:
         files: what is wanted.
@@ -36,12 +41,11 @@ def fetch(files: list[Download], dry_run: bool = False) -> list[Path]:
     if dry_run:
         print(_plan(files))
         return [file.place for file in files]
-    record, missing = Record(), [file for file in files if not file.is_here]
-    if missing:
-        _check_places(missing)
+    record, offers = Record(), {}
+    if missing := [file for file in files if not file.is_here]:
+        _check_sources(missing)
         _check_variables(missing)
-    offers = _ask_hub(missing, record)
-    if missing:
+        offers = _ask_hub(missing, record)
         _check_room(missing, offers)
     for file in files:
         _have(file, record, offers.get(file.path, {}))
@@ -52,12 +56,19 @@ def preflight(files: list[Download]) -> None:
     """Refuse, before any work, files that are not here and cannot come.
 
     Raises:
-        PekaError: names every file that the mirror lacks, that needs a token which is not set, or
-            that has no address; or the variables of the network that are set wrongly.
+        PekaError: names the files that the mirror lacks, that need a token which is not set, or
+            that have no address; or the variables of the network that are wrong.
     """
     if missing := [file for file in files if not file.is_here]:
-        _check_places(missing)
+        _check_sources(missing)
         check_access(missing)
+
+
+def check_access(files: list[Download]) -> None:
+    """Refuse gated files where no token is set, and variables of the network that are wrong."""
+    if closed := [file for file in files if file.gated and not has_token()]:
+        raise _refused(closed, "it is gated and no token is set")
+    _check_variables(files)
 
 
 def can_download(file: Download) -> bool:
@@ -65,24 +76,16 @@ def can_download(file: Download) -> bool:
     return bool(file.address) and not mirror() and not (file.gated and not has_token())
 
 
-def check_access(files: list[Download]) -> None:
-    """Refuse gated files where no token is set, and variables of the network that are wrong."""
-    if closed := [file for file in files if file.gated and not has_token()]:
-        raise _all_refused([(file, "it is gated and no token is set") for file in closed])
-    _check_variables(files)
-
-
-def _check_places(missing: list[Download]) -> None:
-    """Refuse files that nobody can download: a mirror is named, or they have no address."""
+def _check_sources(missing: list[Download]) -> None:
+    """Refuse files that cannot be downloaded: a mirror is named, or they have no address."""
     if folder := mirror():
-        names = "\n  ".join(str(file.place) for file in missing)
-        raise PekaError(
-            f"{len(missing)} wanted files are not in the mirror PEKA_MIRROR={folder}:\n  {names}\n"
-            "Copy them there, or unset PEKA_MIRROR to download them.\n"
-            + "\n".join(dict.fromkeys(file.otherwise for file in missing if file.otherwise))
-        )
+        lines = [f"{len(missing)} wanted files are not in the mirror PEKA_MIRROR={folder}:"]
+        lines += [f"  {file.place}" for file in missing]
+        lines += ["Copy them there, or unset PEKA_MIRROR to download them."]
+        lines += dict.fromkeys(file.otherwise for file in missing if file.otherwise)
+        raise PekaError("\n".join(lines))
     if no_address := [file for file in missing if not file.address]:
-        raise _all_refused([(file, "there is no address to download it") for file in no_address])
+        raise _refused(no_address, "there is no address to download it from")
 
 
 def _check_variables(missing: list[Download]) -> None:
@@ -103,24 +106,17 @@ def _check_room(missing: list[Download], offers: dict[str, dict]) -> None:
         )
 
 
-def _refused(file: Download, why: str) -> PekaError:
-    return _all_refused([(file, why)])
-
-
-def _all_refused(pairs: list[tuple[Download, str]]) -> PekaError:
+def _refused(files: list[Download], why: str) -> PekaError:
     """The error about files that cannot be downloaded, with what a user can do instead."""
-    alike: dict[tuple, list[str]] = {}  # HEST has hundreds of files, and they fail alike
-    for file, why in pairs:
-        alike.setdefault((file.address, why, file.otherwise), []).append(file.path)
+    alike: dict[tuple, list[str]] = {}  # HEST has hundreds of files with one address
+    for file in files:
+        alike.setdefault((file.address, file.otherwise), []).append(file.path)
     lines = []
-    for (address, why, otherwise), paths in alike.items():
-        more = f" and {len(paths) - 3} more files" if len(paths) > 3 else ""
+    for (address, otherwise), paths in alike.items():
+        names = ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
         place = f" from {address}" if address else ""
-        lines.append(
-            f"{', '.join(paths[:3])}{more} cannot be downloaded{place}: {why}. {otherwise} "
-            "Without a network, copy them into a folder, at these relative paths, and name that "
-            "folder in PEKA_MIRROR. Then run the same command again; finished files stay."
-        )
+        steps = f"{otherwise} {COPY_INSTEAD}".lstrip()
+        lines.append(f"{names} cannot be downloaded{place}: {why}. {steps}")
     return PekaError("\n".join(lines))
 
 
@@ -138,8 +134,7 @@ def choose(candidates: list[Download], ask_hub: bool = False) -> Download:
         return here[0]
     if ask_hub and len(left) > 1 and left[0].repo and not mirror():
         _check_variables(left)
-        names = " or ".join(file.name for file in left)
-        offers = _ask_hub(left, record, some=f"the repository has no {names}")
+        offers = _ask_hub(left, record, need_all=False)
         return next(file for file in left if file.path in offers)
     return left[0]
 
@@ -150,7 +145,7 @@ def _have(file: Download, record: Record, offer: dict) -> None:
         return
     if file.terms and file.path not in record.entries:
         print(f"{file.place.name}: {file.terms}", file=sys.stderr)
-    if file.is_here and record.expected(file).keys() & set(DIGESTS):
+    if file.is_here and (file.is_pinned or file.path in record.entries):
         facts = _verify_here(file, record)
         with contextlib.suppress(OSError, PekaError):  # the cache may be read-only
             record.add(file, facts, file.place.stat())
@@ -166,16 +161,9 @@ def _have(file: Download, record: Record, offer: dict) -> None:
 
 def _verify_here(file: Download, record: Record) -> dict:
     step = "Replace it in the mirror." if mirror() else "Move it away and run the command again."
-    if not file.facts.keys() & set(DIGESTS):
+    if not file.is_pinned:
         step += f" To accept this file instead, remove its entry from {record.path.name}."
-    return verify(file.place, record.expected(file), _listed_in(file, record), step)
-
-
-def _listed_in(file: Download, record: Record) -> str | Path:
-    """Who says what a file must be."""
-    if file.facts.keys() & set(DIGESTS):
-        return NAME
-    return record.path if file.path in record.entries else f"{file.address}, where it comes from"
+    return verify(file.place, record.expected(file), record.authority(file), step)
 
 
 def _download(file: Download, record: Record, offer: dict) -> None:
@@ -186,7 +174,7 @@ def _download(file: Download, record: Record, offer: dict) -> None:
     with _explained(file), told_when_full(path):
         partial.mkdir(parents=True, exist_ok=True)
         if file.repo:
-            where = {"repo_type": file.kind, "revision": revision, "local_dir": partial}
+            where = {"repo_type": file.kind, "revision": revision or None, "local_dir": partial}
             fresh = Path(_api().hf_hub_download(file.repo, file.name, **where))
         else:  # pooch could compare a sha256, but not git's digest; `verify` below compares all
             options = {"fname": path.name, "path": partial, "progressbar": True}
@@ -195,7 +183,7 @@ def _download(file: Download, record: Record, offer: dict) -> None:
             expected = {name: offer[name] for name in ("size", *DIGESTS) if name in offer}
             expected |= record.expected(file)
             step = "It was not kept. Try again; if it stays, the address serves another file."
-            facts = verify(fresh, expected, _listed_in(file, record), step)
+            facts = verify(fresh, expected, record.authority(file), step)
         except PekaError:
             shutil.rmtree(partial)
             raise
@@ -215,7 +203,7 @@ def _explained(file: Download) -> Iterator[None]:
     except (HTTPError, OSError, ValueError, ImportError) as error:  # requests' are OSErrors
         if getattr(error, "errno", None) in CANNOT_WRITE:
             raise
-        raise _refused(file, f"{without_secrets(error)}{variables_set()}") from error
+        raise _refused([file], f"{without_secrets(error)}{variables_set()}") from error
 
 
 # ---- the hub -------------------------------------------------------------------------------------
@@ -227,30 +215,29 @@ def _api():
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
 
 
-def _ask_hub(files: list[Download], record: Record, some: str = "") -> dict[str, dict]:
+def _ask_hub(files: list[Download], record: Record, need_all: bool = True) -> dict[str, dict]:
     """What the hub says of files: `revision`, `size`, and `sha256` or, for small files, `blob`.
 
-    Args:
-        some: the reason of the error if the hub has none of the files; if empty, all have to exist.
+    Raises:
+        PekaError: the hub does not answer, or it has none of a repository's files (not all of them,
+            if `need_all`).
     """
     offers: dict[str, dict] = {}
     for repo in dict.fromkeys(file.repo for file in files if file.repo):
-        own = [file for file in files if file.repo == repo]
-        with _explained(own[0]):
-            options, revision = {"repo_type": own[0].kind}, own[0].revision or record.revision(repo)
+        own = {file.name: file for file in files if file.repo == repo}
+        first = next(iter(own.values()))
+        with _explained(first):
+            revision = first.revision or record.revision(repo)
             if not revision:
-                revision = _api().repo_info(repo, expand=["sha"], timeout=10, **options).sha
-            names = [file.name for file in own]
-            found = _api().get_paths_info(repo, names, revision=revision, **options)
-        listed = {item.path: item for item in found if hasattr(item, "size")}
-        for file in own:
-            if (item := listed.get(file.name)) is not None:
-                digest = {"sha256": item.lfs.sha256} if item.lfs else {"blob": item.blob_id}
-                offers[file.path] = {"revision": revision, "size": item.size} | digest
-        absent = [file for file in own if file.path not in offers]
-        if absent and not (some and offers):
-            why = f"{some or 'the repository has no such file'} at {revision}"
-            raise _all_refused([(file, why) for file in absent])
+                info = _api().repo_info(repo, repo_type=first.kind, expand=["sha"], timeout=10)
+                revision = info.sha
+            items = _api().get_paths_info(repo, [*own], revision=revision, repo_type=first.kind)
+        for item in items:
+            digest = {"sha256": item.lfs.sha256} if item.lfs else {"blob": item.blob_id}
+            offers[own[item.path].path] = {"revision": revision, "size": item.size} | digest
+        absent = [file for file in own.values() if file.path not in offers]
+        if absent and (need_all or len(absent) == len(own)):
+            raise _refused(absent, f"the repository has no such file at {revision}")
     return offers
 
 
@@ -268,16 +255,14 @@ def _plan(files: list[Download]) -> str:
             sizes |= {path: offer["size"] for path, offer in _ask_hub(unknown, Record()).items()}
         except PekaError as error:
             why = f"\nSizes after `about` are estimates, because {error}"
-    lines, total, missing = [], 0.0, 0
+    lines, total, missing = [], 0.0, sum(not file.is_here for file in files)
     for file in files:
         size = sizes.get(file.path, file.estimate)
-        about = "about " if file.path not in sizes and size else ""
-        state = "MISSING" if mirror() else f"to be downloaded from {file.address or 'nowhere'}"
-        lines.append(
-            f"{file.path:<48} {f'{about}{size / 1e6:.2f} MB' if size else '?':>18}  "
-            + (f"here, {file.place}" if file.is_here else state)
-        )
-        total, missing = total + size, missing + (not file.is_here)
+        total += size
+        text = f"{'' if file.path in sizes else 'about '}{size / 1e6:.2f} MB" if size else "?"
+        come = "MISSING" if mirror() else f"to be downloaded from {file.address or 'nowhere'}"
+        state = f"here, {file.place}" if file.is_here else come
+        lines.append(f"{file.path:<48} {text:>18}  {state}")
     about = "about " if len(sizes) < len(files) else ""
     lines.append(
         f"{len(files)} files, {about}{total / 1e9:.2f} GB; {missing} are not here yet{why}"

@@ -14,33 +14,24 @@ NAME = "data_manifest.yaml"
 
 @dataclass(frozen=True)
 class Download:
-    """One file that can be downloaded, from a hub repository or from a plain address.
+    """One file that can be downloaded, from a hub repository or from a plain address."""
 
-    Attributes:
-        path: relative path in the mirror and in the cache.
-        url: plain address; empty where there is none.
-        repo: repository on the Hugging Face hub; empty where there is none.
-        kind: type of that repository, `model` or `dataset`.
-        name: the file's path inside that repository.
-        revision: pinned commit or release; empty where the manifest does not pin it yet.
-        facts: what the manifest pins of its bytes: `size`, `blob` (git's SHA-1), `sha256`.
-        gated: whether the hub asks for a token.
-        terms: conditions of use, shown when the file is first used.
-        otherwise: what a user can do when the download fails; whole sentences.
-        estimate: bytes to expect where nothing states the size.
-    """
+    path: str  # relative path in the mirror and in the cache
+    url: str = ""  # plain address
+    repo: str = ""  # repository on the Hugging Face hub
+    kind: str = "model"  # or "dataset": the type of that repository
+    name: str = ""  # the file's path inside that repository
+    revision: str = ""  # commit or release; empty where the manifest does not pin it yet
+    facts: dict = field(default_factory=dict)  # what the manifest pins: size, blob, sha256
+    gated: bool = False  # whether the hub asks for a token
+    terms: str = ""  # conditions of use, shown when the file is first used
+    otherwise: str = ""  # whole sentences: what a user can do when the download fails
+    estimate: float = 0.0  # bytes to expect where nothing states the size
 
-    path: str
-    url: str = ""
-    repo: str = ""
-    kind: str = "model"
-    name: str = ""
-    revision: str = ""
-    facts: dict = field(default_factory=dict)
-    gated: bool = False
-    terms: str = ""
-    otherwise: str = ""
-    estimate: float = 0.0
+    @property
+    def is_pinned(self) -> bool:
+        """Whether the manifest knows a digest of the file."""
+        return "sha256" in self.facts or "blob" in self.facts  # blob: git's SHA-1
 
     @property
     def address(self) -> str:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from ..errors import PekaError
@@ -30,12 +29,12 @@ def check_network(hub: bool) -> None:
     Raises:
         PekaError: names every wrong variable, but never a token or a proxy's password.
     """
-    problems = [*(_token_problems() if hub else ()), *_certificate_problems(hub)]
+    problems = [*_token_problems(), *_certificate_problems(HUB_CERTIFICATES)] if hub else []
+    problems += [] if hub else _certificate_problems(WEB_CERTIFICATES)
     problems += _address_problems(hub)
     if problems:
-        raise PekaError(
-            f"{'; '.join(problems)}. Nothing was downloaded. Correct this and run the command again."
-        )
+        text = "; ".join(problems)
+        raise PekaError(f"{text}. Nothing was downloaded. Correct this and run the command again.")
 
 
 def _token_problems() -> Iterator[str]:
@@ -47,12 +46,10 @@ def _token_problems() -> Iterator[str]:
         yield f"{name} holds a quote, a space or another character that no token has"
 
 
-def _certificate_problems(hub: bool) -> Iterator[str]:
-    names = HUB_CERTIFICATES if hub else WEB_CERTIFICATES
-    name = next((name for name in names if os.environ.get(name)), None)
-    if name and not os.access(os.environ[name], os.R_OK):
-        state = "may not be read" if Path(os.environ[name]).exists() else "does not exist"
-        yield f"{name}={os.environ[name]}: this file of certificates {state}"
+def _certificate_problems(names: tuple[str, ...]) -> Iterator[str]:
+    for name in [name for name in names if os.environ.get(name)][:1]:
+        if not os.access(os.environ[name], os.R_OK):
+            yield f"{name}={os.environ[name]}: there is no such file of certificates to read"
 
 
 def _address_problems(hub: bool) -> Iterator[str]:
@@ -77,7 +74,9 @@ def _is_address(text: str, schemes: tuple[str, ...]) -> bool:
 def without_secrets(error: Exception) -> str:
     """Kind and first line of an error of another library, without a token or a proxy's password."""
     text = (str(error).splitlines() or [""])[0]
-    for secret in (os.environ.get("HF_TOKEN", "").strip(), *_passwords()):
+    proxies = [os.environ.get(name, "") for name in PROXIES]
+    passwords = [proxy.rpartition("@")[0].rpartition("//")[2] for proxy in proxies]
+    for secret in (os.environ.get("HF_TOKEN", "").strip(), *passwords):
         text = text.replace(secret, "…") if secret else text
     return f"{type(error).__name__}: {text[:120]}"
 
@@ -86,10 +85,3 @@ def variables_set() -> str:
     """The names of the variables of the network that are set, for the end of a message."""
     names = [name for name in VARIABLES if os.environ.get(name)]
     return f"; these variables are set and may be the cause: {', '.join(names)}" if names else ""
-
-
-def _passwords() -> Iterator[str]:
-    """What stands before the `@` of each proxy's address."""
-    for name in PROXIES:
-        if "@" in (value := os.environ.get(name, "")):
-            yield value.rpartition("@")[0].rpartition("//")[2]

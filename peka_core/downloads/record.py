@@ -9,11 +9,12 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from ..errors import PekaError
 from ..files import PLACEHOLDERS, alone, sha256, what_is, write_json
 from ..places import cache_folder
-from .manifest import Download, load_manifest
+from .manifest import NAME, Download, load_manifest
 
 DIGESTS = ("blob", "sha256")
 RECOVER = (
@@ -31,20 +32,26 @@ class Record:
 
     def read(self) -> None:
         """Read the record; where there is none, take over the records of earlier versions."""
-        entries = _read_json(self.path) if self.path.exists() else _earlier_records()
-        if not all(_is_entry(entry) for entry in entries.values()):
-            raise _damaged(self.path)
-        self.entries = entries
+        if self.path.exists():
+            self.entries = _checked(self.path, _read_json(self.path))
+        else:
+            self.entries = _earlier_entries()
 
     def expected(self, file: Download) -> dict:
         """Size and digests that a file must have; no digest where it was never used before.
 
         The manifest decides. Where it pins no digest, the first use does.
         """
-        if file.facts.keys() & set(DIGESTS):
+        if file.is_pinned or file.path not in self.entries:
             return file.facts
-        entry = self.entries.get(file.path, {})
+        entry = self.entries[file.path]
         return file.facts | {name: entry[name] for name in ("size", "sha256") if name in entry}
+
+    def authority(self, file: Download) -> str | Path:
+        """Who says what a file must be, for messages."""
+        if file.is_pinned:
+            return NAME
+        return self.path if file.path in self.entries else f"{file.address}, where it comes from"
 
     def knows(self, file: Download) -> bool:
         """Whether this very file was verified before and has not changed since."""
@@ -116,38 +123,31 @@ def git_blob_sha1(path: str | Path) -> str:
 
 
 def _read_json(path: Path) -> dict:
-    """A mapping that this package wrote."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is damaged"
         raise PekaError(f"{path} cannot be read ({why}). {RECOVER}") from error
-    if not isinstance(content, dict):
-        raise _damaged(path)
-    return content
 
 
-def _damaged(path: Path) -> PekaError:
-    return PekaError(f"{path} is damaged: expected the sha256 of each file. {RECOVER}")
-
-
-def _earlier_records() -> dict[str, dict]:
-    """Entries from encoders/*/pin.json and hest/pins.json, which earlier versions wrote."""
-    entries, hest = {}, cache_folder() / "hest" / "pins.json"
-    for path in sorted((cache_folder() / "encoders").glob("*/pin.json")):
-        pin = _read_json(path)
-        if not _is_entry(pin) or "file" not in pin:
-            raise _damaged(path)
-        entries[f"encoders/{path.parent.name}/{pin.pop('file')}"] = pin
-    if hest.exists():
-        pins, repo = _read_json(hest), load_manifest()["sources"]["hest"]["hub"]["repo"]
-        files = pins.get("files")
-        if not (isinstance(files, dict) and all(_is_entry(facts) for facts in files.values())):
-            raise _damaged(hest)
-        origin = {"revision": pins.get("revision", ""), "source": repo}
-        entries |= {f"hest/{name}": facts | origin for name, facts in files.items()}
+def _checked(path: Path, entries: Any) -> dict[str, dict]:
+    """The entries, each with a sha256."""
+    pairs = entries.items() if isinstance(entries, dict) else [(None, {})]
+    if not all(isinstance(n, str) and isinstance(e, dict) and "sha256" in e for n, e in pairs):
+        raise PekaError(f"{path} is damaged: expected the sha256 of each file. {RECOVER}")
     return entries
 
 
-def _is_entry(entry) -> bool:
-    return isinstance(entry, dict) and isinstance(entry.get("sha256"), str)
+def _earlier_entries() -> dict[str, dict]:
+    """Entries from encoders/*/pin.json and hest/pins.json, which earlier versions wrote."""
+    entries, cache = {}, cache_folder()
+    for path in (*cache.glob("encoders/*/pin.json"), *cache.glob("hest/pins.json")):
+        folder, old = path.parent.relative_to(cache).as_posix(), _read_json(path)
+        old = old if isinstance(old, dict) else {}
+        # pin.json holds one file and its source, pins.json all files of HEST
+        files = old.get("files") if folder == "hest" else {old.get("file"): old}
+        hest = load_manifest()["sources"]["hest"]["hub"]["repo"]
+        origin = {"revision": old.get("revision", ""), "source": old.get("source", hest)}
+        for name, facts in _checked(path, files).items():
+            entries[f"{folder}/{name}"] = origin | facts
+    return entries

@@ -5,7 +5,7 @@ A file lies at `encoders/<row>/<file>` in the mirror or in the cache (`downloads
 
 import functools
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..downloads import fetch
@@ -75,18 +75,13 @@ class Row:
             way = f"fetch {self.files[0]} by hand from {self.page}"
         step = f"The encoder {self.name!r} has no weights here: {way}, "
         step += f"or give the file as --weights {self.name}=PATH."
+        facts = {"sha256": self.sha256} if self.sha256 else {}
+        any_name = Download("", repo=self.hub_id, revision=self.revision, facts=facts)
+        any_name = replace(any_name, gated=self.gated, otherwise=step)
+        folder, url = f"encoders/{self.name}", self.url
         return [
-            Download(
-                f"encoders/{self.name}/{file}",
-                self.url and self.url + file,
-                self.hub_id,
-                name=file,
-                revision=self.revision,
-                facts={"sha256": self.sha256} if self.sha256 else {},
-                gated=self.gated,
-                otherwise=step,
-            )
-            for file in self.files
+            replace(any_name, path=f"{folder}/{name}", url=url and url + name, name=name)
+            for name in self.files
         ]
 
 

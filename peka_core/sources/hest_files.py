@@ -65,16 +65,14 @@ def _file(hub: dict, folder: str, id: str, row: pd.Series | None = None) -> Down
         f"HEST-1k is gated: accept its terms on https://huggingface.co/datasets/{hub['repo']} "
         "(granted at once) and set HF_TOKEN to a token of that account."
     )
-    return Download(
-        f"hest/{name}",
-        repo=hub["repo"],
-        kind="dataset",
-        name=name,
-        revision=hub["revision"] or "",
-        gated=True,
-        otherwise=step,
-        estimate=0.0 if row is None else _estimate(folder, row),
-    )
+    where = {
+        "repo": hub["repo"],
+        "kind": "dataset",
+        "name": name,
+        "revision": hub["revision"] or "",
+    }
+    size = 0.0 if row is None else _estimate(folder, row)
+    return Download(f"hest/{name}", **where, gated=True, otherwise=step, estimate=size)
 
 
 def _estimate(folder: str, row: pd.Series) -> float:

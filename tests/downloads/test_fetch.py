@@ -186,7 +186,7 @@ def test_of_several_names_the_recorded_one_or_the_first_that_exists_is_taken(fil
     assert choose(both) == both[1]
     (hub.folder / "a.bin").unlink()
     none = [Download(f"new/{name}", repo="me/new", name=name) for name in names]
-    with pytest.raises(PekaError, match=r"z.bin or a.bin"):
+    with pytest.raises(PekaError, match=r"new/z.bin, new/a.bin"):
         choose(none, ask_hub=True)
 
 
@@ -295,7 +295,7 @@ def test_a_first_use_that_cannot_be_recorded_names_the_place(file, read_only, tm
     refused([wanted], tmp_path / "cache")
 
 
-DAMAGED = [b"", b"[]", b"{", b"\xff\xfe", b"null", b'{"x": 3}', b'{"x": {"sha256": 1}}']
+DAMAGED = [b"", b"[]", b"{", b"\xff\xfe", b"null", b'{"x": 3}', b'{"x": {"size": 1}}']
 
 
 @pytest.mark.parametrize("content", DAMAGED)
