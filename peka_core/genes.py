@@ -36,7 +36,7 @@ def _totals(adata: ad.AnnData) -> np.ndarray:
     """Total counts (n,) float64 of each spot."""
     if adata.X is None:
         raise PekaError(
-            "this AnnData has no X; expected raw counts (n, G). Copy them from a layer."
+            "this AnnData has no X; expected raw counts (n, G) in it."
         )
     given = adata.obs["total_counts"] if "total_counts" in adata.obs else adata.X.sum(axis=1)
     total = np.asarray(given, dtype=np.float64).ravel()

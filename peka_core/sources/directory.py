@@ -1,7 +1,7 @@
-"""A cohort directory of one's own, in the HEST-Benchmark layout: linked into the run, never copied, never written to.
+"""Your own cohort directory in the HEST-Benchmark layout: linked into the run, never changed.
 
-What a run reads are links to the user's files, so `source.json` keeps each file's digest: a file that has changed since is
-noticed when the run is opened again.
+A run reads links to the user's files, so `source.json` keeps each file's digest. A file that has
+changed since is noticed when the run is opened again.
 """
 
 import json
@@ -15,17 +15,12 @@ from ..files import link_whole, sha256, write_json
 from ..layout.checks import is_drawn
 from . import building
 
-PARTS = (
-    "adata/*.h5ad",
-    "patches/*.h5",
-    "splits/*.csv",
-    "var_*genes.json",
-    "samples.csv",
-)  # all that a cohort is read from
+# all files of which a cohort consists
+PARTS = ("adata/*.h5ad", "patches/*.h5", "splits/*.csv", "var_*genes.json", "samples.csv")
 
 
 def build(into: str | Path, path: str | Path) -> Path:
-    """Let a run's cohort show the files of a cohort directory.
+    """Link the files of a cohort directory into a run.
 
     Args:
         into: the run's cohort directory, which gets the links.
@@ -38,126 +33,115 @@ def build(into: str | Path, path: str | Path) -> Path:
     cohort = preflight(path)
     if into.resolve() == path.resolve():
         raise PekaError(
-            f"{path}: this is the run's own cohort; expected another directory. Choose another --run NAME."
+            f"{path}: this is the run's own cohort; expected another directory. "
+            "Choose another --run NAME."
         )
     for folder in building.FOLDERS:  # links of a build that was killed
         shutil.rmtree(into / folder, ignore_errors=True)
-    files = {
-        str(file.relative_to(path)): _state(file) | {"sha256": sha256(file)}
-        for file in _files(path)
-    }
-    for name in files:
+    files = {}
+    for file in _files(path):
+        name = str(file.relative_to(path))
+        files[name] = _size_and_time(file) | {"sha256": sha256(file)}
         (into / name).unlink(missing_ok=True)
-        link_whole(path / name, into / name, symbolic=True)
+        link_whole(file, into / name, symbolic=True)
     options = {"source": "directory", "path": str(path), "sections": list(cohort.samples.index)}
     building.mark_built(into, options, {}, files=files, drawn=is_drawn(path))
     return into
 
 
 def preflight(path: str | Path) -> Cohort:
-    """Open a cohort directory and refuse, before any work, one that the chapters cannot use; nothing is written.
+    """Open a cohort directory and refuse one that the chapters cannot use; nothing is written.
 
     Raises:
-        PekaError: as `open_cohort`; no tiles; no splits; no target genes that all sections have.
+        PekaError: as `open_cohort`; or tiles, splits, or target genes that all sections have are
+            missing.
     """
     path = Path(path)
     if not path.is_dir():
         raise PekaError(
-            f"{path}: no such directory; expected a cohort: adata/, patches/, splits/ (README, Your tissue)"
+            f"{path}: no such directory; expected a cohort with adata/, patches/ and splits/ "
+            "(README, Your tissue)."
         )
     with warnings.catch_warnings(action="ignore"):  # chapter 1 prints them
         cohort = open_cohort(path)
     if not cohort.has_tiles:
         raise PekaError(
-            f"{path / 'patches'}: no tiles; expected patches/<sample>.h5 for each section. write_sample writes them."
+            f"{path / 'patches'}: no tiles; expected patches/<sample>.h5 for each section. "
+            "Write them with write_sample."
         )
+    patients, sections = cohort.samples["group"].nunique(), len(cohort.samples)
     if not cohort.split_ids:
-        whole = (
-            "patients"
-            if cohort.samples["group"].nunique() > 1
-            else "sections"
-            if len(cohort.samples) > 1
-            else ""
-        )
-        step = (
-            f"Hold out {whole}: write_cohort_tables writes such files"
-            if whole
-            else "With one section nothing can be held out: add another"
-        )
+        held_out = "patients" if patients > 1 else "sections"
+        step = f"Hold out {held_out}: write_cohort_tables writes such files."
+        if sections == 1:
+            step = "With one section nothing can be held out, so add another."
         raise PekaError(
-            f"{path / 'splits'}: no splits; expected train_0.csv and test_0.csv with a column sample_id. {step}."
+            f"{path / 'splits'}: no splits; expected train_0.csv and test_0.csv with a column "
+            f"sample_id. {step}"
         )
-    absent = [
-        gene
-        for gene in cohort.genes
-        if not all(gene in section.genes for section in cohort.sections)
-    ]
+    absent = [g for g in cohort.genes if any(g not in s.genes for s in cohort.sections)]
     if absent or not cohort.genes:
-        what = (
-            f"{len(absent)} of its genes are not in every section ({', '.join(absent[:3])})"
-            if absent
-            else "no target genes"
-        )
+        some = f"{len(absent)} of its genes are not in every section ({', '.join(absent[:3])})"
         raise PekaError(
-            f'{path}/var_<k>genes.json: {what}; expected {{"genes": [...]}}, which hest_bench is scored on. Write or correct it.'
+            f"{path}/var_<k>genes.json: {some if absent else 'no target genes'}; expected "
+            '{"genes": [...]}, on which hest_bench is scored. Write or correct it.'
         )
-    if cohort.samples["group"].nunique() == 1:
+    if patients == 1:
         print(
-            f"{path}: one patient, so sections are held out: scores have no interval, and say nothing of new patients",
+            f"{path}: there is one patient, so sections are held out. The scores have no interval "
+            "and say nothing about new patients.",
             flush=True,
         )
     return cohort
 
 
 def check_unchanged(into: str | Path) -> None:
-    """Refuse to go on with a run whose cohort directory is not what it was; files of other size or time are read again.
+    """Refuse to go on with a run whose cohort directory has changed.
+
+    Only files of another size or time are read again.
 
     Raises:
         PekaError: a file has changed, is gone or is new.
     """
-    kept = _read(Path(into) / "source.json")
-    path, before = Path(kept["options"]["path"]), kept["files"]
+    record = _read(Path(into) / "source.json")
+    path, before = Path(record["options"]["path"]), record["files"]
     there = {str(file.relative_to(path)): file for file in _files(path)}
-    moved = {
-        name: _state(there[name])
-        for name in before
-        if name in there and not _state(there[name]).items() <= before[name].items()
+    now = {name: _size_and_time(there[name]) for name in before if name in there}
+    touched = {
+        name: state for name, state in now.items() if not state.items() <= before[name].items()
     }
-    changed = sorted(
-        set(before) ^ set(there)
-        | {name for name in moved if sha256(there[name]) != before[name]["sha256"]}
-    )
+    changed = {name for name in touched if sha256(there[name]) != before[name]["sha256"]}
+    changed = sorted(changed | (set(before) ^ set(there)))
     if changed:
         raise PekaError(
-            f"{path} has changed since {Path(into).parent} was started with it ({len(changed)} files: {', '.join(changed[:5])}); expected "
-            "the same cohort. Put it back as it was, or start another run: --run NAME."
+            f"{path} has changed since {Path(into).parent} was started with it ({len(changed)} "
+            f"files: {', '.join(changed[:5])}); expected the same cohort. Restore it, or start "
+            "another run: --run NAME."
         )
-    if moved:
-        files = before | {
-            name: state | {"sha256": before[name]["sha256"]} for name, state in moved.items()
-        }
-        write_json(Path(into) / "source.json", kept | {"files": files})
+    if touched:
+        files = {name: before[name] | state for name, state in touched.items()}
+        write_json(Path(into) / "source.json", record | {"files": before | files})
 
 
 def _read(source: Path) -> dict:
     try:
-        kept = json.loads(source.read_text(encoding="utf-8"))
-        if not {"options", "files"} <= set(kept):
-            raise ValueError("not what a run says of its cohort directory")
-        return kept
+        record = json.loads(source.read_text(encoding="utf-8"))
+        if not {"options", "files"} <= set(record):
+            raise ValueError("options or files are missing")
+        return record
     except (ValueError, TypeError) as error:
         raise PekaError(
-            f"{source}: damaged; expected which files this run was started with. Choose another --run NAME; or, where you know that "
-            "none of them has changed, delete this one file: the links are made again"
+            f"{source}: damaged; expected the list of files with which this run was started. Choose "
+            "another --run NAME. If you know that none of them has changed, delete this one file: "
+            "the links are made again."
         ) from error
 
 
 def _files(path: Path) -> list[Path]:
-    return [
-        file for part in PARTS for file in sorted(path.glob(part)) if not file.name.startswith(".")
-    ]
+    files = [file for part in PARTS for file in sorted(path.glob(part))]
+    return [file for file in files if not file.name.startswith(".")]
 
 
-def _state(file: Path) -> dict:
+def _size_and_time(file: Path) -> dict:
     state = file.stat()
     return {"size": state.st_size, "mtime_ns": state.st_mtime_ns}

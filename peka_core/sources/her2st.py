@@ -1,8 +1,9 @@
 """her2st (Andersson et al. 2021): real HER2-positive breast cancer sections as a cohort.
 
-Sections are named patient letter + number, 36 of 8 patients. Spots come from three files: counts (names `XxY`),
-selection (the same x, y, and the measured pixel centre) and the H&E image; they are joined by name. Neighbouring
-sections of a patient are near-copies of one tissue, and the array is a square grid of 200 um.
+There are 36 sections of 8 patients, named by the patient's letter and a number. Spots come from
+three files: counts (names `XxY`), selection (the same x, y, and the measured pixel centre) and the
+H&E image; they are joined by name. Neighbouring sections of a patient are near-copies of one
+tissue. The array is a square grid of 200 um.
 """
 
 import logging
@@ -30,9 +31,8 @@ SECTIONS = ("B4", "C2", "C3", "C4", "C5")
 PITCH_UM = 200.0  # between neighbouring spots, in x and in y
 RECIPE = 1  # raise it when the same options would give another cohort
 N_GENES = 50
-OPENCV_PIXELS = (
-    2**30
-)  # of an image, unless OPENCV_IO_MAX_IMAGE_PIXELS was another number when cv2 was imported
+# of an image, unless OPENCV_IO_MAX_IMAGE_PIXELS was another number when cv2 was imported
+OPENCV_PIXELS = 2**30
 
 log = logging.getLogger(__name__)
 
@@ -40,17 +40,19 @@ log = logging.getLogger(__name__)
 def build(path: str | Path, sections: Iterable[str] | str = SECTIONS, min_umi: int = 100) -> Path:
     """Write her2st sections as a cohort directory.
 
-    A finished cohort with the same options is left alone, a half-built one is completed section by section.
-    The default sections are split by section within patient C (0 to 3), then B4 -> C and C -> B4; other sets leave
-    one patient out, or one section where there is one patient.
+    A finished cohort with the same options is left alone; a half-built one is completed.
+    The default sections are split by section within patient C (0 to 3), then B4 -> C and C -> B4.
+    Other sets leave out one patient, or one section where there is one patient.
 
     Args:
         path: cohort directory.
         sections: section names, or "all" for the 36.
-        min_umi: spots with fewer counts are dropped, because log-normalised counts of near-empty spots are noise.
+        min_umi: spots with fewer counts are dropped, because log-normalised counts of near-empty
+            spots are noise.
 
     Raises:
-        PekaError: unknown sections, files absent from the mirror or not as pinned, or a directory built otherwise.
+        PekaError: a section is unknown, a file is missing in the mirror or not as pinned, or the
+            directory was built by another source.
     """
     path, sections = Path(path), _names(sections)
     options = {"source": "her2st", "recipe": RECIPE, "sections": sections, "min_umi": int(min_umi)}
@@ -68,20 +70,23 @@ def build(path: str | Path, sections: Iterable[str] | str = SECTIONS, min_umi: i
 
 
 def fetch(sections: Iterable[str] | str = SECTIONS, dry_run: bool = False) -> list[Path]:
-    """Download and verify (or find in PEKA_MIRROR) counts, spots and images of some sections; with `dry_run` list them."""
+    """Download and verify (or find in PEKA_MIRROR) the files of some sections.
+
+    With `dry_run` they are only listed.
+    """
     return downloads.fetch(_downloads(sections), dry_run)
 
 
 def preflight(sections: Iterable[str] | str = SECTIONS) -> None:
-    """Refuse before any work sections whose files are not here and cannot come.
+    """Refuse sections whose files are not here and cannot be downloaded.
 
     Raises:
-        PekaError: which files the mirror lacks, or which variable of the network is at fault.
+        PekaError: files are missing in the mirror, or the network is switched off.
     """
     downloads.preflight(_downloads(sections))
 
 
-# ---- files -------------------------------------------------------------------------------------------------------
+# ---- files ------------------------------------------------------------------------------------
 
 
 def section_names() -> list[str]:
@@ -113,14 +118,10 @@ def _paths(section: str) -> dict[str, str]:
     """Manifest paths of a section's counts, selection and image."""
     files = manifest.load_manifest()["sources"]["her2st"]["files"]
     kinds = {"counts": "/ST-cnts/", "selection": "/ST-spotfiles/", "image": "/ST-imgs/"}
-    names = {
-        "counts": f"/{section}.tsv.gz",
-        "selection": f"/{section}_selection.tsv",
-        "image": f"/{section}/",
-    }
+    ends = {"counts": ".tsv.gz", "selection": "_selection.tsv", "image": "/"}
     return {
-        kind: next(f for f in files if part in f and names[kind] in f)
-        for kind, part in kinds.items()
+        kind: next(f for f in files if folder in f and f"/{section}{ends[kind]}" in f)
+        for kind, folder in kinds.items()
     }
 
 
@@ -134,11 +135,11 @@ def _files(
     return {section: {kind: local[wanted[section][kind]] for kind in kinds} for section in sections}
 
 
-# ---- one section -------------------------------------------------------------------------------------------------
+# ---- one section ------------------------------------------------------------------------------
 
 
 def _build_section(path: Path, section: str, raw: dict[str, Path], min_umi: int) -> dict:
-    """Write the two files of one section; return how many spots it has, what was dropped, its scale and digest."""
+    """Write the two files of one section; return numbers of spots, pixel size and digest."""
     counts, spots = read_spots(raw["counts"], raw["selection"])
     um_per_px = pixel_size(spots)
     deep = counts.sum(axis=1) >= min_umi
@@ -150,18 +151,17 @@ def _build_section(path: Path, section: str, raw: dict[str, Path], min_umi: int)
     }
     adata = _adata(counts[deep], spots)
     tiles, corners = cut_tiles(read_image(raw["image"]), adata.obsm["spatial"], um_per_px)
-    facts["tiles_sha256"] = write_sample(
-        path, section, tiles, corners, adata.obs_names, adata, um_per_px
-    )
-    log.info(
-        "her2st %s: %d spots; dropped %d without counts and %d below %d UMI; %.4f um/px",
-        section, facts["spots"], facts["without_counts"], facts["below_min_umi"], min_umi, um_per_px,
-    )  # fmt: skip
+    names = adata.obs_names
+    facts["tiles_sha256"] = write_sample(path, section, tiles, corners, names, adata, um_per_px)
+    log.info("her2st %s, min_umi %d: %s", section, min_umi, facts)
     return facts
 
 
 def read_spots(counts_file: Path, selection_file: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Counts (n, G) of the spots that have counts and a place, and the selection of all spots, both by name `XxY`.
+    """Read counts and selection of a section, both by spot name `XxY`.
+
+    Returns:
+        counts (n, G) of the spots that are in both files, and the selection of all spots.
 
     Raises:
         PekaError: the two files share no spot.
@@ -172,25 +172,27 @@ def read_spots(counts_file: Path, selection_file: Path) -> tuple[pd.DataFrame, p
     both = counts.index[counts.index.isin(spots.index)]
     if not len(both):
         raise PekaError(
-            f"{selection_file}: no spot in common with {counts_file.name}; expected the same section. Fetch again."
+            f"{selection_file}: no spot in common with {counts_file.name}; expected the same "
+            "section. Fetch both again."
         )
     return counts.loc[both], spots
 
 
 def read_counts(sections: Iterable[str] | str) -> ad.AnnData:
-    """Raw counts of some sections over the union of their genes, without images: all that a predictor without pixels needs.
+    """Raw counts of some sections over the union of their genes, without images.
+
+    Predictors without pixels need no more.
 
     Returns:
-        counts (n, G), sections in the order of their names, spots as in the files; obs sample, patient, group,
-        duplicate_of and total_counts, obsm["spatial"] in array units (one is 200 um).
+        counts (n, G), sections in the order of their names, spots as in the files; obs sample,
+        patient, group, duplicate_of and total_counts; obsm["spatial"] in array units of 200 um.
     """
     parts = []
     for section, raw in _files(_names(sections), ("counts", "selection")).items():
         counts, spots = read_spots(raw["counts"], raw["selection"])
         part = _adata(counts, spots)
-        part.obsm["spatial"] = spots.loc[counts.index, ["new_x", "new_y"]].to_numpy(
-            dtype=np.float64
-        )  # (n, 2)
+        array_xy = spots.loc[counts.index, ["new_x", "new_y"]]
+        part.obsm["spatial"] = array_xy.to_numpy(dtype=np.float64)  # (n, 2)
         part.obs = part.obs.assign(
             sample=section,
             patient=section[0],
@@ -205,12 +207,11 @@ def read_counts(sections: Iterable[str] | str) -> ad.AnnData:
 def pixel_size(spots: pd.DataFrame) -> float:
     """Micrometres per pixel, the mean of x and y, from measured array and pixel positions.
 
-    The pitch in px is the Theil-Sen slope of pixel against array position, so that a few misplaced spots or rounded
-    pixels (section A6) do not move it.
+    The pitch in px is the Theil-Sen slope of pixel against array position, so that a few misplaced
+    spots or rounded pixels (section A6) do not change it.
     """
-    pitch = [
-        stats.theilslopes(spots[f"pixel_{axis}"], spots[f"new_{axis}"]).slope for axis in "xy"
-    ]  # px per 200 um
+    pairs = [(spots[f"pixel_{axis}"], spots[f"new_{axis}"]) for axis in "xy"]
+    pitch = [stats.theilslopes(*pair).slope for pair in pairs]  # px per 200 um
     return float(np.mean([PITCH_UM / p for p in pitch]))
 
 
@@ -221,44 +222,38 @@ def _adata(counts: pd.DataFrame, spots: pd.DataFrame) -> ad.AnnData:
         obs=pd.DataFrame(index=counts.index.astype(str)),
         var=pd.DataFrame(index=counts.columns.astype(str)),
     )
-    adata.obsm["spatial"] = spots.loc[counts.index, ["pixel_x", "pixel_y"]].to_numpy(
-        dtype=np.float64
-    )  # (n, 2)
+    pixel_xy = spots.loc[counts.index, ["pixel_x", "pixel_y"]]
+    adata.obsm["spatial"] = pixel_xy.to_numpy(dtype=np.float64)  # (n, 2)
     return adata
 
 
 def read_image(path: Path) -> np.ndarray:
-    """An image file as uint8 (H, W, 3) RGB, its pixels as stored: an EXIF orientation does not turn it.
+    """Read an image file as uint8 (H, W, 3) RGB; an EXIF orientation is ignored.
 
     Raises:
-        PekaError: not an image, one that is cut off, or one above OpenCV's limit of pixels.
+        PekaError: it is no image, is cut off, or has more pixels than OpenCV reads.
     """
     path = Path(path)
     if not path.is_file():
         raise PekaError(f"{path}: missing; expected an image (JPEG or TIFF). Fetch it again.")
+    image, flags = None, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        image = (
-            None
-            if _is_cut_off(path)
-            else cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-        )
+        if not _is_cut_off(path):
+            image = cv2.imread(str(path), flags)
     except (cv2.error, MemoryError) as error:
         raise PekaError(f"{path}: {_too_large(path, error)}") from error
     if image is None:
-        found = what_is(path) or "something else"
-        found = (
-            f"{found}, but damaged, cut off or of a kind that OpenCV does not read"
-            if "image" in found
-            else found
-        )
+        kind = what_is(path) or "something else"
+        damage = ", but damaged, cut off or of a kind that OpenCV does not read"
         raise PekaError(
-            f"{path}: cannot be read; expected an image (JPEG or TIFF), but it is {found}. Get this file again."
+            f"{path}: cannot be read; expected an image (JPEG or TIFF), but it is {kind}"
+            f"{damage if 'image' in kind else ''}. Get this file again."
         )
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 
 
 def _is_cut_off(path: Path) -> bool:
-    """Whether a JPEG lacks its end mark; OpenCV would fill the missing part with grey and say nothing."""
+    """Whether a JPEG has no end mark; OpenCV would fill the missing part with grey silently."""
     if what_is(path) != "a JPEG image":
         return False
     with open(path, "rb") as handle:
@@ -274,20 +269,22 @@ def _too_large(path: Path, error: Exception) -> str:
         own = os.environ.get("OPENCV_IO_MAX_IMAGE_PIXELS", "")
         limit = int(own) if own.isdigit() and int(own) < pixels else OPENCV_PIXELS
         return (
-            f"an image of {size}, and OpenCV reads {limit:,} at most. Set OPENCV_IO_MAX_IMAGE_PIXELS={pixels} in the "
-            f"environment before Python starts ({3 * pixels / 1e9:.1f} GB of memory are needed), then run the same command again."
+            f"an image of {size}, and OpenCV reads {limit:,} at most. Set "
+            f"OPENCV_IO_MAX_IMAGE_PIXELS={pixels} in the environment before Python starts (this "
+            f"needs {3 * pixels / 1e9:.1f} GB of memory), then run the same command again."
         )
-    return f"an image of {size}, which OpenCV cannot read ({without_secrets(error)}). Free memory, or store it in a smaller form."
+    why = without_secrets(error)
+    return (
+        f"an image of {size}, which OpenCV cannot read ({why}). Free memory, or store it smaller."
+    )
 
 
 def _size(path: Path) -> tuple[int, int]:
     """Width and height from an image's header; (0, 0) where it has none."""
     from PIL import Image
 
-    limit, Image.MAX_IMAGE_PIXELS = (
-        Image.MAX_IMAGE_PIXELS,
-        None,
-    )  # Pillow has a limit of its own, for headers too
+    limit = Image.MAX_IMAGE_PIXELS  # Pillow's own, for headers too
+    Image.MAX_IMAGE_PIXELS = None
     try:
         with Image.open(path) as image:
             return image.size
@@ -297,7 +294,7 @@ def _size(path: Path) -> tuple[int, int]:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-# ---- tables ------------------------------------------------------------------------------------------------------
+# ---- tables -----------------------------------------------------------------------------------
 
 
 def _write_tables(path: Path, facts: dict[str, dict]) -> None:
@@ -305,12 +302,19 @@ def _write_tables(path: Path, facts: dict[str, dict]) -> None:
     source = manifest.load_manifest()["sources"]["her2st"]
     rows = [
         {
-            "sample_id": section, "patient": section[0], "organ": "Breast", "disease": "Cancer",
-            "technology": "Spatial Transcriptomics", "um_per_px": made["um_per_px"], "license": source["license"],
-            "source": source["url"], "evidence": "patient: first letter of the section's name", "tiles_sha256": made["tiles_sha256"],
+            "sample_id": section,
+            "patient": section[0],
+            "organ": "Breast",
+            "disease": "Cancer",
+            "technology": "Spatial Transcriptomics",
+            "um_per_px": made["um_per_px"],
+            "license": source["license"],
+            "source": source["url"],
+            "evidence": "patient: first letter of the section's name",
+            "tiles_sha256": made["tiles_sha256"],
         }
         for section, made in facts.items()
-    ]  # fmt: skip
+    ]
     table, splits = pd.DataFrame(rows), make_splits(list(facts))
     write_cohort_tables(path, table, splits, [])
     write_cohort_tables(path, table, splits, top_genes(open_cohort(path), N_GENES))
