@@ -228,7 +228,7 @@ def count_parameters(student: Student) -> dict[str, int]:
     counts = {"adapter": 0, "projector": 0, "encoder": 0}
     for name, p in student.named_parameters():
         trained = "adapter" if name.startswith("network.") else "projector"
-        if "lora_ranknum" not in name:  # which is no weight: peft keeps the number of ranks there
+        if ".ranknum." not in name:  # which is no weight: peft keeps the number of ranks there
             counts[trained if p.requires_grad else "encoder"] += p.numel()
     return counts if student.method != "full" else counts | {"encoder": counts["adapter"]}
 

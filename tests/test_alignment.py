@@ -1,22 +1,29 @@
-"""The loop: what it learns, keeps, repeats and refuses; orientations; the panel "did it align?"."""
+"""The loop: what it learns, keeps, repeats and refuses; batches; the panel "did it align?"."""
 
 import contextlib
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from test_encoders import tiny_encoder
+from torch import nn
 
-from peka_core import alignment
-from peka_core.alignment import Recipe, align, learning_rate
+from peka_core import alignment, losses
+from peka_core.alignment import align, learning_rate
 from peka_core.batches import batches, orient
 from peka_core.errors import PekaError
 from peka_core.quality import alignment_quality
+from peka_core.recipe import Recipe
 from peka_core.student import Student, embed_tiles
+from peka_core.training_data import TrainingData
 
-RECIPE = Recipe(epochs=3, lr=3e-3, batch_size=8, warmup=2, k=3, block=8, hidden=24, validation_share=0.2)
 N = 40
+RECIPE = Recipe(
+    epochs=3, lr=3e-3, batch_size=8, warmup=2, k=3, block=8, hidden=24, validation_share=0.2
+)
+ONE_EPOCH = replace(RECIPE, epochs=1)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -29,234 +36,140 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def world():
+def data():
     """Tiles of one colour; the teacher is a function of the colour. Five groups of eight."""
     rng = np.random.default_rng(0)
     colour = rng.integers(40, 216, (N, 3))
     tiles = (colour[:, None, None, :] + rng.integers(-9, 10, (N, 64, 64, 1))).astype(np.uint8)
-    x_teacher = (colour / 64 - 2) @ rng.normal(size=(3, 4))
-    labels = colour.argmax(1)
-    return {
-        "tiles": tiles,
-        "targets": x_teacher.astype(np.float32),
-        "labels": labels,
-        "groups": np.arange(N) // 8,
-    }
+    x_teacher = ((colour / 64 - 2) @ rng.normal(size=(3, 4))).astype(np.float32)
+    return TrainingData(tiles, x_teacher, colour.argmax(1), np.arange(N) // 8)
 
 
-def train(world, method="bat", recipe=RECIPE, device="cpu", **options):
-    student = Student(tiny_encoder(64, device=device), method, 4, recipe)
-    return student, align(student, **world, recipe=recipe, progress=False, **options)
+def train(data, method="bat", recipe=RECIPE, **options):
+    student = Student(tiny_encoder(64), method, 4, recipe)
+    return student, align(student, data, recipe, progress=False, **options)
 
 
 def trained(student):
     return {name: p.detach().clone() for name, p in student.named_parameters() if p.requires_grad}
 
 
+def same(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+class Reader:
+    """Tiles that remember which rows were read, and whose file may be broken."""
+
+    def __init__(self, tiles, broken=False):
+        self.tiles, self.broken, self.seen = tiles, broken, []
+
+    def __len__(self):
+        return len(self.tiles)
+
+    def __getitem__(self, rows):
+        if self.broken:
+            raise OSError("file truncated")
+        self.seen.append(np.asarray(rows))
+        return self.tiles[rows]
+
+
+# ---- what it learns and keeps --------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("method", ["bat", "bone", "projector_only"])
 @pytest.mark.parametrize("bfloat16", [False, True])
-def test_the_loop_learns_on_groups_that_it_did_not_train_on(world, monkeypatch, method, bfloat16):
-    context = (
-        (lambda _: torch.autocast("cpu", dtype=torch.bfloat16))
-        if bfloat16
-        else (lambda _: contextlib.nullcontext())
-    )
-    monkeypatch.setattr(alignment, "autocast", context)
-    monkeypatch.setattr(alignment, "has_bfloat16", lambda device: bfloat16)
-    recipe = Recipe(**{**vars(RECIPE), "epochs": 6, "lr": 1e-2})
-    student, history = train(world, method, recipe)
+def test_the_loop_learns_on_groups_that_it_did_not_train_on(data, monkeypatch, method, bfloat16):
+    context = lambda _: torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16)
+    monkeypatch.setattr(losses, "autocast", context)
+    student, history = train(data, method, replace(RECIPE, epochs=6, lr=1e-2))
     first, last = history.iloc[0], history.iloc[-1]
-    assert last.validation_total < 0.95 * first.validation_total and last.validation_r2 > first.validation_r2
-    assert last.total < 0.95 * first.total
+    assert last.validation_total < 0.95 * first.validation_total
+    assert last.validation_r2 > first.validation_r2 and last.total < 0.95 * first.total
     blocks = [p for name, p in student.named_parameters() if name.endswith(".blocks")]
-    assert all(p.abs().max() > 0 for p in blocks) and len(blocks) == (
-        0 if method == "projector_only" else 2
-    )
+    assert len(blocks) == (0 if method == "projector_only" else 2)
+    assert all(p.abs().max() > 0 for p in blocks)
 
 
-def test_history_has_a_row_an_epoch_and_the_losses_of_the_kept_weights(world):
-    student, history = train(
-        world, "projector_only", Recipe(**{**vars(RECIPE), "lambda_struct": 0.0})
-    )
-    assert history["epoch"].tolist() == [1, 2, 3]
-    assert history["kept"].sum() == 1 and (history["choice"] == "lowest validation_total").all()
-    assert history.loc[history["kept"], "validation_total"].item() == history["validation_total"].min()
+def test_history_has_the_losses_of_the_kept_weights_on_the_validation_group(data):
+    student, history = train(data, "projector_only", replace(RECIPE, lambda_struct=0.0))
+    assert history["epoch"].tolist() == [1, 2, 3] and history["struct"].isna().all()
+    assert (history["choice"] == "lowest validation_total").all()
+    kept = history[history["kept"]].squeeze()
+    assert kept.validation_total == history["validation_total"].min()
     np.testing.assert_allclose(history["total"], 0.5 * history["kd"], rtol=1e-5)
 
-    generator = torch.Generator().manual_seed(0)
-    group = torch.randperm(5, generator=generator)[0].item()  # the group that seed 0 sets aside
-    aside = world["groups"] == group
-    projected = embed_tiles(student, world["tiles"][aside], progress=False)["projected"].astype(
-        float
-    )
-    log_s, log_t = (
-        x - np.log(np.exp(x).sum(1, keepdims=True)) for x in (projected, world["targets"][aside])
-    )
-    kept = history[history["kept"]].iloc[0]
-    assert kept.validation_kd == pytest.approx((np.exp(log_t) * (log_t - log_s)).sum(1).mean(), rel=0.05)
-    s, t = (x - x.mean(1, keepdims=True) for x in (projected, world["targets"][aside]))
-    assert kept.validation_r2 == pytest.approx(
-        1 - ((s - t) ** 2).sum() / ((t - t.mean(0)) ** 2).sum(), abs=0.03
-    )
+    group = torch.randperm(5, generator=torch.Generator().manual_seed(0))[0].item()
+    rows = data.groups == group  # which seed 0 draws
+    s = embed_tiles(student, data.tiles[rows], progress=False)["projected"].astype(float)
+    t = data.targets[rows]
+    log_s, log_t = (x - np.log(np.exp(x).sum(1, keepdims=True)) for x in (s, t))
+    kd = (np.exp(log_t) * (log_t - log_s)).sum(1).mean()
+    s, t = (x - x.mean(1, keepdims=True) for x in (s, t))
+    r2 = 1 - ((s - t) ** 2).sum() / ((t - t.mean(0)) ** 2).sum()
+    assert kept.validation_kd == pytest.approx(kd, rel=0.05)
+    assert kept.validation_r2 == pytest.approx(r2, abs=0.03)
 
 
-def test_best_epoch_is_kept_not_the_last(world, monkeypatch):
+@pytest.mark.parametrize(("keep", "expected"), [("best", 1), ("last", 2)])
+def test_the_best_or_the_last_epoch_is_kept(data, monkeypatch, keep, expected):
     scores, states = iter([3.0, 1.0, 2.0]), []
 
     def score(student, *_):
         states.append(trained(student))
         return {"validation_total": next(scores)}
 
-    monkeypatch.setattr(alignment, "_score_aside", score)
-    student, history = train(world)
-    assert history["kept"].tolist() == [False, True, False]
-    for name, value in trained(student).items():
-        assert torch.equal(value, states[1][name]) and not torch.equal(value, states[2][name])
+    monkeypatch.setattr(alignment, "validate", score)
+    student, history = train(data, recipe=replace(RECIPE, keep=keep))
+    assert history["kept"].tolist() == [epoch == expected for epoch in range(3)]
+    assert same(trained(student), states[expected]) and not same(states[1], states[2])
 
 
 @pytest.mark.parametrize("change", [{"validation_share": 0.0}, {"groups": np.zeros(N, int)}])
-def test_nothing_to_set_aside_keeps_the_last_epoch_and_says_so(world, change):
-    recipe = Recipe(**{**vars(RECIPE), "validation_share": change.get("validation_share", RECIPE.validation_share)})
-    _, history = train(
-        world | {k: v for k, v in change.items() if k == "groups"}, "projector_only", recipe
-    )
+def test_without_validation_groups_the_last_epoch_is_kept(data, change):
+    one = "groups" in change
+    data, recipe = (replace(data, **change), RECIPE) if one else (data, replace(RECIPE, **change))
+    _, history = train(data, "projector_only", recipe)
     assert history["kept"].tolist() == [False, False, True]
-    assert history["choice"].iloc[0] == "last epoch, nothing set aside"
-    assert history["validation_total"].isna().all()
+    assert history["validation_total"].isna().all() and "last" in history["choice"].iloc[0]
 
 
-def test_whole_groups_are_set_aside_and_never_read_for_training(world):
-    class Reader:
-        shape, seen = world["tiles"].shape, []
-
-        def __len__(self):
-            return N
-
-        def __getitem__(self, rows):
-            self.seen.append(np.asarray(rows))
-            return world["tiles"][rows]
-
-    rows = np.flatnonzero(world["groups"] != 4)
-    train(
-        world | {"tiles": Reader()},
-        "projector_only",
-        Recipe(**{**vars(RECIPE), "epochs": 1}),
-        rows=rows,
-    )
-    *batches, aside = Reader.seen
-    trained_on = np.concatenate(batches)
-    assert len(trained_on) == len(set(trained_on)) == 24
-    assert sorted([*trained_on, *aside]) == rows.tolist()
-    assert len(set(world["groups"][aside])) == 1 and not set(world["groups"][aside]) & set(
-        world["groups"][trained_on]
-    )
+def test_genes_can_teach_through_the_squared_error(data):
+    genes = {"lambda_kd": 0.0, "lambda_struct": 0.0, "lambda_mse": 1.0}
+    _, history = train(data, "bat", replace(RECIPE, **genes, epochs=6, lr=1e-2))
+    assert history["total"].equals(history["mse"]) and history["kd"].isna().all()
+    assert history["validation_mse"].iloc[-1] < 0.9 * history["validation_mse"].iloc[0]
 
 
-def test_rows_outside_the_training_spots_change_nothing(world):
-    rows = np.flatnonzero(world["groups"] != 4)
-    other = {k: v.copy() for k, v in world.items()}
-    other["tiles"][32:], other["targets"][32:], other["labels"][32:] = 0, np.nan, 99
-    runs = [trained(train(w, rows=rows)[0]) for w in (world, other)]
-    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
+def test_in_two_phases_the_classifier_is_not_trained_with_the_student(data, monkeypatch):
+    made, fit = [], alignment.fit_classifier
+    monkeypatch.setattr(alignment, "fit_classifier", lambda *a: made.append(fit(*a)) or made[0])
+    recipe = replace(RECIPE, classifier_epochs=30, epochs=6, lr=1e-2, validation_share=0.0)
+    _, history = train(data, "bone", recipe)
+    assert history["total"].iloc[-1] < history["total"].iloc[0]
+    again = fit(torch.as_tensor(data.targets), torch.as_tensor(data.labels), recipe, 0)
+    assert all(map(torch.equal, made[0].parameters(), again.parameters()))
+    assert all(p.grad is None for p in made[0].parameters())
 
 
-def test_a_mask_of_rows_is_its_numbers(world):
-    mask = world["groups"] != 4
-    runs = [
-        trained(train(world, rows=rows)[0])
-        for rows in (mask, np.flatnonzero(mask), list(np.flatnonzero(mask)))
-    ]
-    assert all(torch.equal(run[name], runs[0][name]) for run in runs for name in runs[0])
-
-
-@pytest.mark.parametrize(
-    "rows",
-    [
-        np.ones(N - 1, bool),
-        np.zeros(N, bool),
-        [0.0, 1.0],
-        [-1, 2],
-        [0, N],
-        [3, 3, 4],
-        np.ones((N, 1), bool),
-        [[1, 2]],
-        [],
-    ],
-)
-def test_rows_that_are_no_spots_are_refused(world, rows):
-    with pytest.raises(PekaError, match="rows"):
-        train(world, rows=rows)
-
-
-def test_reversed_views_of_tiles_are_their_copies(world):
-    views = world | {"tiles": world["tiles"][:, ::-1, :, ::-1]}
-    copies = views | {"tiles": views["tiles"].copy()}
-    runs = [trained(train(w)[0]) for w in (views, copies)]
-    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
-
-
-def test_same_seed_same_weights_whatever_was_drawn_before(world):
-    recipe, runs = Recipe(**{**vars(RECIPE), "epochs": 1, "dropout": 0.3}), []
-    for seed, drawn in ((0, 0), (0, 5), (1, 0)):
-        student = Student(tiny_encoder(64), "bat", 4, recipe)
-        torch.rand(drawn)
-        align(student, **world, recipe=recipe, progress=False, seed=seed)
-        runs.append(trained(student))
-    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
-    assert not any(torch.equal(runs[0][name], runs[2][name]) for name in runs[0])
-
-
-def test_the_seed_draws_order_and_groups_set_aside(world, monkeypatch):
-    seen = []
-    monkeypatch.setattr(
-        alignment,
-        "batches",
-        lambda tiles, rows, *a, **k: seen.append(rows) or batches(tiles, rows, *a, **k),
-    )
-    for seed in range(4):
-        train(world, "projector_only", Recipe(**{**vars(RECIPE), "epochs": 1}), seed=seed)
-    assert len({rows.tobytes() for rows in seen}) > 1
-    orders = []
-    for seed in (0, 0, 1):
-        epoch = batches(world["tiles"], np.arange(N), 8, False, torch.Generator().manual_seed(seed))
-        orders.append([row for rows, _ in epoch for row in rows])
-    assert orders[0] == orders[1] != orders[2] and orders[0] != sorted(orders[0])
-
-
-def test_the_frozen_encoder_is_as_before(world):
-    encoder = tiny_encoder(64)
-    before = {k: v.clone() for k, v in encoder.model.state_dict().items()}
-    align(Student(encoder, "bat", 4, RECIPE), **world, recipe=RECIPE, progress=False)
-    assert all(torch.equal(before[k], v) for k, v in encoder.model.state_dict().items())
-
-
-def test_three_steps_equal_adam_written_out(world, monkeypatch):
-    monkeypatch.setattr(alignment, "has_bfloat16", lambda device: False)
-    monkeypatch.setattr(alignment, "autocast", lambda _: contextlib.nullcontext())
-    change = {
-        "epochs": 3,
-        "batch_size": N,
-        "warmup": 2,
-        "schedule": "constant",
-        "flips": False,
-        "clip": 0.1,
-        "validation_share": 0.0,
-    }
-    recipe = Recipe(**{**vars(RECIPE), **change})
+def test_three_steps_equal_adam_written_out(data, monkeypatch):
+    monkeypatch.setattr(losses, "autocast", lambda _: contextlib.nullcontext())
+    change = {"batch_size": N, "schedule": "constant", "flips": False, "clip": 0.1}
+    recipe = replace(RECIPE, **change, validation_share=0.0)
     student, reference = (Student(tiny_encoder(64), "projector_only", 4, recipe) for _ in range(2))
-    align(student, **world, recipe=recipe, progress=False, seed=7)
+    align(student, data, recipe, seed=7, progress=False)
 
     torch.manual_seed(7)
-    head = torch.nn.Linear(4, 3)
-    x_teacher, labels = torch.tensor(world["targets"]), torch.tensor(world["labels"])
-    features = reference.encoder.encode(reference.encoder.transform(world["tiles"]))
-    values = [*reference.projector.parameters(), *head.parameters()]
+    classifier = nn.Linear(4, 3)
+    x_teacher, labels = torch.tensor(data.targets), torch.tensor(data.labels)
+    features = reference.encoder.encode(reference.encoder.transform(data.tiles))
+    values = [*reference.projector.parameters(), *classifier.parameters()]
     first, second = ([torch.zeros_like(v) for v in values] for _ in range(2))
     for step, lr in enumerate([1.5e-3, 3e-3, 3e-3], start=1):
-        projected = reference.project(features)
+        projected = reference.projector(features)
         log_s, log_t = projected.log_softmax(1), x_teacher.log_softmax(1)
         kd = (log_t.exp() * (log_t - log_s)).sum(1).mean()
-        struct = -head(projected).log_softmax(1)[torch.arange(N), labels].mean()
+        struct = -classifier(projected).log_softmax(1)[torch.arange(N), labels].mean()
         slopes = torch.autograd.grad(0.5 * kd + 0.5 * struct, values)
         norm = torch.cat([g.flatten() for g in slopes]).norm()
         assert norm > 0.1
@@ -269,133 +182,215 @@ def test_three_steps_equal_adam_written_out(world, monkeypatch):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=2e-5)
 
 
-def test_learning_rate_warms_up_then_falls_to_zero():
+# ---- what it repeats, and where it goes on -------------------------------------------------------
+
+
+def test_same_seed_same_weights_whatever_was_drawn_before(data):
+    recipe, runs = replace(ONE_EPOCH, dropout=0.3), []
+    for seed, drawn in ((0, 0), (0, 5), (1, 0)):
+        student = Student(tiny_encoder(64), "bat", 4, recipe)
+        torch.rand(drawn)
+        align(student, data, recipe, seed, progress=False)
+        runs.append(trained(student))
+    assert same(runs[0], runs[1]) and not same(runs[0], runs[2])
+
+
+@pytest.mark.parametrize("method", ["bat", "adalora", "full", "projector_only"])
+@pytest.mark.parametrize("share", [0.2, 0.0])
+def test_a_killed_alignment_goes_on_from_the_last_epoch_with_the_same_result(
+    data, tmp_path, monkeypatch, method, share
+):
+    recipe = replace(RECIPE, epochs=5, dropout=0.2, validation_share=share)
+    undisturbed, history = train(data, method, recipe)
+    started = []
+
+    def until_killed(*arguments):
+        started.append(1)
+        epoch = batches(*arguments)
+        if len(started) == 4:
+            yield next(epoch)
+            raise KeyboardInterrupt
+        yield from epoch
+
+    monkeypatch.setattr(alignment, "batches", until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(data, method, recipe, checkpoint=tmp_path / "progress.pt")
+    torch.manual_seed(77)
+    resumed, again = train(data, method, recipe, checkpoint=tmp_path / "progress.pt")
+    assert again.drop(columns="seconds").equals(history.drop(columns="seconds"))
+    assert len(started) == 4 + 2, "finished epochs were trained again"
+    assert same(trained(undisturbed), trained(resumed))
+
+
+# ---- which spots it sees -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by", ["group", "spot"])
+def test_validation_rows_are_never_read_for_training(data, by):
+    rows, tiles = np.flatnonzero(data.groups != 4), Reader(data.tiles)
+    train(replace(data, tiles=tiles, rows=rows), recipe=replace(ONE_EPOCH, validation_by=by))
+    seen = np.concatenate(tiles.seen)
+    assert sorted(seen) == rows.tolist(), "every training spot once, and no other"
+    count = 8 if by == "group" else 6
+    training, validation = (set(data.groups[some]) for some in (seen[:-count], seen[-count:]))
+    assert (by == "group") == (not training & validation) == (len(validation) == 1)
+
+
+def test_rows_outside_the_training_spots_change_nothing(data):
+    mask, other = data.groups != 4, [data.tiles.copy(), data.targets.copy(), data.labels.copy()]
+    for values, odd in zip(other, (0, np.nan, 99), strict=True):
+        values[32:] = odd
+    numbers = np.flatnonzero(mask)
+    given = [replace(data, rows=rows) for rows in (mask, numbers, list(numbers))]
+    given.append(TrainingData(*other, data.groups, rows=mask))
+    runs = [trained(train(one, recipe=ONE_EPOCH)[0]) for one in given]
+    assert all(same(run, runs[0]) for run in runs)
+
+
+def test_reversed_views_of_tiles_are_their_copies(data):
+    views = data.tiles[:, ::-1, :, ::-1]
+    given = [replace(data, tiles=tiles) for tiles in (views, views.copy())]
+    assert same(*(trained(train(one, recipe=ONE_EPOCH)[0]) for one in given))
+
+
+# ---- what it refuses -----------------------------------------------------------------------------
+
+ROWS = [
+    np.ones(N - 1, bool),
+    np.zeros(N, bool),
+    [0.0, 1.0],
+    [-1, 2],
+    [0, N],
+    [3, 3, 4],
+    [[1, 2]],
+    [],
+]
+UNFIT = [
+    ("rows", ROWS),
+    ("labels", [np.zeros(3, int), np.full(N, 3), np.full(N, np.nan), np.full(N, 0.5), ["0"] * N]),
+    ("targets", [np.zeros((N, 7)), np.full((N, 4), np.nan), np.zeros(N)]),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, v) for name, values in UNFIT for v in values])
+def test_data_that_do_not_fit_are_refused(data, name, value):
+    with pytest.raises(PekaError, match=name):
+        train(replace(data, **{name: value}))
+
+
+def test_students_and_recipes_that_train_nothing_are_refused(data):
+    with pytest.raises(PekaError, match="'none'"):
+        train(data, "none")
+    with pytest.raises(PekaError, match="lambda_kd"):
+        train(data, recipe=replace(RECIPE, lambda_kd=0.0, lambda_struct=0.0))
+
+
+def test_a_diverging_loss_names_epoch_step_and_rate(data):
+    student = Student(tiny_encoder(64), "projector_only", 4, RECIPE)
+    student.projector[0].weight.data[0, 0] = torch.nan
+    with pytest.raises(PekaError, match=r"nan in epoch 1, step 0.*\blr\b.*0\.003"):
+        align(student, data, RECIPE, progress=False)
+
+
+@pytest.mark.parametrize("where", ["transform", "encode"])
+@pytest.mark.parametrize(("limit", "advice"), [(3, "8 tiles; 2 fit"), (0, "a single tile")])
+def test_out_of_memory_ends_with_the_batch_size_that_fits(data, monkeypatch, where, limit, advice):
+    student = Student(tiny_encoder(64), "bat", 4, RECIPE)
+    work = getattr(student.encoder, where)
+
+    def small_device(x, *arguments):
+        if len(x) > limit:
+            raise torch.OutOfMemoryError
+        return work(x, *arguments)
+
+    monkeypatch.setattr(student.encoder, where, small_device)
+    with pytest.raises(PekaError, match=advice):
+        align(student, data, RECIPE, progress=False)
+
+
+# ---- steps and batches ---------------------------------------------------------------------------
+
+
+def test_learning_rate_warms_up_then_follows_its_schedule():
     recipe = Recipe(lr=2.0, warmup=4)
     rates = [learning_rate(step, 24, recipe) for step in range(24)]
     assert rates[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]
     assert rates[14] == pytest.approx(1.0) and np.all(np.diff(rates[4:]) < 0) and rates[-1] < 0.02
-    assert learning_rate(20, 24, Recipe(lr=2.0, warmup=4, schedule="constant")) == 2.0
+    assert learning_rate(20, 24, replace(recipe, schedule="constant")) == 2.0
+    recipe = Recipe(epochs=25, lr=1.0, warmup=0, schedule="step")
+    rates = [learning_rate(step, 50, recipe) for step in range(0, 50, 2)]  # two steps an epoch
+    optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule, expected = torch.optim.lr_scheduler.StepLR(optimiser, 10, 0.1), []
+    for _ in range(25):
+        expected += schedule.get_last_lr()
+        optimiser.step()
+        schedule.step()
+    np.testing.assert_allclose(rates, expected)
+
+
+CLIPPED = {("norm", 1.0): [0.6, -0.8], ("norm", 0.0): [3.0, -4.0], ("value", 3.5): [3.0, -3.5]}
+
+
+@pytest.mark.parametrize(("by", "clip"), CLIPPED)
+def test_gradients_are_clipped_by_norm_or_by_value(by, clip):
+    p = nn.Parameter(torch.zeros(2))
+    p.grad = torch.tensor([3.0, -4.0])
+    alignment.clip_gradients([p], replace(RECIPE, clip=clip, clip_by=by))
+    np.testing.assert_allclose(p.grad, CLIPPED[by, clip], rtol=1e-5)
 
 
 def test_orientations_are_the_eight_of_a_square():
     tile = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    made = {orient(tile, turn).tobytes() for turn in range(8)}
-    expected = {
-        np.ascontiguousarray(np.rot90(t, k)).tobytes()
-        for t, k in itertools.product((tile, tile[:, ::-1]), range(4))
-    }
-    assert made == expected and len(made) == 8
-    assert np.array_equal(orient(tile, 0), tile)
+    sides = itertools.product((tile, tile[:, ::-1]), range(4))
+    expected = {np.ascontiguousarray(np.rot90(side, k)).tobytes() for side, k in sides}
+    made = [orient(tile, turn).tobytes() for turn in range(8)]
+    assert set(made) == expected and len(set(made)) == 8 and made[0] == tile.tobytes()
 
 
-def test_flips_show_each_tile_in_many_orientations_and_can_be_off():
+@pytest.mark.parametrize("flips", [True, False])
+def test_an_epoch_shows_each_tile_once_in_random_order_and_orientation(flips):
     tiles = np.random.default_rng(0).integers(0, 256, (N, 32, 32, 3), dtype=np.uint8)
-    for flips in (True, False):
-        generator = torch.Generator().manual_seed(0)
-        epoch = batches(tiles, np.arange(N), 8, flips, generator)
-        pairs = [
-            (row, tile)
-            for rows, batch in epoch
-            for row, tile in zip(rows, batch.numpy(), strict=True)
-        ]
-        assert sorted(row for row, _ in pairs) == list(range(N))
-        same = [np.array_equal(tile, tiles[row]) for row, tile in pairs]
-        assert sum(same) < N / 3 if flips else all(same)
-        for row, tile in pairs:
-            assert any(np.array_equal(tile, orient(tiles[row], turn)) for turn in range(8))
 
+    def epoch(seed, ahead=False):
+        generator = torch.Generator().manual_seed(seed)
+        made = list(batches(tiles, np.arange(N), 12, flips, generator, ahead))
+        assert [len(rows) for rows, _ in made] == [12, 12, 12, 4]
+        return [(r, t.numpy()) for rows, some in made for r, t in zip(rows, some, strict=True)]
 
-def test_diverging_loss_names_epoch_step_and_rate(world):
-    student = Student(tiny_encoder(64), "projector_only", 4, RECIPE)
-    student.projector[0].weight.data[0, 0] = torch.nan
-    with pytest.raises(
-        PekaError, match=r"loss is nan in epoch 1, step 0: lower the learning rate 0.003"
-    ):
-        align(student, **world, recipe=RECIPE, progress=False)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"labels": np.zeros(3, int)}, "one row a spot everywhere.*'labels': 3"),
-        ({"labels": np.full(N, 3)}, "labels run from 3 to 3, the recipe has k = 3"),
-        ({"targets": np.zeros((N, 7))}, "projects to 4 dimensions, the targets have 7"),
-        ({"targets": np.full((N, 4), np.nan)}, "the targets have NaN"),
-        ({"targets": np.zeros(N)}, "targets must be"),
-        ({"labels": np.full(N, np.nan)}, "labels must be whole numbers"),
-        ({"labels": np.full(N, 0.5)}, "labels must be whole numbers"),
-        ({"labels": np.full(N, "0")}, "labels must be whole numbers"),
-    ],
-)
-def test_inputs_that_do_not_fit_are_refused(world, change, message):
-    with pytest.raises(PekaError, match=message):
-        train(world | change)
-
-
-def test_a_method_that_trains_nothing_is_refused(world):
-    with pytest.raises(PekaError, match="'none' trains nothing"):
-        train(world, "none")
-
-
-def test_reading_ahead_changes_nothing(world):
-    runs = []
-    for ahead in (False, True):
-        generator = torch.Generator().manual_seed(0)
-        runs.append(list(batches(world["tiles"], np.arange(N), 12, True, generator, ahead)))
-    assert [len(rows) for rows, _ in runs[0]] == [12, 12, 12, 4]
-    for (rows, batch), (rows_ahead, batch_ahead) in zip(*runs, strict=True):
-        assert np.array_equal(rows, rows_ahead) and torch.equal(batch, batch_ahead)
+    pairs, order = epoch(0), [row for row, _ in epoch(0)]
+    assert sorted(order) == list(range(N)) != order
+    assert order != [row for row, _ in epoch(1)]
+    plain = [np.array_equal(tile, tiles[row]) for row, tile in pairs]
+    assert sum(plain) < N / 3 if flips else all(plain)
+    for row, tile in pairs:
+        assert any(np.array_equal(tile, orient(tiles[row], turn)) for turn in range(8))
+    for (row, tile), (row_ahead, tile_ahead) in zip(pairs, epoch(0, ahead=True), strict=True):
+        assert row == row_ahead and np.array_equal(tile, tile_ahead)
 
 
 @pytest.mark.parametrize("ahead", [False, True])
-def test_failing_tile_reader_stops_the_loop(world, ahead):
-    class Broken:
-        def __len__(self):
-            return N
-
-        def __getitem__(self, rows):
-            raise OSError("file truncated")
-
+def test_a_failing_tile_reader_stops_the_loop(data, ahead):
+    broken = Reader(data.tiles, broken=True)
     with pytest.raises(OSError, match="file truncated"):
-        list(batches(Broken(), np.arange(N), 8, True, torch.Generator(), ahead))
+        list(batches(broken, np.arange(N), 8, True, torch.Generator(), ahead))
     with pytest.raises(OSError, match="file truncated"):
-        train(world | {"tiles": Broken()})
+        train(replace(data, tiles=broken))
 
 
-def test_quality_is_one_for_a_rotated_teacher_and_chance_for_noise():
+# ---- did it align? -------------------------------------------------------------------------------
+
+
+def test_quality_is_one_for_a_rotated_teacher_chance_for_noise_and_unknown_without_spots():
     rng = np.random.default_rng(0)
-    x_teacher = rng.normal(size=(400, 5))
-    rotation = np.linalg.qr(rng.normal(size=(5, 5)))[0]
-    good = alignment_quality(
-        x_teacher[:300] @ rotation, x_teacher[:300], x_teacher[300:] @ rotation, x_teacher[300:]
-    )
+    x_teacher, noise = rng.normal(size=(400, 5)), rng.normal(size=(400, 5))
+    rotated = x_teacher @ np.linalg.qr(rng.normal(size=(5, 5)))[0]
+    quality = lambda x, t=x_teacher: alignment_quality(x[:300], t[:300], x[300:], t[300:])
+    good, bad = quality(rotated), quality(noise)
     assert good["r2"] > 0.999 and good["neighbour_overlap"] > 0.8
-    assert good["chance"] == pytest.approx(10 / 99) and (good["n_train"], good["n_test"]) == (
-        300,
-        100,
-    )
-    noise = rng.normal(size=(400, 5))
-    bad = alignment_quality(noise[:300], x_teacher[:300], noise[300:], x_teacher[300:])
-    assert abs(bad["r2"]) < 0.1 and bad["neighbour_overlap"] == pytest.approx(
-        bad["chance"], abs=0.03
-    )
-
-
-def test_quality_is_unknown_where_the_teacher_read_no_held_out_spot():
-    x = np.random.default_rng(0).normal(size=(40, 5))
-    unread = np.full((10, 5), np.nan)
-    found = alignment_quality(x[:30], x[:30], x[30:], unread)
-    assert np.isnan([found["r2"], found["neighbour_overlap"]]).all() and (
-        found["n_train"],
-        found["n_test"],
-    ) == (30, 0)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
-def test_the_loop_learns_on_a_gpu(world):
-    encoder = tiny_encoder(64, device="cuda")
-    encoder.model.to("cuda")
-    student = Student(encoder, "bat", 4, RECIPE)
-    history = align(student, **world, recipe=RECIPE, progress=False)
-    assert history["validation_total"].iloc[-1] < history["validation_total"].iloc[0]
+    assert good["chance"] == pytest.approx(10 / 99)
+    assert (good["n_train"], good["n_test"]) == (300, 100)
+    assert abs(bad["r2"]) < 0.1
+    assert bad["neighbour_overlap"] == pytest.approx(bad["chance"], abs=0.03)
+    unread = np.where(np.arange(400)[:, None] < 300, x_teacher, np.nan)
+    found = quality(x_teacher, unread)
+    assert np.isnan([found["r2"], found["neighbour_overlap"]]).all() and found["n_test"] == 0
