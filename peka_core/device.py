@@ -1,4 +1,7 @@
-"""Where work runs and with what: devices, precision, versions of the packages that can move a number. Imports torch on first use."""
+"""Devices, precision, and the versions of the packages that can move a number.
+
+torch is imported on first use.
+"""
 
 import contextlib
 import functools
@@ -25,18 +28,16 @@ def best_device() -> str:
 
 
 def check_device(device: str) -> str:
-    """A device that is here and that this code can use: `cpu`, `cuda` or `cuda:N`; `auto` is the best one.
+    """A device that is here and that this code can use; `auto` becomes the best one.
 
     Raises:
-        PekaError: it is not here, or is of another kind.
+        PekaError: it is not here, or is none of `cpu`, `cuda` and `cuda:N`.
     """
     kind, _, number = str(device).partition(":")
     if kind == "auto":
         return best_device()
     if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
-        raise PekaError(
-            f"device {device!r} is not one that this package runs on: cpu, cuda, or cuda:N with a GPU's number"
-        )
+        raise PekaError(f"device {device!r} is none of cpu, cuda, and cuda:N with a GPU's number")
     if kind == "cuda" and not _has_gpu():
         raise PekaError(
             "no CUDA here: --device cpu (torch sees no GPU; `peka doctor` shows what it sees)"
@@ -54,7 +55,7 @@ def _count_gpus() -> int:
 
 @functools.cache
 def _has_gpu() -> bool:
-    """Ask torch, which takes seconds to import, unless Linux has no device file of any GPU driver."""
+    """Ask torch, which is slow to import, unless Linux has no device file of any GPU driver."""
     if sys.platform == "linux" and not any(
         Path(f"/dev/{name}").exists() for name in ("nvidiactl", "dxg", "kfd")
     ):
@@ -66,7 +67,7 @@ def _has_gpu() -> bool:
 
 @functools.cache
 def device_name(device: str = "") -> str:
-    """Name of the GPU for `cuda`, CPU model and number of cores for `cpu`; of the best device where none is given."""
+    """Name of the GPU, or CPU model and number of cores; of the best device where none is given."""
     if (device or best_device()).startswith("cuda"):
         import torch
 
@@ -94,9 +95,10 @@ def has_bfloat16(device) -> bool:
 
 
 def autocast(device, precision: str = "bfloat16") -> contextlib.AbstractContextManager:
-    """bfloat16 autocast where it is asked for and the device has it, otherwise float32 that is float32.
+    """bfloat16 autocast where it is asked for and the device has it, otherwise full float32.
 
-    On a GPU cuDNN's convolutions would round to TF32, ten bits, by torch's default: features would be off by 1e-3.
+    By default, cuDNN's convolutions round to TF32 (ten bits) on a GPU, and features would be off by
+    1e-3; that is switched off here.
     """
     import torch
 

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -44,7 +45,7 @@ class Encoder:
         resize: length of the shorter side before the centre crop to `size`. With None, tiles enter
             as they are, and tiles of another size are refused.
         interpolation: `bilinear` or `bicubic`, with antialiasing.
-        pool: how tokens become one vector. The model does `token` and `avg`, `encode` does `cls+mean`.
+        pool: how tokens become one vector; `token` and `avg` in the model, `cls+mean` in `encode`.
         precision: `float32` or `bfloat16` (autocast) in `embed`.
         revision, digest: which weights; the sha256 of their file, or of the parameters.
         device: where the model is.
@@ -113,7 +114,7 @@ class Encoder:
         return x.permute(0, 2, 3, 1).contiguous()
 
     def encode(self, x: Tensor) -> Tensor:
-        """x float (n, 3, size, size), normalised -> features (n, d), in the precision around the call.
+        """x float (n, 3, size, size), normalised -> features (n, d), in the caller's precision.
 
         Raises:
             PekaError: x of another shape.
@@ -124,11 +125,12 @@ class Encoder:
                 f"{self.name} expects x {wanted} from its transform, not {tuple(x.shape)}"
             )
         if self.pool == "cls+mean":
-            return backbones.cls_and_mean(self.model(x), self.model.num_prefix_tokens)
+            prefix: Any = self.model.num_prefix_tokens
+            return backbones.cls_and_mean(self.model(x), prefix)
         return self.model(x)
 
     def embed(self, tiles, batch_size: int = 256, progress: bool = False) -> np.ndarray:
-        """Tiles uint8 (n, h, w, 3) -> features float32 (n, d): transform, encode, batch by batch."""
+        """Tiles uint8 (n, h, w, 3) -> features float32 (n, d), batch by batch."""
         return in_batches(self, tiles, lambda x: (self.encode(x),), batch_size, progress)[0]
 
 
@@ -143,14 +145,14 @@ def load_encoder(
     Args:
         name: `mini`, `random` (untrained, drawn from `seed`), a row of data_manifest.yaml, any timm
             model name, or `my_file.py:build`. A row's name comes first: `resnet50` is the row with
-            torchvision's weights, and timm's default is `resnet50.a1_in1k`. In a notebook it may also
-            be what such a function returns: an `Encoder`, or a model with its `Preprocess`.
+            torchvision's weights, and timm's default is `resnet50.a1_in1k`. In a notebook it may be
+            what such a function returns: an `Encoder`, or a pair (model, preprocess).
         weights: a local .safetensors, .bin or .pth file instead of the model's own weights.
         seed: draws the weights of `random`.
 
     Raises:
-        PekaError: an unknown name, weights that cannot be had or do not fit the model, a device that
-            is not here, or an encoder of your own that fails the checks of `_own`.
+        PekaError: an unknown name, a device that is not here, weights that cannot be had or do not
+            fit the model, or an encoder of your own that fails the checks of `_own`.
     """
     device = check_device(str(device or "auto"))
     if not isinstance(name, str) or own_file.is_own(name):
@@ -170,12 +172,12 @@ def load_encoder(
 
 def _freeze(encoder: Encoder, device: str) -> None:
     """Freeze the model, in evaluation mode, on a device."""
-    encoder.model.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
+    encoder.model.requires_grad_(False).eval().to(device).to(memory_format=torch.channels_last)
     encoder.device = device
 
 
 def _bundled(name: str, seed: int, weights: str | Path | None) -> Encoder:
-    """`mini` with the weights of the package or of a file, or `random`: its network as drawn from `seed`."""
+    """`mini` with its weights or those of a file, or `random`: its network drawn from `seed`."""
     from .models.mini import MINI_MEAN, MINI_STD, build_mini
 
     model = build_mini(seed)
@@ -183,12 +185,13 @@ def _bundled(name: str, seed: int, weights: str | Path | None) -> Encoder:
         _load(model, weights or MINI_WEIGHTS, name)
     return Encoder(
         name, model, MINI_MEAN, MINI_STD, model.num_features,
-        revision="" if name == "mini" else f"seed {seed}", digest=weights_digest(name, weights, seed),
+        revision="" if name == "mini" else f"seed {seed}",
+        digest=weights_digest(name, weights, seed),
     )  # fmt: skip
 
 
 def _from_row(row: Row, weights: str | Path | None) -> Encoder:
-    """A row's network with the weights of a file: the user's, or the pinned one of mirror, cache or hub."""
+    """A row's network with the user's weights, or the pinned ones of mirror, cache or hub."""
     path, revision, digest = find_weights(row) if weights is None else (Path(weights), "", "")
     model, how = backbones.build(row), row.transform
     _load(model, path, row.name, row.layout)
@@ -201,14 +204,14 @@ def _from_row(row: Row, weights: str | Path | None) -> Encoder:
 
 def _from_timm(name: str, weights: str | Path | None) -> Encoder:
     """A timm model with the data settings that timm keeps beside its weights."""
-    model = backbones.build_timm(name, pretrained=weights is None)
+    model: Any = backbones.build_timm(name, pretrained=weights is None)
     how, origin = timm.data.resolve_model_data_config(model), model.pretrained_cfg
     if weights is not None:
         _load(model, weights, name)
-    size = how["input_size"][-1]
+    size, bicubic = how["input_size"][-1], how["interpolation"] == "bicubic"
     return Encoder(
         name, model, tuple(how["mean"]), tuple(how["std"]), model.num_features, size,
-        math.floor(size / how["crop_pct"]), "bicubic" if how["interpolation"] == "bicubic" else "bilinear",
+        math.floor(size / how["crop_pct"]), "bicubic" if bicubic else "bilinear",
         pool=str(getattr(model, "global_pool", "avg")),
         revision="" if weights else str(origin.get("hf_hub_id") or origin.get("url") or ""),
         digest=weights_digest(name, weights) if weights else _state_digest(model),

@@ -1,4 +1,4 @@
-"""Teachers: counts -> X_teacher (n, d_t), and pseudo-labels in that space, fitted on training spots.
+"""Teachers: counts -> X_teacher (n, d_t) and pseudo-labels, fitted on training spots.
 
 `scfoundation` is the paper's teacher; `pca` is ours and needs no download. The pseudo-labels are
 the classes of L_struct (Eq. 6).
@@ -32,7 +32,9 @@ class PcaTeacher:
         seed: starting vector of the decomposition.
     """
 
-    description = "principal components of log-normalised counts, fitted on training spots; licence MIT; no gate"
+    description = (
+        "principal components of log counts, fitted on training spots; licence MIT; no gate"
+    )
     name, is_fitted = "pca", True  # its embedding depends on the training spots
     gene_join = "inner"  # it sees the genes that every section measured
 
@@ -136,8 +138,8 @@ def fit_pseudo_labels(x_teacher: np.ndarray, k: int, seed: int = 0) -> KMeans:
 class Leiden:
     """Pseudo-labels as communities of the graph of nearest neighbours in teacher space.
 
-    This takes the word "KNN" of Eq. 6 literally. scanpy finds the neighbours, igraph the communities.
-    A spot that was not fitted takes the label that most of its nearest fitted spots have.
+    This takes the word "KNN" of Eq. 6 literally: scanpy finds neighbours, igraph communities. A
+    spot that was not fitted takes the label that most of its nearest fitted spots have.
     """
 
     def __init__(self, k: int, seed: int = 0, neighbours: int = 15):

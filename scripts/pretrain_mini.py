@@ -1,13 +1,15 @@
-"""Pre-trains `mini` on drawn tissue: which share of each cell type does a crop show? About ten minutes on a CPU.
+"""Pre-trains `mini` on drawn tissue: which share of each cell type does a crop show?
 
     python scripts/pretrain_mini.py [--steps 900] [--threads 2] [--out mini.safetensors]
 
-The tissue belongs to patients that no demo cohort contains (another seed). No counts exist here. Nuclear size and
-chromatin are never labels, and scale and stain augmentation make both unreliable: the features hold only part of them.
-That leaves room for an alignment to teach something. It is design, not discovery.
+It takes about ten minutes on a CPU. The tissue belongs to patients that no demo cohort contains
+(another seed), and no counts exist here. Nuclear size and chromatin are never labels, and scale and
+stain augmentation make both unreliable, so the features hold only part of them. That leaves room
+for an alignment to teach something: we designed it so.
 
-Writes peka_core/weights/mini.safetensors (float16) and mini.json beside it (how it was made, digest, probes). Another
-run gives slightly other weights: sums in bfloat16 depend on the machine and the number of threads.
+Writes peka_core/models/weights/mini.safetensors (float16) and mini.json beside it (how it was made,
+digest, probes). Another run gives slightly other weights, since sums in bfloat16 depend on the
+machine and the number of threads.
 """
 
 import argparse
@@ -114,7 +116,7 @@ def normalise(x):
 
 
 def half_size(model):
-    """Lets the network take tissue at 1 µm/px: the averaging that opens it has nothing to do then."""
+    """Let the network take tissue at 1 µm/px, without the averaging at its start."""
     model.patch_embed.halve = nn.Identity()
     return model.to(memory_format=torch.channels_last)
 
@@ -129,7 +131,7 @@ def has_bf16():
 
 
 def train(tissue, recipe):
-    """The whole training, top to bottom. Returns the network and the last 50 steps' mean loss (nats)."""
+    """The whole training, top to bottom; the network and the mean loss of the last 50 steps."""
     torch.manual_seed(recipe["seed"])
     rng = np.random.default_rng(recipe["seed"])
     model, head = half_size(build_mini()).train(), nn.Linear(MINI_DIM, len(drawing.TYPES))

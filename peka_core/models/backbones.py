@@ -1,8 +1,9 @@
-"""From a row of data_manifest.yaml to a network of timm: build it, name a file's tensors as it does, load them."""
+"""Networks of timm: build one, give a file's tensors the names that timm has, and load them."""
 
 import re
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -18,9 +19,10 @@ State = dict[str, Tensor]
 
 
 class ConvStem(nn.Module):
-    """CTransPath's patch embedding: three convolutions, 224 px -> 56 x 56 tokens, in the place of Swin's single one.
+    """CTransPath's patch embedding: three convolutions where Swin has one.
 
-    After Wang et al. 2022 (Medical Image Analysis 81, 102559), with the arguments that timm passes to an `embed_layer`.
+    After Wang et al. 2022 (Medical Image Analysis 81, 102559), with the arguments that timm passes
+    to an `embed_layer`.
 
     Args:
         img_size: side of the input in pixels.
@@ -53,7 +55,7 @@ class ConvStem(nn.Module):
         self.norm = norm_layer(embed_dim, **where)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (n, 3, 224, 224) -> tokens (n, 56, 56, 96): channels last, as timm's Swin wants them."""
+        """x (n, 3, 224, 224) -> tokens (n, 56, 56, 96): channels last, as in timm's Swin."""
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
 
@@ -68,9 +70,9 @@ def build(row: Row, device: str = "meta") -> nn.Module:
     """The network of a row without a classifier, in evaluation mode and without its weights.
 
     Args:
-        device: `meta` takes neither memory nor time; weights are then put in its place by `put_weights`.
+        device: `meta` takes neither memory nor time, and `put_weights` fills it.
     """
-    arguments = {
+    arguments: dict[str, Any] = {
         name: LAYERS.get(value, value) if isinstance(value, str) else value
         for name, value in row.network.items()
     }
@@ -97,8 +99,8 @@ def build_timm(name: str, pretrained: bool) -> nn.Module:
         if pretrained:
             check_network(hub=True)
         raise PekaError(
-            f"timm could not make encoder {name!r} ({without_secrets(error)}). Encoders are mini, random, "
-            f"{', '.join(rows())}, the names of timm.list_models(pretrained=True), and FILE.py:FUNCTION. "
+            f"timm could not make encoder {name!r} ({without_secrets(error)}). Encoders: mini, random, "
+            f"{', '.join(rows())}, the names of timm.list_models(pretrained=True), FILE.py:FUNCTION. "
             f"Without a network, give the weights as a file: --weights {name}=PATH. "
             "For a gated model, accept the terms on its page and set HF_TOKEN."
         ) from error
@@ -118,9 +120,10 @@ def cls_and_mean(tokens: Tensor, prefix: int) -> Tensor:
 
 
 def from_ctranspath(state: State) -> State:
-    """CTransPath's official tensors (timm 0.5.4) under the names of today's Swin, which down-samples where a stage begins.
+    """CTransPath's official tensors (timm 0.5.4) under the names of today's Swin.
 
-    Tables that the constructor computes are dropped.
+    Today's stages begin with their down-sampling, and do not end with it. Tables that the
+    constructor computes are dropped.
     """
     computed = ("attn_mask", "relative_position_index")
     later = lambda match: f"layers.{int(match[1]) + 1}.downsample."
@@ -149,8 +152,8 @@ HF_VIT = (  # a name in transformers' ViTModel -> in timm
 def from_hf_vit(state: State) -> State:
     """Tensors of transformers' ViTModel under timm's names; query, key and value become one `qkv`.
 
-    The pooler and iBOT's mask token play no part in the CLS token and are dropped; a name that no rule knows stays,
-    so that loading refuses it.
+    The pooler and iBOT's mask token play no part in the CLS token and are dropped. A name that no
+    rule knows stays, so that loading refuses it.
     """
     named = {}
     for name, value in state.items():
@@ -172,7 +175,7 @@ LAYOUTS = {"timm": lambda state: state, "ctranspath": from_ctranspath, "hf_vit":
 
 
 def read_weights(path: Path, name: str) -> State:
-    """The tensors of a file of weights, safetensors or PyTorch's, read without running any code that it may hold.
+    """The tensors of a file of weights, safetensors or PyTorch's; code in the file is not run.
 
     Args:
         name: of the encoder, for messages.
@@ -188,14 +191,13 @@ def read_weights(path: Path, name: str) -> State:
         isinstance(value, Tensor) for value in state.values()
     ):
         held = sorted(map(str, state))[:6] if isinstance(state, dict) else type(state).__name__
-        raise PekaError(
-            f"{path} holds {held}, expected tensors by name for encoder {name!r}, at most inside 'model'"
-        )
+        expected = f"tensors by name for encoder {name!r}, or these inside 'model'"
+        raise PekaError(f"{path} holds {held}, expected {expected}")
     return state
 
 
 def put_weights(model: nn.Module, state: State, path: str | Path, name: str) -> None:
-    """Load tensors into `model` in float32; every name must fit, those of a classifier that was cut off aside.
+    """Load tensors into `model` in float32; every name must fit, but for a classifier's.
 
     A model on `meta` takes the tensors themselves, without a copy.
 

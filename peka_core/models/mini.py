@@ -1,7 +1,8 @@
 """`mini`: the bundled 0.9 M parameter vision transformer, small enough for a laptop's CPU.
 
-It is timm's VisionTransformer with a convolutional stem, so everything that works on UNI or H-optimus-0 (module names,
-adapters, hooks) works on it. Its weights come from scripts/pretrain_mini.py; peka_core/weights/mini.md is its card.
+It is timm's VisionTransformer with a convolutional stem, so everything that works on UNI or
+H-optimus-0 (module names, adapters, hooks) works on it. Its weights come from
+scripts/pretrain_mini.py, and weights/mini.md is its card.
 """
 
 import torch
@@ -16,8 +17,8 @@ MINI_DIM = 128
 class MiniStem(nn.Module):
     """Image -> tokens, in place of timm's PatchEmbed.
 
-    The first operation averages 2 x 2 pixels (224 -> 112 px, 1 µm/px). Four convolutions of stride 2 follow, then a
-    linear layer: 7 x 7 tokens of 16 µm.
+    The first operation averages 2 x 2 pixels (224 -> 112 px, 1 µm/px). Then follow
+    four convolutions of stride 2 and a linear layer: 7 x 7 tokens of 16 µm.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Halve(nn.Module):
 
 
 def explicit_attention(model):
-    """Writes attention out as softmax(q k) v in all blocks; on CPU twice as fast as the fused kernel at this size."""
+    """Write attention out as softmax(q k) v in all blocks: at this size twice as fast on a CPU."""
     for block in model.blocks:
         block.attn.fused_attn = False
     return model
@@ -75,13 +76,14 @@ def build_mini(seed=None):
     """The untrained network, (B, 3, 224, 224) -> (B, 128).
 
     Args:
-        seed: of the initial weights; the global generator is left as it was. None: draw from the global generator.
+        seed: of the initial weights, with the global generator left as it was. With None, weights
+            come from the global generator.
     """
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
         model = VisionTransformer(
-            img_size=224, patch_size=32, embed_dim=MINI_DIM, depth=4, num_heads=4, class_token=False, global_pool="avg",
-            num_classes=0, embed_layer=MiniStem,
+            img_size=224, patch_size=32, embed_dim=MINI_DIM, depth=4, num_heads=4,
+            class_token=False, global_pool="avg", num_classes=0, embed_layer=MiniStem,
         )  # fmt: skip
     return explicit_attention(model)

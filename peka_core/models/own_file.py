@@ -1,4 +1,4 @@
-"""An encoder of the user's own, named by the file and the function that build it: `my_file.py:build`.
+"""An encoder of the user's own, named by its file and the function in it: `my_file.py:build`.
 
 Nothing here imports torch, so that a profile with such a name is read as fast as any other.
 """
@@ -38,7 +38,7 @@ def split_name(name: str) -> tuple[Path, str]:
 
 
 def placed(name: str, folder: Path) -> str:
-    """The name with an absolute path, relative paths being meant from `folder`; others unchanged."""
+    """The name with an absolute path, relative paths starting from `folder`; others unchanged."""
     if not is_own(name):
         return name
     file, _, function = name.rpartition(":")

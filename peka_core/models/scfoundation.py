@@ -62,12 +62,12 @@ class ScFoundation:
             `T` for values that are so already, whose sum is taken as the total, as upstream does;
             `A` for such values with the raw total over the vocabulary in obs["vocab_total"].
         target: T. `t4` is 4, `f1` is log10 of 1 x the total, `a5` is S + 5.
-        pool: `all` is [S | T | maximum over genes | mean over genes], 4 d; `max` is over all tokens, d.
+        pool: `all` is [S | T | maximum and mean over genes], 4 d; `max` is over all tokens, d.
         unusable: `error`, or `drop`, which leaves NaN in X_teacher.
         min_genes: spots with fewer expressed genes of the vocabulary are unusable. scFoundation's
             authors asked 200 of their training cells, PEKA's code asks for one count.
-        tokens: largest number of tokens in a batch with padding, which bounds memory; a longer spot is
-            a batch of its own. By default 32,768 on a GPU, and 4,096 on a CPU, whose cache holds them.
+        tokens: largest number of tokens in a batch with padding, which bounds memory; a longer spot
+            is a batch of its own. By default 32,768 on a GPU, and 4,096 (for the cache) on a CPU.
         precision: `float32`, or `bfloat16` (autocast).
         device: `cpu` or `cuda`; by default the best one.
 
@@ -88,15 +88,15 @@ class ScFoundation:
     device: str | None = None
 
     description = (
-        "scFoundation's encoder, 3072-d with the real weights (1.4 GB), fits nothing; code and vocabulary Apache-2.0, "
-        "weights for non-commercial research only; no gate known"
+        "scFoundation's encoder, 3072-d with the real weights (1.4 GB), fits nothing; code and "
+        "vocabulary Apache-2.0, weights for non-commercial research only; no gate known"
     )
     name, is_fitted = SOURCE, False
     gene_join = "outer"  # a gene that one section did not measure counts where it was measured
 
     def __post_init__(self):
         self.device = self.device or best_device()
-        self.tokens = self.tokens or (4_096 if str(self.device) == "cpu" else 32_768)
+        self.budget = self.tokens or (4_096 if str(self.device) == "cpu" else 32_768)
         for option, known in CHOICES.items():
             if (value := getattr(self, option)) not in known:
                 raise PekaError(f"scfoundation: {option} {value!r} is unknown: {', '.join(known)}")
@@ -118,9 +118,7 @@ class ScFoundation:
     def symbols(self) -> pd.Index:
         """The vocabulary, (19264,)."""
         path, columns = self._local("vocabulary"), ["gene_name", "index"]
-        expected = (
-            f"{path}: expected a table with columns gene_name (each name once) and index (0, 1, …)"
-        )
+        expected = f"{path}: expected columns gene_name (each name once), index (0, 1, …)"
         try:
             table = pd.read_csv(path, sep="\t", keep_default_na=False)
         except ValueError as error:  # no text, no columns or ragged lines: pandas' errors are such
@@ -165,7 +163,7 @@ class ScFoundation:
         width = self.network.pos_emb.embedding_dim * (4 if self.pool == "all" else 1)
         x_teacher = np.full((adata.n_obs, width), np.nan, np.float32)
         with tqdm(total=len(rows), desc="scFoundation", unit="spot", disable=None) as bar:
-            for some in budgeted(rows, genes[rows] + 2, self.tokens):
+            for some in budgeted(rows, genes[rows] + 2, self.budget):
                 packed = self.tokenise(adata[some], spots.iloc[some])
                 values, ids, lengths = (torch.from_numpy(part) for part in packed)
                 values, ids = values.to(self.device), ids.to(self.device)
@@ -184,8 +182,8 @@ class ScFoundation:
     def examine(self, adata: anndata.AnnData) -> pd.DataFrame:
         """What is known of each spot, one row a spot.
 
-        Columns: genes (expressed, in the vocabulary), total (over the vocabulary), s, t, and reason,
-        which is empty where the spot is usable.
+        Columns: genes (expressed, in the vocabulary), total (over the vocabulary), s, t, and
+        reason, which is empty where the spot is usable.
 
         Raises:
             PekaError: no gene of the vocabulary, one of them twice, or values that are no counts
@@ -315,7 +313,7 @@ def given_file(option: str, path: str | Path) -> Path:
 
 
 def digests(paths: dict) -> dict[str, str]:
-    """sha256 of checkpoint and vocabulary: of the given files, and of the others as they are pinned."""
+    """sha256 of checkpoint and vocabulary: that of the given file, or the pinned one."""
     pinned = _source()["files"]
     return {
         option: sha256_once(given_file(option, paths[option]))
@@ -336,7 +334,7 @@ def as_authors(options: dict) -> bool:
 
 
 def named_options(options: dict) -> dict:
-    """Options as they name a unit: digests instead of paths, without those that change no number."""
+    """Options as they name a unit: digests for paths, and only what can change a number."""
     left_out = (*WITHOUT_EFFECT, *FILES)
     return {k: v for k, v in options.items() if k not in left_out} | digests(options)
 
@@ -375,8 +373,8 @@ def _checked(adata: anndata.AnnData, known: np.ndarray, pre_normalized: str) -> 
 def budgeted(rows: np.ndarray, lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
     """Batches of rows, at least one row each.
 
-    Padded to its longest row, a batch has at most `tokens` tokens. No row is shorter than `ALIKE` of
-    the longest, since attention's work on padding grows with the square of the length.
+    Padded to its longest row, a batch has at most `tokens` tokens. No row is shorter than `ALIKE`
+    of the longest, since attention's work on padding grows with the square of the length.
 
     Args:
         rows, lengths: (n,), longest first.

@@ -1,10 +1,12 @@
-"""The encoder of scFoundation (Hao et al. 2024): tokens of many spots -> one vector a spot, without work on padding.
+"""The encoder of scFoundation (Hao et al. 2024): tokens of many spots -> one vector a spot.
 
-Names of modules are those of the official file models.ckpt, so that its weights load strictly; its decoder, which no
-embedding of a spot needs, is left out. Post-norm layers with ReLU; the value of a token is embedded as a mixture of bins.
+Modules have the names of the official file models.ckpt, so that its weights load strictly. Its
+decoder is left out, since no embedding of a spot needs it. Layers are post-norm with ReLU, and the
+value of a token is embedded as a mixture of bins.
 
-Tokens of b spots are packed one spot after the other: values (N,), ids (N,), lengths (b,), N = sum of the lengths, and the last
-two tokens of each spot are T and S. Only attention looks at a padded form (b, m, d), m the longest of the lengths.
+Tokens of b spots are packed, one spot after the other: values (N,), ids (N,) and lengths (b,); N
+is the sum of the lengths. The last two tokens of each spot are T and S. Only attention looks at a
+padded form (b, m, d), where m is the longest length, so nothing else works on padding.
 """
 
 from pathlib import Path
@@ -16,7 +18,7 @@ from torch.nn import functional as F
 from ..errors import PekaError
 from .weight_files import load_safely
 
-# parts of a mode's weights that a spot's embedding never uses: the decoder, and two embeddings of special values
+# parts of the weights that no embedding of a spot uses: the decoder, and two special values
 NOT_ENCODER = (
     "decoder.",
     "decoder_embed.",
@@ -30,7 +32,7 @@ NOT_ENCODER = (
 class ValueEmbedding(nn.Module):
     """A value -> softmax weights over bins -> their mixture of learnt vectors.
 
-    Upstream the exact values 102 and 103 mean mask and pad; the front end lets neither through, so they need nothing here.
+    Upstream, the exact values 102 and 103 mean mask and padding. `ScFoundation` refuses both.
     """
 
     def __init__(self, dim: int, bins: int, alpha: float):
@@ -51,7 +53,7 @@ class ValueEmbedding(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention of packed tokens; each attends to the tokens of its own spot alone."""
+    """Multi-head self-attention of packed tokens; each attends to the tokens of its own spot."""
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
@@ -148,7 +150,10 @@ class ScFoundationNetwork(nn.Module):
         return self.encoder(self.token_emb(values) + self.pos_emb(ids), layout)
 
     def forward(self, values: Tensor, ids: Tensor, lengths: Tensor, pool: str = "all") -> Tensor:
-        """Packed tokens of b spots -> (b, 4 d): S, T, maximum and mean over genes; or pool `max`, over all tokens: (b, d)."""
+        """Packed tokens of b spots -> (b, 4 d): S, T, maximum and mean over genes.
+
+        With pool `max`, the maximum over all tokens: (b, d).
+        """
         layout = Layout(lengths, values.device)
         x = self.encode(values, ids, layout).float()  # (N, d)
         if pool == "max":
@@ -165,7 +170,7 @@ class ScFoundationNetwork(nn.Module):
 
 
 def read_checkpoint(path: Path, mode: str) -> dict:
-    """`config` and `state_dict` of one mode of a file, by name; memory-mapped where the file is a zip archive.
+    """`config` and `state_dict` of one mode of a file; memory-mapped where it is a zip archive.
 
     Raises:
         PekaError: no file of weights that loads safely, or without this mode.
@@ -174,14 +179,13 @@ def read_checkpoint(path: Path, mode: str) -> dict:
     found = modes.get(mode) if isinstance(modes, dict) else None
     if not isinstance(found, dict) or not {"config", "state_dict"} <= set(found):
         there = sorted(map(str, modes))[:5] if isinstance(modes, dict) else type(modes).__name__
-        raise PekaError(
-            f"{path}: expected scFoundation's modes, {mode!r} with config and state_dict among them; found {there}"
-        )
+        expected = f"scFoundation's modes, {mode!r} with config and state_dict among them"
+        raise PekaError(f"{path}: expected {expected}; found {there}")
     return found
 
 
 def build_network(found: dict, name: str) -> ScFoundationNetwork:
-    """The network of one mode with its weights, every parameter frozen; nothing else of the file is kept.
+    """The network of one mode with its weights, every parameter frozen.
 
     Args:
         found: `config` and `state_dict`, as in the file.
@@ -197,22 +201,17 @@ def build_network(found: dict, name: str) -> ScFoundationNetwork:
             **found["config"]["dataset_config"]["rnaseq"],
         }
         encoder = config["encoder"]
-        shape = (
-            *(encoder[name] for name in ("hidden_dim", "depth", "heads")),
-            config["bin_num"],
-            config["bin_alpha"],
-        )
-        positions = config["seq_len"] + 1
+        sizes = [encoder[key] for key in ("hidden_dim", "depth", "heads")]
+        sizes += [config["bin_num"], config["bin_alpha"], config["seq_len"] + 1]
     except (KeyError, TypeError) as error:
         raise PekaError(
             f"{name}: its config has no {error}; expected the layout of scFoundation's models.ckpt"
         ) from error
     if (kind, encoder.get("module_type")) != ("mae_autobin", "transformer"):
-        raise PekaError(
-            f"{name}: expected model mae_autobin with a transformer, found {kind} with {encoder.get('module_type')}"
-        )
+        found_kind = f"{kind} with {encoder.get('module_type')}"
+        raise PekaError(f"{name}: expected mae_autobin with a transformer, found {found_kind}")
     with torch.device("meta"):  # no memory, no drawing: every weight comes from the file
-        network = ScFoundationNetwork(*shape, positions)
+        network = ScFoundationNetwork(*sizes)
     state = {key.removeprefix("model."): value for key, value in found["state_dict"].items()}
     state = {key: value for key, value in state.items() if not key.startswith(NOT_ENCODER)}
     _same_keys(network, state, name)
@@ -231,6 +230,7 @@ def _same_keys(network: nn.Module, state: dict[str, Tensor], name: str) -> None:
     ]
     if missing or unknown or other:
         raise PekaError(
-            f"{name} does not fit scFoundation's encoder: missing {len(missing)} {missing[:3]}; unknown {len(unknown)} "
-            f"{unknown[:3]}; of another shape {len(other)} {other[:3]}. Get models.ckpt again"
+            f"{name} does not fit scFoundation's encoder: missing {len(missing)} {missing[:3]}; "
+            f"unknown {len(unknown)} {unknown[:3]}; of another shape {len(other)} {other[:3]}. "
+            "Get models.ckpt again"
         )
