@@ -1,6 +1,5 @@
 from dataclasses import replace
 
-import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -24,19 +23,17 @@ DROPPED = replace(PAPER, zeros="drop", min_spots=100)
 
 def per_gene_loop(cohort, protocol, alpha):
     """Fold means and per-section means by one scikit-learn pipeline a gene and scipy's pearsonr."""
-    pooled, by_section = [], []
+    pooled, by_section, x = [], [], cohort.features
+    samples = cohort.obs["sample"].to_numpy()
     for task in make_tasks(cohort, replace(protocol, zeros="keep")):
-        train, test, samples = task.split.train, task.split.test, cohort.obs["sample"].to_numpy()
-        fold, sections = [], {}
-        for j in range(len(task.genes)):
-            y = task.targets[:, j].astype(float)
+        train, test, fold, sections = task.split.train, task.split.test, [], {}
+        for y in task.targets.T.astype(float):
             used = y > 0 if protocol.zeros == "drop" else np.ones(len(y), bool)
             if protocol.zeros == "drop" and used.sum() < protocol.min_spots:
                 continue
-            x, rows = cohort.features, train & used
-            head = make_pipeline(
-                StandardScaler(), PCA(min(256, rows.sum(), x.shape[1])), Ridge(alpha=alpha)
-            )
+            rows = train & used
+            pca = PCA(min(256, rows.sum(), x.shape[1]))
+            head = make_pipeline(StandardScaler(), pca, Ridge(alpha=alpha))
             predicted = head.fit(x[rows], y[rows]).predict(x)
             fold.append(pearsonr(y[test & used], predicted[test & used])[0])
             for sample in np.unique(samples[test]):
@@ -49,9 +46,11 @@ def per_gene_loop(cohort, protocol, alpha):
 
 
 def rows(scores, pooling, genes="all", alpha="chosen"):
-    return scores[
-        (scores["pooling"] == pooling) & (scores["genes"] == genes) & (scores["alpha"] == alpha)
-    ]
+    return scores.query("pooling == @pooling and genes == @genes and alpha == @alpha")
+
+
+def of_section(scores, section="P0A", genes="all"):
+    return rows(scores, "section", genes).query("section == @section").iloc[0]
 
 
 @pytest.mark.filterwarnings("ignore:An input array is constant")
@@ -62,14 +61,9 @@ def test_paper_scores_equal_a_plain_per_gene_loop(protocol):
     scores = evaluate(cohort, cohort.features, protocol).scores
     np.testing.assert_allclose(rows(scores, "pooled")["pcc"], pooled, atol=1e-6)
     for i, expected in enumerate(by_section):
-        fold = (
-            rows(scores, "section")
-            .query(f"split == 'spots/{i}'")
-            .set_index("section")["pcc"]
-            .dropna()
-        )
-        np.testing.assert_allclose(fold[list(expected)], list(expected.values()), atol=1e-6)
-        assert set(fold.index) == set(expected)
+        fold = rows(scores, "section").query(f"split == 'spots/{i}'")
+        fold = fold.set_index("section")["pcc"].dropna()
+        assert fold.to_dict() == pytest.approx(expected, abs=1e-6)
     assert (scores["alpha"] == "chosen").all() and (scores["alpha_value"] == 1).all()
 
 
@@ -78,11 +72,9 @@ def test_strict_scores_equal_a_plain_loop_at_the_same_alpha():
     _, by_section = per_gene_loop(cohort, STRICT, alpha=30.0)
     scores = rows(evaluate(cohort, cohort.features, STRICT, alpha=30).scores, "section")
     expected = {sample: value for fold in by_section for sample, value in fold.items()}
-    np.testing.assert_allclose(
-        scores.set_index("section")["pcc"][list(expected)], list(expected.values()), atol=1e-6
-    )
-    means = pd.Series(expected).groupby(lambda sample: sample[:2]).mean()
-    assert summarise(scores, STRICT)["mean"].iloc[0] == pytest.approx(means.mean(), abs=1e-6)
+    assert scores.set_index("section")["pcc"].to_dict() == pytest.approx(expected, abs=1e-6)
+    mean = pd.Series(expected).groupby(lambda sample: sample[:2]).mean().mean()
+    assert summarise(scores, STRICT)["mean"].iloc[0] == pytest.approx(mean, abs=1e-6)
 
 
 def test_strict_shows_two_other_alphas_beside_the_chosen_one():
@@ -94,23 +86,17 @@ def test_strict_shows_two_other_alphas_beside_the_chosen_one():
         assert values["chosen"] in STRICT.alphas
         assert values["x0.1"] == pytest.approx(values["chosen"] / 10)
         fixed = evaluate(cohort, cohort.features, STRICT, tasks, alpha=values["x10"]).scores
-        expected = rows(fixed, "section").query("split == @split")["pcc"].to_numpy()
+        expected = rows(fixed[fixed["split"] == split], "section")["pcc"].to_numpy()
         np.testing.assert_allclose(rows(part, "section", alpha="x10")["pcc"], expected, atol=1e-12)
 
 
 def test_gene_sets_are_means_of_their_genes():
     cohort = draw()
-    result = evaluate(cohort, cohort.features, STRICT, tasks=make_tasks(cohort, STRICT)[:1])
-    scores = rows(result.scores, "section").query("section == 'P0A'")
-    sets = {
-        name: rows(result.scores, "section", name).query("section == 'P0A'").iloc[0]
-        for name in ("cue", "composition")
-    }
-    sizes = {name: row["n_genes"] for name, row in sets.items()}
-    assert sum(sizes.values()) == scores["n_genes"].iloc[0] == 10
-    weighted = sum(row["pcc"] * row["n_genes"] for row in sets.values()) / 10
-    assert scores["pcc"].iloc[0] == pytest.approx(weighted)
-    assert scores["n_spots"].iloc[0] == 30
+    scores = evaluate(cohort, cohort.features, STRICT, make_tasks(cohort, STRICT)[:1]).scores
+    whole, sets = of_section(scores), [of_section(scores, genes=g) for g in ("cue", "composition")]
+    assert sum(row["n_genes"] for row in sets) == whole["n_genes"] == 10
+    weighted = sum(row["pcc"] * row["n_genes"] for row in sets) / 10
+    assert whole["pcc"] == pytest.approx(weighted) and whole["n_spots"] == 30
 
 
 def test_changed_test_counts_change_no_prediction_of_strict():
@@ -130,11 +116,7 @@ def test_undefined_values_are_counted_and_never_zero():
     cohort.counts[cohort.obs["sample"] == "P0A", :20] = 0
     tasks = make_tasks(cohort, STRICT)
     silent = sum(int(gene[1:]) < 20 for gene in tasks[0].genes)
-    row = (
-        rows(evaluate(cohort, cohort.features, STRICT, tasks).scores, "section")
-        .query("section == 'P0A'")
-        .iloc[0]
-    )
+    row = of_section(evaluate(cohort, cohort.features, STRICT, tasks).scores)
     assert silent and row["n_undefined"] == silent and row["n_genes"] == 10 and row["pcc"] > 0
 
     def constant(task, train, test):
@@ -152,40 +134,31 @@ def test_a_predictor_that_leaves_a_spot_out_is_undefined_for_that_gene():
         predicted[0, 3] = np.nan
         return predicted
 
-    scores = evaluate(cohort, gap, STRICT).scores
-    first = rows(scores, "section").query("section == 'P0A'").iloc[0]
-    assert (
-        first["n_undefined"] == 1
-        and first["pcc"] == pytest.approx(1)
-        and np.isnan(first["alpha_value"])
-    )
+    first = of_section(evaluate(cohort, gap, STRICT).scores)
+    assert first["n_undefined"] == 1 and np.isnan(first["alpha_value"])
+    assert first["pcc"] == pytest.approx(1)
 
 
-def test_small_sections_have_no_pcc(monkeypatch):
-    cohort = draw()
-    monkeypatch.setattr("peka_core.evaluation.MIN_SECTION_SPOTS", 31)
+def test_small_sections_have_no_pcc():
+    cohort = draw(spots=MIN_SECTION_SPOTS - 1)
     scores = evaluate(cohort, cohort.features, STRICT, alpha=1.0).scores
-    assert (
-        rows(scores, "section")["pcc"].isna().all() and rows(scores, "pooled")["pcc"].notna().all()
-    )
+    assert rows(scores, "section")["pcc"].isna().all()
+    assert rows(scores, "pooled")["pcc"].notna().all()
 
 
 def test_predictions_hold_each_test_spot_once_per_split():
     cohort = draw(duplicate=True)
-    result = evaluate(cohort, cohort.features, STRICT)
-    table, tasks = result.predictions, make_tasks(cohort, STRICT)
+    table, tasks = evaluate(cohort, cohort.features, STRICT).predictions, make_tasks(cohort, STRICT)
     assert table.n_obs == (cohort.obs["sample"] != "X01").sum() and table.obs_names.is_unique
     assert set(table.var_names) == {gene for task in tasks for gene in task.genes}
     for task in tasks:
-        part = table[(table.obs["split"] == task.split.name).to_numpy(), task.genes]
+        part = table[(table.obs["split"] == task.split.name).to_numpy()]
+        rest, part = part[:, ~part.var_names.isin(task.genes)], part[:, task.genes]
         assert list(part.obs["spot"]) == list(cohort.obs.index[task.split.test])
         np.testing.assert_array_equal(part.layers["observed"], task.targets[task.split.test])
         np.testing.assert_array_equal(part.obsm["spatial"], cohort.spatial[task.split.test])
         assert np.isfinite(part.layers["predicted"]).all()
-        rest = table[
-            (table.obs["split"] == task.split.name).to_numpy(), ~table.var_names.isin(task.genes)
-        ]
-        assert np.isnan(rest.layers["predicted"]).all() and np.isnan(rest.layers["observed"]).all()
+        assert all(np.isnan(rest.layers[name]).all() for name in ("predicted", "observed"))
 
 
 def test_dropped_zeros_are_missing_in_predictions_and_skipped_genes_counted():
@@ -205,17 +178,11 @@ def test_gene_table_equals_pearson_on_the_predictions(protocol):
     table = result.predictions
     unit = ["split"] if protocol is PAPER else ["patient", "sample"]
     for _, gene in result.genes.iterrows():
-        pair = pd.DataFrame(
-            {
-                name: table[:, gene["gene"]].layers[name].ravel()
-                for name in ("observed", "predicted")
-            },
-            index=table.obs.set_index(unit).index,
-        ).dropna()
-        each = pair.groupby(level=unit, observed=True).apply(
-            lambda p: pearsonr(p["observed"], p["predicted"])[0]
-        )
-        mean = each.groupby(level=0, observed=True).mean()
+        layers = table[:, gene["gene"]].layers
+        pair = pd.DataFrame({name: layers[name].ravel() for name in ("observed", "predicted")})
+        pair = pair.set_index(table.obs.set_index(unit).index).dropna().groupby(level=unit)
+        each = pair.apply(lambda p: pearsonr(p["observed"], p["predicted"])[0])
+        mean = each.groupby(level=0).mean()
         assert gene["pcc"] == pytest.approx(mean.mean(), abs=1e-5) and gene["n"] == len(mean)
 
 
@@ -224,11 +191,8 @@ def test_real_signal_beats_noise_in_pairs_over_patients():
     noise = np.random.default_rng(99).normal(size=cohort.features.shape)
     ours, theirs = (evaluate(cohort, x, STRICT).scores for x in (cohort.features, noise))
     difference = paired(ours, theirs)
-    assert (
-        difference["low"] > 0
-        and difference["n"] == 4
-        and abs(summarise(theirs, STRICT)["mean"].iloc[0]) < 0.1
-    )
+    assert difference["low"] > 0 and difference["n"] == 4
+    assert abs(summarise(theirs, STRICT)["mean"].iloc[0]) < 0.1
 
 
 def test_features_may_differ_by_split():
@@ -244,19 +208,19 @@ def test_features_may_differ_by_split():
     np.testing.assert_array_equal(same, mixed["split"] != "patients/2")
 
 
-def test_wrong_features_are_refused_with_the_reason():
+@pytest.mark.parametrize(
+    ("features", "protocol", "named"),
+    [
+        (lambda x: x[:-1], STRICT, "239"), (lambda x: {"patients/0": x}, STRICT, "patients/1"),
+        (lambda x: np.where(np.arange(len(x))[:, None] == 7, np.nan, x), STRICT, "P0A:7"),
+        (lambda x: x, PAPER, "strict"),
+    ],
+    ids=["length", "split", "not finite", "other tasks"],
+)  # fmt: skip
+def test_wrong_features_are_refused(features, protocol, named):
     cohort = draw()
-    tasks = make_tasks(cohort, STRICT)
-    with pytest.raises(PekaError, match="n = 240"):
-        evaluate(cohort, cohort.features[:-1], STRICT, tasks)
-    with pytest.raises(PekaError, match="patients/1"):
-        evaluate(cohort, {"patients/0": cohort.features}, STRICT, tasks)
-    broken = cohort.features.copy()
-    broken[7] = np.nan
-    with pytest.raises(PekaError, match="P0A:7"):
-        evaluate(cohort, broken, STRICT, tasks)
-    with pytest.raises(PekaError, match="strict"):
-        evaluate(cohort, cohort.features, PAPER, tasks)
+    with pytest.raises(PekaError, match=named):
+        evaluate(cohort, features(cohort.features), protocol, make_tasks(cohort, STRICT))
 
 
 def test_a_section_can_be_tested_by_two_splits():
@@ -272,22 +236,17 @@ def test_a_section_can_be_tested_by_two_splits():
 
 def test_saved_and_loaded_evaluations_are_equal(tmp_path):
     cohort = draw(patients=3)
-    cohort.obs["sample"] = cohort.obs["sample"].map(
-        {s: str(i) for i, s in enumerate(pd.unique(cohort.obs["sample"]))}
-    )
+    numbers = {name: str(i) for i, name in enumerate(pd.unique(cohort.obs["sample"]))}
+    cohort.obs["sample"] = cohort.obs["sample"].map(numbers)  # text that looks like numbers
     result = evaluate(cohort, cohort.features, PAPER)
     result.save(tmp_path)
     loaded = Evaluation.load(tmp_path)
     pd.testing.assert_frame_equal(loaded.scores, result.scores)
     pd.testing.assert_frame_equal(loaded.genes, result.genes)
-    np.testing.assert_array_equal(
-        loaded.predictions.layers["predicted"], result.predictions.layers["predicted"]
-    )
-    assert isinstance(loaded.predictions, anndata.AnnData)
+    ours, theirs = (e.predictions.layers["predicted"] for e in (result, loaded))
+    np.testing.assert_array_equal(ours, theirs)
     packed = (tmp_path / "scores.csv.gz").read_bytes()
     result.save(tmp_path)
-    assert (tmp_path / "scores.csv.gz").read_bytes() == packed, (
-        "a name or a time is packed with the scores"
-    )
+    assert (tmp_path / "scores.csv.gz").read_bytes() == packed  # no name or time is packed
     (tmp_path / "predictions.h5ad").unlink()
     assert Evaluation.load(tmp_path).predictions is None
