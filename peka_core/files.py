@@ -1,4 +1,4 @@
-"""Files that are whole or absent, digests, and the one error type that users see."""
+"""Files that are written whole or not at all, locks, and digests."""
 
 import contextlib
 import errno
@@ -19,38 +19,28 @@ from filelock import FileLock, Timeout
 
 from .errors import PekaError
 
-# errors of the system that mean: this place takes no (more) files
+# errors of the system that mean that a place takes no more files
 CANNOT_WRITE = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EFBIG,
-    errno.ENOTDIR,
-)
-
-TEMPORARY = ".peka-tmp-"  # how names of our temporary files and folders begin: what else is hidden is not ours to remove
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ENOTDIR
+)  # fmt: skip
+TEMPORARY = ".peka-tmp-"  # our temporary names begin so; other hidden files are never removed
 
 
 def one_name(name, what: str) -> str:
-    """A name from outside that becomes the name of a file or folder, as text.
+    """Check a name that a user or a file gives, and that becomes the name of a file or folder.
 
     Args:
-        what: where it comes from, for the message: `samples.csv: sample_id`.
+        what: where the name comes from, for the message: `samples.csv: sample_id`.
 
     Raises:
-        PekaError: it is empty, hidden, too long, or more than one part of a path.
+        PekaError: the name is empty, hidden, too long, or more than one part of a path.
     """
     name = str(name)
-    if (
-        not name.strip()
-        or name.startswith(".")
-        or re.search(r"[/\\:\x00-\x1f]", name)
-        or len(name.encode()) > 200
-    ):
+    plain = name.strip() and not name.startswith(".") and len(name.encode()) <= 200
+    if not plain or re.search(r"[/\\:\x00-\x1f]", name):
         raise PekaError(
-            f"{what} {name!r} becomes the name of a file; expected one name without / and \\, and no dot in front. Rename it."
+            f"{what} {name!r} becomes the name of a file. Expected a name without / and \\ that "
+            "does not begin with a dot. Rename it."
         )
     return name
 
@@ -58,8 +48,8 @@ def one_name(name, what: str) -> str:
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Let `write` fill a temporary neighbour of `path`, then rename it into place.
 
-    A reader sees the old file, the new file or none, never half of one. The temporary name keeps the
-    suffix of `path`, since many writers choose their format by it.
+    A reader sees the old file, the new file or none, but never half of one. The temporary name
+    keeps the suffix of `path`, because many writers choose their format by it.
     """
     path = Path(path)
     temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{path.name}")
@@ -71,13 +61,13 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
                 os.fsync(handle.fileno())
             os.replace(temporary, path)
     finally:
-        with contextlib.suppress(OSError):  # its folder may not be there, or may not be entered
+        with contextlib.suppress(OSError):  # its folder may be missing or closed
             temporary.unlink()
     return path
 
 
 def write_json(path: str | Path, content) -> Path:
-    """Write what JSON can hold, whole or not at all; NaN and infinity, which JSON does not know, as null."""
+    """Write JSON, whole or not at all. NaN and infinity, which JSON lacks, become null."""
     text = json.dumps(_with_null(content), indent=1, allow_nan=False)
     return write_whole(path, lambda file: file.write_text(text + "\n", encoding="utf-8"))
 
@@ -92,9 +82,10 @@ def _with_null(content):
 
 
 def link_whole(original: str | Path, path: str | Path, symbolic: bool = False) -> Path:
-    """Let `path` show the original: a symbolic link where asked for, else a hard link, else a copy; whole or not at all.
+    """Make `path` a link to the original or a copy of it, whole or not at all.
 
-    What is at `path` already stays, but for a link whose original is gone.
+    It is a symbolic link where that is asked for, else a hard link, and a copy where the disk has
+    no such links. An existing file stays; a link whose original is gone is replaced.
     """
     ways = (os.symlink, os.link, shutil.copyfile) if symbolic else (os.link, shutil.copyfile)
 
@@ -111,11 +102,11 @@ def link_whole(original: str | Path, path: str | Path, symbolic: bool = False) -
 
 @contextlib.contextmanager
 def told_when_full(path: Path):
-    """Turn whatever a library says when a disk is full or takes no files into one message; other errors pass."""
+    """Turn every error of a full or closed disk into one message; other errors pass."""
     try:
         yield
     except Exception as error:
-        full = free_bytes(path) < 2**20  # HDF5 and torch have words of their own for it
+        full = free_bytes(path) < 2**20  # HDF5 and torch raise their own errors
         refused = getattr(error, "errno", None) in CANNOT_WRITE and _is_near(_file_of(error), path)
         if isinstance(error, PekaError) or not (full or refused):
             raise
@@ -125,47 +116,48 @@ def told_when_full(path: Path):
 
 
 def cannot_write(path: str | Path, why: str) -> PekaError:
-    """The one message about a place that takes no (more) files."""
+    """The one message about a place that takes no more files."""
     return PekaError(
-        f"{path} cannot be written ({why}): nothing half-written is left and what is finished stays. Make room or choose "
-        "another disk, then run the same command again."
+        f"{path} cannot be written ({why}). Finished files stay, and no file is half written. Make "
+        "room or choose another disk, then run the same command again."
     )
 
 
 def not_readable(path: str | Path) -> PekaError:
-    """The one message about a file that is there and may not be read."""
+    """The one message about a file that exists and may not be read."""
     return PekaError(
-        f"{path} may not be read (permission denied). Ask its owner for the right to read it, or use a copy of your own."
+        f"{path} may not be read (permission denied). Ask its owner for the right to read it, or "
+        "use a copy of your own."
     )
 
 
 def no_access(error: OSError) -> PekaError:
-    """What an error in `CANNOT_WRITE` means: a file that is there and may not be read, or a place that takes no files."""
+    """The message for an error in `CANNOT_WRITE`: a file that may not be read, or a full place."""
     file = _file_of(error)
-    return (
-        not_readable(file) if _is_closed(file) else cannot_write(file or "the disk", error.strerror)
-    )
+    if file is not None and _is_closed(file):
+        return not_readable(file)
+    return cannot_write(file or "the disk", error.strerror or str(error))
 
 
 def _file_of(error: BaseException) -> str | None:
-    """The file that an error speaks of; HDF5 names it in its text alone."""
+    """The file that an error is about; HDF5 names it only in the text of the error."""
     named = re.search(r"name = '(.+?)'", str(error))
     return getattr(error, "filename", None) or (named and named.group(1))
 
 
 def _is_closed(file: str | None) -> bool:
-    """Whether a file, or folder, is there and may not be read."""
+    """Whether a file or folder exists and may not be read."""
     return file is not None and os.path.exists(file) and not os.access(file, os.R_OK)
 
 
 @contextlib.contextmanager
 def alone(path: Path):
-    """Hold the lock that belongs to a path (`.locks/` beside it); say so where another process has it, and wait.
+    """Hold the lock of a path, in `.locks/` beside it; wait, with a message, for another process.
 
-    The system frees the lock of a process that ends, however it ends (filelock).
+    The system frees the lock of a process that ends, however it ends.
 
     Raises:
-        PekaError: in a worker that is still starting: it runs its parent's script again, and would wait for its parent.
+        PekaError: as `not_in_a_starting_worker`.
     """
     not_in_a_starting_worker()
     locks = Path(path).parent / ".locks"
@@ -174,11 +166,8 @@ def alone(path: Path):
         locks.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
-        print(
-            f"{Path(path).name} is being made by another process: waiting for it",
-            file=sys.stderr,
-            flush=True,
-        )
+        waiting = f"{Path(path).name} is being made by another process: waiting for it"
+        print(waiting, file=sys.stderr, flush=True)
         lock.acquire()
     except OSError as error:
         if error.errno in CANNOT_WRITE:
@@ -191,28 +180,31 @@ def alone(path: Path):
 
 
 def not_in_a_starting_worker() -> None:
-    """Refuse to work in a process that is still starting.
+    """Refuse to work in a worker process that is still starting.
+
+    Such a worker runs its parent's script again. It would start workers of its own, or wait for a
+    lock that its parent holds.
 
     Raises:
-        PekaError: this is such a worker: it runs its parent's script again, and would start workers of its own or wait for its parent.
+        PekaError: this process is such a worker.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise PekaError(
-            'a script that draws a cohort needs its lines under `if __name__ == "__main__":` (it is run again by each worker)'
+            "a script that draws a cohort needs its lines under "
+            '`if __name__ == "__main__":`, because each worker runs the script again'
         )
 
 
-def _is_near(filename, path: Path) -> bool:
-    """Whether an error speaks of a file in the folder that is being written, not of one that could not be read."""
-    return (
-        filename is None
-        or path.parent in [Path(str(filename)), *Path(str(filename)).parents]
-        or Path(str(filename)) in path.parents
-    )
+def _is_near(filename: str | None, path: Path) -> bool:
+    """Whether an error is about the folder that is being written, not about a file that is read."""
+    if filename is None:
+        return True
+    file = Path(str(filename))
+    return path.parent in (file, *file.parents) or file in path.parents
 
 
 def free_bytes(path: Path) -> int:
-    """Free space of the disk that holds a path, whether that is there yet or not."""
+    """Free space of the disk of a path, which need not exist yet."""
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free
@@ -225,12 +217,12 @@ def sha256(path: str | Path) -> str:
 
 
 def sha256_of_rows(*masks) -> str:
-    """Twelve hex digits that name some spots: of the sha256 over boolean masks (n,)."""
+    """Twelve hex digits that name some spots: the start of the sha256 of boolean masks (n,)."""
     return hashlib.sha256(b"".join(mask.astype(bool).tobytes() for mask in masks)).hexdigest()[:12]
 
 
 def sha256_once(path: str | Path) -> str:
-    """`sha256`, taken once in a process as long as the file's size and time of change stay."""
+    """`sha256`, computed again in a process only when the file's size or time has changed."""
     state = Path(path).stat()
     return _sha256_of(Path(path).resolve(), state.st_size, state.st_mtime_ns)
 
@@ -238,34 +230,3 @@ def sha256_once(path: str | Path) -> str:
 @functools.cache
 def _sha256_of(path: Path, size: int, changed: int) -> str:
     return sha256(path)
-
-
-# what a file can be, by its first bytes; the first three are never the file that was meant
-EMPTY, PAGE = "an empty file", "an HTML page, such as a login or error page"
-POINTER = "a git-lfs pointer (`git lfs pull` in its repository brings the file itself)"
-PLACEHOLDERS = (EMPTY, POINTER, PAGE)
-SAFETENSORS, HDF5 = "safetensors", "an HDF5 file"
-ZIP, PICKLE = "a zip archive, as PyTorch writes", "a pickle, as PyTorch wrote until 2020"
-BEGINNINGS = {
-    b"version https://git-lfs": POINTER, b"PK\x03\x04": ZIP, b"\x89HDF\r\n\x1a\n": HDF5, b"\x80\x02": PICKLE, b"\x80\x03": PICKLE,
-    b"\x80\x04": PICKLE, b"\x80\x05": PICKLE, b"\xff\xd8\xff": "a JPEG image", b"\x89PNG": "a PNG image", b"II*\0": "a TIFF image",
-    b"MM\0*": "a TIFF image", b"II+\0": "a TIFF image", b"MM\0+": "a TIFF image", b"\x1f\x8b": "a gzip archive", b"%PDF": "a PDF",
-}  # fmt: skip
-
-
-def what_is(path: str | Path) -> str:
-    """What a file is by its first bytes, whatever its name: in words that fit after "it is"; "" where they tell nothing."""
-    with open(path, "rb") as handle:
-        first = handle.read(512)
-    if not first:
-        return EMPTY
-    if found := next((what for begin, what in BEGINNINGS.items() if first.startswith(begin)), ""):
-        return found
-    text = first.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if text.startswith((b"<!doctype html", b"<html")):
-        return PAGE
-    if (
-        first[8:9] == b"{" and 2 <= int.from_bytes(first[:8], "little") <= 100_000_000
-    ):  # the header's length, then JSON
-        return SAFETENSORS
-    return "a text" if first.isascii() and b"\0" not in first else ""

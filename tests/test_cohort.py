@@ -15,13 +15,13 @@ from conftest import write_tiny_cohort
 from scipy import sparse
 
 from peka_core.cohort import open_cohort, write_cohort_tables, write_sample
-from peka_core.places import cache_folder
 from peka_core.errors import PekaError
 from peka_core.files import sha256
 from peka_core.genes import log_cp10k
 from peka_core.layout import duplicates
 from peka_core.layout.sections import read_spots
 from peka_core.layout.tables import originals
+from peka_core.places import cache_folder
 
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")
 

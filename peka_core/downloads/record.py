@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PekaError
-from ..files import PLACEHOLDERS, alone, sha256, what_is, write_json
+from ..file_kinds import PLACEHOLDERS, what_is
+from ..files import alone, sha256, write_json
 from ..places import cache_folder
 from .manifest import NAME, Download, load_manifest
 

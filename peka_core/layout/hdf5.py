@@ -9,7 +9,8 @@ import h5py
 import numpy as np
 
 from ..errors import PekaError
-from ..files import PLACEHOLDERS, not_readable, what_is
+from ..file_kinds import PLACEHOLDERS, what_is
+from ..files import not_readable
 
 
 @contextlib.contextmanager

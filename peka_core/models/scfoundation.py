@@ -22,7 +22,8 @@ from ..device import best_device
 from ..downloads.fetch import fetch
 from ..downloads.manifest import load_manifest, source_files
 from ..errors import PekaError
-from ..files import sha256_once, what_is
+from ..file_kinds import what_is
+from ..files import sha256_once
 from ..layout.gene_columns import on_genes
 
 SOURCE = "scfoundation"

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from ..errors import PekaError
-from ..files import PICKLE, SAFETENSORS, ZIP, what_is
+from ..file_kinds import PICKLE, SAFETENSORS, ZIP, what_is
 
 
 def load_safely(path: Path, mmap: bool = False):

@@ -22,7 +22,7 @@ from ..downloads import fetch as downloads
 from ..downloads import manifest
 from ..downloads.network import without_secrets
 from ..errors import PekaError
-from ..files import what_is
+from ..file_kinds import what_is
 from ..genes import top_genes
 from ..tiles import cut_tiles
 from . import building

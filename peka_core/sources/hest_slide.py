@@ -12,7 +12,8 @@ from anndata.utils import make_index_unique
 
 from ..downloads.record import Record
 from ..errors import PekaError
-from ..files import link_whole, what_is, write_whole
+from ..file_kinds import what_is
+from ..files import link_whole, write_whole
 from ..layout.patches import TILE
 from ..layout.sections import names_of, open_h5, open_section, read_counts, tile_barcodes
 from ..layout.writing import write_tiles

@@ -5,7 +5,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "peka_core"
-GROUND = ("errors", "files", "values", "device", "progress", "places", "code_digest")
+GROUND = ("errors", "files", "file_kinds", "values", "device", "progress", "places", "code_digest")
 ALLOWED = {
     "commands": "studies runner sources drawn core models downloads layout ground",
     "studies": "runner sources drawn core models layout ground",
