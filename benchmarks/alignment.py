@@ -1,15 +1,18 @@
-"""Speed and memory of an alignment: tiles a second and peak memory, beside what `peka run --plan` says.
+"""Speed and memory of an alignment, beside what `peka run --plan` says.
 
-    python benchmarks/alignment.py                                                  # mini, on whatever device is here
-    python benchmarks/alignment.py --encoder h-optimus-0 --block 256 --methods bat "peft bat"    # a GPU with 80 GB
+    python benchmarks/alignment.py                        # mini, on whatever device is here
+    python benchmarks/alignment.py --encoder h-optimus-0 --block 256 --methods bat "peft bat"
 
-Networks have the real shape and drawn weights, tiles are noise: one epoch over `--tiles` of them, after a warm-up of two
-batches. Methods are those of the package; `peft bat` and `peft bone` are the same functions by peft's `MissConfig` in the same
-loop, and `none` embeds the tiles with the frozen encoder. Each method runs with each of `--batches`; a batch that does not fit is
-a row without numbers. Appends its rows to benchmarks/alignment.csv, with the hardware.
+The second line needs a GPU with 80 GB. Networks have the real shape and drawn weights, tiles are
+noise. One epoch over `--tiles` of them is measured, after a warm-up of two batches. Methods are
+those of the package. `peft bat` and `peft bone` are the same functions by peft's `MissConfig` in
+the same loop, and `none` embeds the tiles with the frozen encoder. Each method runs with each of
+`--batches`; a batch that does not fit is a row without numbers. Rows are appended to
+benchmarks/alignment.csv.
 
-    tflop_per_s     of the plan's count, so recomputed weights do not count for peft either
-    share           of what one large product of matrices reaches in the same run, in the precision of training
+    tflop_per_s     of the plan's count; weights that peft computes again do not count
+    share           of what one large matrix product reaches in the same run and precision
+    peak_process_gb largest memory of the process since it started, so rows only grow
 """
 
 import argparse
@@ -77,7 +80,7 @@ def drawn_student(encoder: Encoder, method: str, recipe: Recipe) -> Student:
 
 
 def measure(encoder: Encoder, method: str, recipe: Recipe, n: int) -> dict:
-    """One row: an epoch of `n` tiles, or one pass for `none`. A batch that does not fit leaves times and memory empty."""
+    """One row: an epoch of `n` tiles, or a pass for `none`; without times where it does not fit."""
     rng = np.random.default_rng(0)
     tiles = rng.integers(0, 256, (n, 224, 224, 3), dtype=np.uint8)
     targets, labels, groups = (
@@ -163,8 +166,9 @@ def main() -> None:
         for method in options.methods:
             row = measure(encoder, method, replace(one, batch_size=batch), options.tiles)
             row["share"] = row.get("tflop_per_s", np.nan) * 1e12 / product
-            made.append(row | {"training": training, "embedding": encoder.precision,
-                               "device": facts["device"], "commit": facts["commit"], "torch": torch.__version__})  # fmt: skip
+            precision = {"training": training, "embedding": encoder.precision}
+            here = {name: facts[name] for name in ("device", "commit")}
+            made.append(row | precision | here | {"torch": torch.__version__})
             print(
                 *(
                     f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"

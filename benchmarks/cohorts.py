@@ -1,7 +1,7 @@
-"""Freshly drawn cohorts of the demo's size, one study in each; what ladder.py and components.py share.
+"""Freshly drawn cohorts of the demo's size, with one study in each; for ladder.py, components.py.
 
-Cohort seeds start at 1001 and were used for nothing else; the recipe was chosen on seed 11. Finished units are found again under
-runs/<name>-<seed>, tiles are deleted at the end.
+Cohort seeds start at 1001 and were used for nothing else; the recipe was chosen on seed 11.
+Finished units are found again under runs/<name>-<seed>. The tiles are deleted at the end.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Where does the spread of a result come from: patients, seeds, or the cohort as a whole?
 
-    python benchmarks/components.py --cohorts 6 --seeds 3        # about 3 minutes a cohort on two CPU cores
+    python benchmarks/components.py --cohorts 6 --seeds 3   # about 3 minutes a cohort on two CPUs
 
-Freshly drawn cohorts (cohorts.py), the first split held out, each rung trained once a seed.
+Cohorts are drawn anew (cohorts.py), the first split is held out, each rung is trained once a seed.
 """
 
 import sys
@@ -63,10 +63,10 @@ def main() -> int:
 
 
 def seeds(work: Run, rungs: list[Rung], split: str, numbers: tuple[int, ...]) -> pd.DataFrame:
-    """Each rung minus frozen under `strict`, trained again with other seeds: one row a rung, seed and held-out patient.
+    """Each rung minus frozen under `strict`: one row a rung, seed and held-out patient.
 
-    A seed draws projector and adapter, the order of batches, the validation patients and the start of k-means; tissue, counts, split and
-    frozen features stay.
+    The students are trained again with each seed, which draws projector and adapter, the order of
+    batches, the validation patients and the start of k-means. All else stays.
     """
     strict, rows = PROTOCOLS["strict"], []
     frozen = stages.score(work, "frozen", strict, splits=(split,))
@@ -83,17 +83,19 @@ def seeds(work: Run, rungs: list[Rung], split: str, numbers: tuple[int, ...]) ->
 
 
 def variance_components(values: pd.DataFrame) -> pd.DataFrame:
-    """Where the spread of a difference comes from: redrawn cohorts, patients and seeds, each as a component of its own.
+    """How much of a difference's spread comes from cohorts, patients and seeds.
 
-    Model: value = mean + cohort + patient (in its cohort) + seed (in its cohort) + rest. Estimated from the mean squares of
-    a balanced table, without bias; an estimate below zero says that nothing of this component can be seen.
+    Model: value = mean + cohort + patient (in its cohort) + seed (in its cohort) + rest. The
+    estimates are from the mean squares of a balanced table and have no bias. An estimate below zero
+    says that nothing of this component can be seen.
 
     Args:
-        values: columns cohort, patient, seed, difference; every cohort has as many patients, each with every seed.
+        values: columns cohort, patient, seed, difference. Every cohort has the same number of
+            patients, and each patient every seed.
 
     Returns:
-        one row a component: component, variance, sd (0 where the variance is below zero), n (levels in all), and share, its
-        part of the variance of one cohort's mean at one seed.
+        One row a component: component, variance, sd (0 where the variance is below zero), n (levels
+        in all), and share, its part of the variance of one cohort's mean at one seed.
 
     Raises:
         PekaError: fewer than two of a component, or a table that is not balanced.
@@ -103,8 +105,10 @@ def variance_components(values: pd.DataFrame) -> pd.DataFrame:
     cohorts = [part.to_numpy() for part in parts]
     differ = len({(part.shape, tuple(part.columns)) for part in parts}) > 1
     if differ or min(len(cohorts), *cohorts[0].shape) < 2 or np.isnan(cohorts).any():
-        raise PekaError(f"variance components need at least two cohorts with as many patients (two or more) and the same seeds each, "
-                        f"here patients x seeds by cohort: {[part.shape for part in cohorts]}")  # fmt: skip
+        raise PekaError(
+            "variance components need two or more cohorts with equally many patients (two or more) "
+            f"and the same seeds, not {[part.shape for part in cohorts]} patients x seeds by cohort"
+        )
     x = np.stack(cohorts)  # (c, p, s)
     c, p, s = x.shape
     by_cohort, by_patient, by_seed = (

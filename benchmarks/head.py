@@ -1,11 +1,12 @@
-"""Speed and memory of the head: 50 genes x 5 splits at once, against the authors' loop of one scikit-learn pipeline a gene.
+"""Speed and memory of the head, against the authors' loop of one scikit-learn pipeline a gene.
 
     python benchmarks/head.py            n = 2,400 spots, d = 1,536 features
     python benchmarks/head.py --large    n = 20,000 as well
-    python benchmarks/head.py --memory   n = 74,000 (the paper's kidney), ours alone: peak memory of the process
+    python benchmarks/head.py --memory   n = 74,000 (the paper's kidney), ours alone: peak memory
 
-Appends a row per size to benchmarks/head.csv. The authors' loop (PCA(256) -> Ridge(1), scikit-learn's default solver, zeros
-kept) is timed on three genes of one split and scaled to 50 x 5; that each of its fits is independent makes this fair.
+Ours fits 50 genes x 5 splits at once. A row per size is appended to benchmarks/head.csv. The
+authors' loop (PCA(256) -> Ridge(1), scikit-learn's default solver, zeros kept) is timed on three
+genes of one split and scaled to 50 x 5, which is fair because each of its fits is independent.
 Equality is checked against the exact solver, `svd_solver="full"`.
 """
 
@@ -32,7 +33,7 @@ GENES, SPLITS, TIMED, WIDTH = 50, 5, 3, 1_536
 
 
 def drawn(n: int, d: int) -> tuple[np.ndarray, np.ndarray]:
-    """Features `(n, d)` with a falling spectrum, as an encoder's, and targets `(n, 50)` that follow them."""
+    """Features `(n, d)` with a falling spectrum, and targets `(n, 50)` that follow them."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(n, d)) * np.linspace(3, 0.3, d)
     x = (x @ rng.normal(size=(d, d)) / np.sqrt(d)).astype(np.float32)
@@ -86,7 +87,7 @@ def measure(n: int, d: int) -> dict:
 
 
 def memory(n: int, d: int) -> dict:
-    """One row: peak memory of a process that holds the features and scores one split with 13 penalties."""
+    """One row: peak memory of a process that scores one split with 13 penalties."""
     x, y = drawn(n, d)
     train, test = next(KFold(SPLITS, shuffle=True, random_state=0).split(x))
     with Cost() as cost:

@@ -1,10 +1,10 @@
-"""The ladder on freshly drawn cohorts: what each rung adds to the frozen encoder, when the whole world is drawn anew.
+"""The ladder on freshly drawn cohorts: what each rung adds to the frozen encoder.
 
     python benchmarks/ladder.py --cohorts 10          # about 3 minutes a cohort on two CPU cores
     python benchmarks/ladder.py --cohorts 10 -p hidden_cues=0.0 --name ladder_off
 
-One cohort (cohorts.py) is one value: folds and patients of one cohort share its law, its tissue and its training data. The
-demo's recipe; the first split is held out.
+One cohort (cohorts.py) is one value, because folds and patients of one cohort share its law, its
+tissue and its training data. The recipe is the demo's; the first split is held out.
 """
 
 import sys
@@ -57,18 +57,20 @@ def main() -> int:
 
 
 def replicate(tables_by_cohort: dict[int, pd.DataFrame]) -> pd.DataFrame:
-    """Ladders of freshly drawn cohorts, one value a cohort -> each rung's mean difference with a t interval over cohorts."""
+    """Each rung's mean difference with a t interval over cohorts; one cohort is one value."""
     long = pd.concat([table.assign(cohort_seed=seed) for seed, table in tables_by_cohort.items()])
     rows = []
     for (label, genes), part in long.groupby(["label", "genes"], sort=False):
         interval = t_interval(part["mean"].to_numpy())
         values = " ".join(
-            f"{seed}:{value:.4f}" for seed, value in zip(part["cohort_seed"], part["mean"])
+            f"{seed}:{value:.4f}"
+            for seed, value in zip(part["cohort_seed"], part["mean"], strict=True)
         )
-        rows.append({
-            "label": label, "genes": genes, **interval._asdict(), "n": len(part), "above_zero": int((part["mean"] > 0).sum()),
-            "sd": part["mean"].std(), "values": values,
-        })  # fmt: skip
+        above_zero = int((part["mean"] > 0).sum())
+        rows.append(
+            {"label": label, "genes": genes, **interval._asdict(), "n": len(part)}
+            | {"above_zero": above_zero, "sd": part["mean"].std(), "values": values}
+        )
     return pd.DataFrame(rows)
 
 

@@ -1,17 +1,20 @@
-"""Speed of the scFoundation teacher: batches of packed tokens against one cell at a time, at equal output.
+"""Speed of the scFoundation teacher: packed batches against one cell at a time, at equal output.
 
-    python benchmarks/teacher.py            a small network: what the front end and single calls cost
-    python benchmarks/teacher.py --large    the real size too (d 768, 12 layers, 12 heads): what arithmetic costs, some minutes
+    python benchmarks/teacher.py            a small network: the cost of front end and single calls
+    python benchmarks/teacher.py --large    the real size too (d 768, 12 layers, 12 heads); minutes
 
-Weights and cells are drawn, so no download is needed. On a CPU one thread is used and its CPU time is taken, so that other
-work on the machine counts little; on a GPU wall time. Appends a row per network and length of cell to benchmarks/teacher.csv:
+Weights and cells are drawn, so nothing is downloaded. On a CPU one thread is used and its CPU time
+is taken, so that other work on the machine counts little; on a GPU it is wall time. A row per
+network and length of cell is appended to benchmarks/teacher.csv:
 
-    plain_s         one cell at a time as one would first write it: a dense row over the vocabulary, torch's own encoder layers
-    single_s        peka_core with one cell a batch (`tokens=1`): the same network and front end, without batches
+    plain_s         one cell at a time, as one would first write it: a dense row over the vocabulary
+                    and torch's own encoder layers
+    single_s        peka_core with one cell a batch (`tokens=1`)
     batched_s       peka_core
-    bfloat16_s      peka_core with precision bfloat16: no equal output, so its lowest cosine with float32 stands beside it
-    share_...       multiplications a second, as a share of what a large product of matrices reaches in the same run. Where `share_plain` is
-                    .8, nothing with equal output can be more than 1.25 times as fast
+    bfloat16_s      peka_core with precision bfloat16; the output differs, so the lowest cosine with
+                    float32 stands beside it
+    share_...       multiplications a second, as a share of what a large matrix product reaches here.
+                    Where `share_plain` is .8, equal output cannot be made over 1.25 times as fast
 """
 
 import argparse
@@ -39,7 +42,7 @@ NETWORKS = {"small": (64, 2, 4), "real": (768, 12, 12)}  # d, layers, heads
 
 
 def drawn_cells(n: int, median: int) -> anndata.AnnData:
-    """Counts `(n, 19264)` of cells that express about `median` genes each, spread as spots of a section are."""
+    """Counts `(n, 19264)` of cells that express about `median` genes each."""
     rng = np.random.default_rng(0)
     lengths = (median * rng.lognormal(0, 0.35, n)).astype(int).clip(20, 8_000)
     rows = [np.sort(rng.choice(GENES, length, replace=False)) for length in lengths]
@@ -170,12 +173,25 @@ def measure(size: str, n: int, median: int, repeats: int, folder: Path) -> dict:
         ours.device, clock
     )  # seconds that the arithmetic alone would take
     genes = int(np.median(np.diff(adata.X.indptr)))
-    return dict(network=size, cells=n, median_genes=genes, plain_s=plain_s, single_s=single_s, batched_s=batched_s,
-                times_plain=plain_s / batched_s, times_single=single_s / batched_s,
-                difference_plain=np.abs(made - expected).max(), difference_single=np.abs(made - alone).max(),
-                share_plain=share / plain_s, share_batched=share / batched_s,
-                bfloat16_s=bfloat16_s, times_bfloat16=plain_s / bfloat16_s, cosine_bfloat16=cosine(made, rounded),
-                device=ours.device)  # fmt: skip
+    made_by = {"network": size, "cells": n, "median_genes": genes, "device": ours.device}
+    times = {
+        "plain_s": plain_s,
+        "single_s": single_s,
+        "batched_s": batched_s,
+        "bfloat16_s": bfloat16_s,
+    }
+    faster = {
+        "times_plain": plain_s / batched_s,
+        "times_single": single_s / batched_s,
+        "times_bfloat16": plain_s / bfloat16_s,
+    }
+    equal = {
+        "difference_plain": np.abs(made - expected).max(),
+        "difference_single": np.abs(made - alone).max(),
+        "cosine_bfloat16": cosine(made, rounded),
+    }
+    shares = {"share_plain": share / plain_s, "share_batched": share / batched_s}
+    return made_by | times | faster | equal | shares
 
 
 def main() -> None:

@@ -1,8 +1,9 @@
-"""Tiles per second of an alignment with sleeping and spinning OpenMP threads, alone and beside a busy process.
+"""Tiles per second of an alignment with sleeping and with spinning OpenMP threads.
 
     python benchmarks/waiting.py
 
-Writes benchmarks/waiting.csv. Each measurement is a process of its own, since the policy is read once.
+Each is measured alone and beside a busy process. Writes benchmarks/waiting.csv. Each measurement is
+a process of its own, because the policy is read once.
 """
 
 import os
