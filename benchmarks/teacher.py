@@ -13,7 +13,7 @@ network and length of cell is appended to benchmarks/teacher.csv:
     batched_s       peka_core
     bfloat16_s      peka_core with precision bfloat16; the output differs, so the lowest cosine with
                     float32 stands beside it
-    share_...       multiplications a second, as a share of what a large matrix product reaches here.
+    share_...       multiplications a second, as a share of what a large matrix product reaches.
                     Where `share_plain` is .8, equal output cannot be made over 1.25 times as fast
 """
 

@@ -1,4 +1,4 @@
-"""scFoundation in a run: spots that it cannot use are taught by nobody, its embeddings are made once, files name units."""
+"""scFoundation in a run: unusable spots teach nobody, and its embeddings are made once."""
 
 import dataclasses
 import json
@@ -22,57 +22,47 @@ SPLIT = "patients/0"
 
 
 def with_options(work, **options):
-    """The run, taught by scFoundation."""
-    options = (
-        {**work.profile.teacher_options, **options}
-        if work.profile.teacher == "scfoundation"
-        else options
-    )
-    return dataclasses.replace(
-        work,
-        profile=dataclasses.replace(work.profile, teacher="scfoundation", teacher_options=options),
-    )
+    """The run, taught by scFoundation with these options beside those that it has."""
+    if work.profile.teacher == "scfoundation":
+        options = work.profile.teacher_options | options
+    profile = dataclasses.replace(work.profile, teacher="scfoundation", teacher_options=options)
+    return dataclasses.replace(work, profile=profile)
 
 
 @pytest.fixture(scope="module")
 def taught(work):
-    """The small run with scFoundation's tiny weights; it leaves out the third of the spots with the fewest genes."""
+    """The small run with scFoundation's tiny weights, without the third with the fewest genes."""
     adata = work.cohort().adata()
     names = [*adata.var_names, *(f"unnamed_{i}" for i in range(19_264 - adata.n_vars))]
     vocabulary = work.folder / "vocabulary.tsv"
-    pd.DataFrame({"gene_name": names, "index": range(19_264)}).to_csv(
-        vocabulary, sep="\t", index=False
-    )
+    table = pd.DataFrame({"gene_name": names, "index": range(19_264)})
+    table.to_csv(vocabulary, sep="\t", index=False)
     fewest = int(np.quantile(np.asarray((adata.X > 0).sum(1)), 0.33))
-    return with_options(
-        work,
-        checkpoint=str(CHECKPOINT),
-        vocabulary=str(vocabulary),
-        unusable="drop",
-        min_genes=fewest,
-    )
+    files = {"checkpoint": str(CHECKPOINT), "vocabulary": str(vocabulary)}
+    return with_options(work, **files, unusable="drop", min_genes=fewest)
 
 
 @pytest.fixture
-def usable(taught):
-    made = stages.teacher(taught, SPLIT)
+def made(taught):
+    return stages.teacher(taught, SPLIT)
+
+
+@pytest.fixture
+def usable(made):
     found = made.obs["teacher_usable"].to_numpy()
     assert 0 < (~found).sum() < 0.5 * len(found)
     return found
 
 
-def test_spots_that_are_left_out_have_no_vector_and_no_label(taught, usable):
-    made = stages.teacher(taught, SPLIT)
+def test_spots_that_are_left_out_have_no_vector_and_no_label(taught, made, usable):
     assert np.array_equal(np.isfinite(made.obsm["X_teacher"]).all(1), usable)
     assert np.array_equal(made.obs["pseudo_label"].to_numpy() >= 0, usable)
     assert made.uns["teacher"]["n_train"] == (usable & taught.rows(SPLIT)[0]).sum()
 
 
-def test_embeddings_are_made_once_for_all_splits(taught, usable):
+def test_embeddings_are_made_once_for_all_splits(taught, made):
     other = stages.teacher(taught, "patients/1")
-    np.testing.assert_array_equal(
-        other.obsm["X_teacher"], stages.teacher(taught, SPLIT).obsm["X_teacher"]
-    )
+    np.testing.assert_array_equal(other.obsm["X_teacher"], made.obsm["X_teacher"])
     assert len(list((taught.folder / "units").glob("embedding-*"))) == 1
     assert len(list((taught.folder / "units").glob("teacher-*"))) == 2
 
@@ -85,90 +75,71 @@ def test_it_sees_every_gene_that_a_section_measured(taught, work, monkeypatch):
     )
     monkeypatch.setattr(kind, "adata", record)
     stages.teacher(with_options(taught, target="a1"), SPLIT)
-    assert asked == ["outer"]
     stages.teacher(work, "patients/1")
     assert asked == ["outer", "inner"]
 
 
 @pytest.mark.parametrize("taught_by", ["teacher", "permuted_teacher", "genes"])
 def test_a_student_is_taught_by_usable_training_spots_alone(taught, usable, taught_by, monkeypatch):
-    seen, rows = taught.rows(SPLIT)[0], []
-    real = alignment.align
-    monkeypatch.setattr(
-        alignment,
-        "align",
-        lambda *words, **named: rows.append(words[1].rows) or real(*words, **named),
-    )
-    _, history = stages.train(
-        taught, Rung("projector_only", "projected", taught_by=taught_by), SPLIT
-    )
-    assert (
-        np.array_equal(rows[0], np.flatnonzero(seen & usable))
-        and np.isfinite(history["total"]).all()
-    )
+    seen, given, real = taught.rows(SPLIT)[0], [], alignment.align
+    record = lambda student, data, *rest: given.append(data) or real(student, data, *rest)
+    monkeypatch.setattr(alignment, "align", record)
+    rung = Rung("projector_only", "projected", taught_by=taught_by)
+    _, history = stages.train(taught, rung, SPLIT)
+    assert np.array_equal(given[0].rows, np.flatnonzero(seen & usable))
+    assert np.isfinite(history["total"]).all()
 
 
 def test_permuting_moves_no_empty_vector_to_a_usable_spot(taught, usable):
-    plain, labels = stages.lesson(taught, "bat", SPLIT)
-    moved, moved_labels = stages.lesson(taught, Rung("bat", taught_by="permuted_teacher"), SPLIT)
-    assert np.array_equal(np.isfinite(moved).all(1), usable) and np.array_equal(
-        moved_labels >= 0, usable
-    )
+    plain, _ = stages.lesson(taught, "bat", SPLIT)
+    moved, labels = stages.lesson(taught, Rung("bat", taught_by="permuted_teacher"), SPLIT)
+    assert np.array_equal(np.isfinite(moved).all(1), usable)
+    assert np.array_equal(labels >= 0, usable)
     assert not np.array_equal(moved[usable], plain[usable])
 
 
 def test_quality_and_scores_do_without_the_spots_that_are_left_out(taught, usable):
     seen, test = taught.rows(SPLIT)
     found = stages.quality(taught, "frozen", SPLIT)
-    assert (found["n_train"], found["n_test"]) == (
-        (seen & usable).sum(),
-        (test & usable).sum(),
-    ) and np.isfinite(found["r2"])
+    counts = found["n_train"], found["n_test"]
+    assert counts == ((seen & usable).sum(), (test & usable).sum()) and np.isfinite(found["r2"])
     scores = stages.score(taught, "teacher", PROTOCOLS["strict"], splits=(SPLIT,)).scores
     assert np.isfinite(scores["pcc"]).any()
 
 
-def test_as_features_spots_left_out_are_the_mean_of_the_usable_training_spots(taught, usable):
-    made = stages.teacher(taught, SPLIT)
+def test_as_features_spots_left_out_are_the_mean_of_usable_training_spots(taught, made, usable):
     x, filled = made.obsm["X_teacher"], teacher_as_features(made)
     np.testing.assert_array_equal(filled[usable], x[usable])
     mean = x[usable & taught.rows(SPLIT)[0]].mean(0)
-    np.testing.assert_allclose(filled[~usable], np.tile(mean, ((~usable).sum(), 1)), rtol=1e-6)
+    assert np.allclose(filled[~usable], mean, rtol=1e-6)
 
 
 def test_quality_is_that_of_the_rows_without_nan():
     rng = np.random.default_rng(0)
     x, noise = rng.normal(size=(90, 6)), rng.normal(size=(90, 6))
     target = x[:, :4] + 0.1 * noise[:, :4]
-    empty = rng.random(90) < 0.2
+    empty, train = rng.random(90) < 0.2, np.arange(90) < 60
     target[empty] = np.nan
-    train, test = np.arange(90) < 60, np.arange(90) >= 60
-    with_nan = alignment_quality(x[train], target[train], x[test], target[test])
-    a, b = train & ~empty, test & ~empty
-    assert (
-        with_nan == alignment_quality(x[a], target[a], x[b], target[b])
-        and with_nan["n_test"] == b.sum() < 30
-    )
+    with_nan = alignment_quality(x[train], target[train], x[~train], target[~train])
+    a, b = train & ~empty, ~train & ~empty
+    assert with_nan == alignment_quality(x[a], target[a], x[b], target[b])
+    assert with_nan["n_test"] == b.sum() < 30
 
 
-def test_other_weights_and_settings_are_other_units_and_another_place_is_not(taught, tmp_path):
+def test_other_weights_and_settings_are_other_units_and_another_place_is_not(
+    taught, made, tmp_path
+):
     moved, other = tmp_path / "moved.ckpt", tmp_path / "other.ckpt"
     shutil.copy(CHECKPOINT, moved)
     weights = torch.load(CHECKPOINT, weights_only=True)
     weights["gene"]["state_dict"]["model.encoder.norm.bias"] += 1
     torch.save(weights, other)
-    names = {
-        path: with_options(taught, checkpoint=str(path)).teacher_name
-        for path in (CHECKPOINT, moved, other)
-    }
-    assert names[moved] == names[CHECKPOINT] != names[other] and str(tmp_path) not in names[moved]
-    changed = with_options(taught, checkpoint=str(other))
-    assert not np.array_equal(
-        stages.teacher(changed, SPLIT).obsm["X_teacher"],
-        stages.teacher(taught, SPLIT).obsm["X_teacher"],
-    )
+    name = lambda file: with_options(taught, checkpoint=str(file)).teacher_name
+    assert name(moved) == name(CHECKPOINT) != name(other) and str(tmp_path) not in name(moved)
+    changed = stages.teacher(with_options(taught, checkpoint=str(other)), SPLIT)
+    assert not np.array_equal(changed.obsm["X_teacher"], made.obsm["X_teacher"])
     assert with_options(taught, target="t4").teacher_name != taught.teacher_name
 
 
-def test_the_name_of_the_pca_teacher_is_what_it_was(work):
+def test_the_name_of_the_pca_teacher_has_its_options(work):
     assert work.teacher_name == f"pca{json.dumps(work.profile.teacher_options, sort_keys=True)}"

@@ -192,7 +192,7 @@ def test_scopes_shares_and_scored_splits_are_units_of_their_own(work):
     ("name", "scope", "splits"), [("peka_official", "nested", ()), ("strict", "", "patients/0")]
 )
 def test_scopes_and_splits_that_mean_nothing_are_refused(work, name, scope, splits):
-    with pytest.raises(PekaError, match=name if not splits else splits):
+    with pytest.raises(PekaError, match=splits or name):
         stages.score(work, Rung("bat"), PROTOCOLS[name], scope, splits)
 
 

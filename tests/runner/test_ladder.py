@@ -1,4 +1,4 @@
-"""Rungs and studies: what a rung changes, what teaches it, and tables that say what they compare."""
+"""Rungs and studies: what a rung changes, what teaches it, and tables that name what they compare."""
 
 import dataclasses
 import shutil
@@ -129,7 +129,14 @@ def test_a_score_carries_its_whole_name(work):
     entries = [("student", Rung("projector_only", "projected"))]
     shown = tables.headline(tables.score_table(work, STRICT, entries)).iloc[0]
     names = ("protocol", "scope", "space", "pooling", "unit", "world")
-    assert [shown[n] for n in names] == "strict nested projected section patient on".split()
+    assert [shown[n] for n in names] == [
+        "strict",
+        "nested",
+        "projected",
+        "section",
+        "patient",
+        "on",
+    ]
     assert (shown["n"], shown["seed"]) == (4, 0)
     assert shown["cohort"] == work.cohort().digest[:12]
 

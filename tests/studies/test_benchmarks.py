@@ -1,14 +1,20 @@
-"""Each benchmark still runs: its measurement on the smallest input, so that a changed signature is noticed here. No times are judged."""
+"""Benchmarks still run on the smallest input (no times are judged), and compute what they say."""
 
 import importlib
 from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import SMALL
 
 from peka_core import Recipe, places
+from peka_core.errors import PekaError
+from peka_core.protocols import PROTOCOLS
+from peka_core.runner import stages
+from peka_core.runner.rungs import Rung
+from peka_core.statistics import paired
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
@@ -20,9 +26,14 @@ def benchmark(monkeypatch):
     return importlib.import_module
 
 
+@pytest.fixture
+def variance_components(benchmark):
+    return benchmark("components").variance_components
+
+
 def test_alignment(benchmark):
-    alignment, recipe = benchmark("alignment"), Recipe(epochs=1, batch_size=16, k=4, validation_share=0.0)
-    mini = alignment.drawn_encoder("mini", "cpu")
+    alignment = benchmark("alignment")
+    recipe, mini = Recipe(epochs=1, batch_size=16, k=4), alignment.drawn_encoder("mini", "cpu")
     for method in ("bat", "peft bat", "peft bone"):
         row = alignment.measure(mini, method, recipe, 32)
         assert row["tiles"] == 32 and row["tiles_per_s"] > 0 and row["planned_gb"] > 0
@@ -30,32 +41,86 @@ def test_alignment(benchmark):
     assert alignment.product_flops("cpu") > 1e8
 
 
-def test_waiting(benchmark, monkeypatch, capsys):
-    waiting = benchmark("waiting")
+def test_waiting_head_and_teacher(benchmark, monkeypatch, capsys, tmp_path):
+    waiting, head = benchmark("waiting"), benchmark("head")
     monkeypatch.setattr(waiting, "TILES", 32)
     waiting.measure()
     assert float(capsys.readouterr().out) > 0
-
-
-def test_head(benchmark):
-    head = benchmark("head")
     assert head.measure(400, 300)["largest_difference"] < 1e-6
     assert head.memory(400, 300)["n"] == 400
-
-
-def test_teacher(benchmark, tmp_path):
     row = benchmark("teacher").measure("small", 3, 30, 1, tmp_path)
     assert row["difference_plain"] < 1e-4 and row["cosine_bfloat16"] > 0.99
 
 
 def test_drawn_cohorts(benchmark, tmp_path, monkeypatch):
-    """Two seeds of one rung on one small cohort, as components.py has it; ladder.py asks another study of the same cohorts."""
+    """Two seeds of one rung on one small cohort; ladder.py asks another study of it."""
     monkeypatch.setattr(places, "root", lambda: tmp_path)
     cohorts, components = benchmark("cohorts"), benchmark("components")
     study = lambda work: components.seeds(work, components.RUNGS[:1], cohorts.SPLIT, (0, 1))
     made = cohorts.in_each(Namespace(first=1001, cohorts=1), "tiny", study, SMALL)
-    assert (
-        list(made) == [1001]
-        and made[1001]["seed"].nunique() == 2
-        and np.isfinite(made[1001]["difference"]).all()
-    )
+    assert list(made) == [1001] and made[1001]["seed"].nunique() == 2
+    assert np.isfinite(made[1001]["difference"]).all()
+
+
+def test_replication_averages_over_cohorts(benchmark):
+    table = lambda value: pd.DataFrame({"label": ["a"], "genes": ["all"], "mean": [value]})
+    row = benchmark("ladder").replicate({1: table(0.1), 2: table(0.2), 3: table(0.3)}).iloc[0]
+    assert row["mean"] == pytest.approx(0.2) and row["n"] == 3 and row["above_zero"] == 3
+    half = 4.302653 * 0.1 / np.sqrt(3)  # t(.975, 2)
+    assert row["high"] - row["mean"] == pytest.approx(half, rel=1e-5)
+
+
+def test_seeds_train_again_on_the_same_tissue_and_are_compared_by_patient(benchmark, work):
+    strict, split = PROTOCOLS["strict"], work.cohort().splits[0].name
+    table = benchmark("components").seeds(work, [Rung("bat", name="bat")], split, (0, 1))
+    grid = table.pivot(index="patient", columns="seed", values="difference")
+    both = [stages.score(work, who, strict, splits=(split,)).scores for who in ("bat", "frozen")]
+    expected = paired(*both)["values"].to_dict()
+    assert grid[0].to_dict() == pytest.approx(expected, nan_ok=True)
+    assert work.profile.seed == 0 and not np.allclose(grid[0], grid[1])
+
+
+def components_drawn(c, p, s, sd, seed):
+    """A balanced table of c cohorts, p patients and s seeds, with these standard deviations."""
+    rng, shapes = np.random.default_rng(seed), [(c, 1, 1), (c, p, 1), (c, 1, s), (c, p, s)]
+    x = 0.02 + sum(rng.normal(0, size, shape) for size, shape in zip(sd, shapes, strict=True))
+    names = ["cohort", "patient", "seed"]
+    index = pd.MultiIndex.from_product([range(c), range(p), range(s)], names=names)
+    return pd.DataFrame({"difference": x.ravel()}, index=index).reset_index()
+
+
+def test_variance_components_are_unbiased(variance_components):
+    sd = np.array([0.03, 0.02, 0.01, 0.015])
+    drawn = (components_drawn(8, 5, 3, sd, seed) for seed in range(300))
+    found = [variance_components(table)["variance"] for table in drawn]
+    np.testing.assert_allclose(np.mean(found, axis=0), sd**2, rtol=0.1)
+
+
+def test_variance_components_equal_reml_on_a_balanced_table(variance_components):
+    from statsmodels.regression.mixed_linear_model import MixedLM  # comes with scanpy
+
+    table = components_drawn(30, 5, 4, (0.3, 0.2, 0.2, 0.15), 1)
+    parts = {"patient": "0 + C(patient)", "seed": "0 + C(seed)"}
+    form = {"groups": "cohort", "re_formula": "1", "vc_formula": parts}
+    model = MixedLM.from_formula("difference ~ 1", table, **form).fit(reml=True)
+    named = dict(zip(model.model.exog_vc.names, model.vcomp, strict=True))
+    expected = [model.cov_re.iloc[0, 0], named["patient"], named["seed"], model.scale]
+    np.testing.assert_allclose(variance_components(table)["variance"], expected, rtol=0.02)
+
+
+def test_shares_are_those_of_a_cohorts_mean_at_one_seed(variance_components):
+    table = components_drawn(6, 5, 3, (0, 0.02, 0, 0), 0)
+    means = table.groupby("cohort")["difference"].transform("mean")
+    found = variance_components(table.assign(difference=table["difference"] - means))
+    expected = {"cohort": 0, "patient": 1, "seed": 0, "rest": 0}  # patients alone differ
+    found = found.set_index("component")
+    assert found["share"].to_dict() == pytest.approx(expected, abs=1e-9)
+    assert found["n"].to_dict() == {"cohort": 6, "patient": 30, "seed": 18, "rest": 90}
+
+
+def test_an_unbalanced_table_has_no_components(variance_components):
+    table = components_drawn(3, 4, 2, (0.1, 0.1, 0.1, 0.1), 0)
+    other = table.assign(seed=table["seed"] + (table["cohort"] == 2))  # other seeds in one cohort
+    for broken in (other, table[1:], table[table["seed"] == 0], table[table["cohort"] == 0]):
+        with pytest.raises(PekaError):
+            variance_components(broken)
