@@ -1,4 +1,4 @@
-"""Rungs and studies: what a rung changes, what teaches it, and tables that name what they compare."""
+"""Rungs and studies: what a rung changes, what teaches it, and what tables compare."""
 
 import dataclasses
 import shutil
