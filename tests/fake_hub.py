@@ -20,7 +20,7 @@ SMALL = (".json", ".txt")  # the hub keeps these in git, and knows their blob in
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Files of a folder, at `/<path>`, or at `/<repository>/resolve/<commit>/<path>` as on the hub."""
+    """Files of a folder, at `/<path>`, or as on the hub at `/<repo>/resolve/<commit>/<path>`."""
 
     protocol_version = "HTTP/1.1"
 
@@ -79,8 +79,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def hub(tmp_path, monkeypatch):
     """The server, an empty cache, no mirror and no variable of the network.
 
-    `.folder` its files, `.asked` (method, path, range) of each request, `.newest` commit, `.status`
-    of its answers, `.breaks` off answers once or for a path, `.lies` about digests, `.url`, `.got()`.
+    `.folder` its files, `.url`, `.asked` (method, path, range) of each request, `.got()` its paths,
+    `.newest` commit, `.status` of answers, `.breaks` off once or for a path, `.lies` about digests.
     """
     running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     running.folder, running.asked, running.newest = tmp_path / "hub", [], COMMIT

@@ -10,7 +10,7 @@ from peka_core.downloads import fetch as fetching
 from peka_core.downloads import record
 from peka_core.downloads.fetch import choose, fetch, preflight
 from peka_core.downloads.manifest import Download
-from peka_core.downloads.record import Record, git_blob_sha1
+from peka_core.downloads.record import Record
 from peka_core.errors import PekaError
 
 # git's own digest: `printf 'hello\n' | git hash-object --stdin`
@@ -21,7 +21,7 @@ KINDS = ("pinned", "web", "hub")
 
 
 @pytest.fixture
-def file(hub):  # noqa: F811
+def file(hub):
     """Makes a download of a kind: pinned by the manifest, unpinned from an address or the hub."""
     (hub.folder / "a.bin").write_bytes(b"hello\n")
 
@@ -42,13 +42,8 @@ def refused(files, *parts, ask=fetch):
     return str(caught.value)
 
 
-def test_the_blob_digest_is_gits(tmp_path):
-    (tmp_path / "x").write_bytes(b"hello\n")
-    assert git_blob_sha1(tmp_path / "x") == HELLO
-
-
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_file_is_downloaded_and_hashed_once(kind, file, hub, tmp_path, monkeypatch):  # noqa: F811
+def test_a_file_is_downloaded_and_hashed_once(kind, file, hub, tmp_path, monkeypatch):
     wanted = file(kind)
     (path,) = fetch([wanted])
     assert path == tmp_path / "cache/toy/a.bin" and path.read_bytes() == b"hello\n"
@@ -63,7 +58,7 @@ def test_a_file_is_downloaded_and_hashed_once(kind, file, hub, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_later_bytes_have_to_be_the_same(kind, file, hub, tmp_path):  # noqa: F811
+def test_later_bytes_have_to_be_the_same(kind, file, hub, tmp_path):
     (path,) = fetch([file(kind)])
     path.write_bytes(b"jello\n")
     refused([file(kind)], path, SHA256 if kind != "pinned" else HELLO)
@@ -86,14 +81,14 @@ def test_every_pinned_fact_is_enforced_and_wins_over_the_record(kind, facts, fil
     refused([file(kind, facts=FACTS | facts)], "a.bin", *facts.values())
 
 
-def test_the_hub_is_not_believed_without_its_digest(file, hub, tmp_path):  # noqa: F811
+def test_the_hub_is_not_believed_without_its_digest(file, hub, tmp_path):
     hub.lies = True
     refused([file("hub")], "a.bin", "0" * 64)
     assert kept(tmp_path / "cache") == [] and Record().entries == {}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_mirror_is_used_in_place(kind, file, hub, tmp_path, monkeypatch):  # noqa: F811
+def test_a_mirror_is_used_in_place(kind, file, hub, tmp_path, monkeypatch):
     monkeypatch.setenv("PEKA_MIRROR", str(tmp_path / "mirror"))
     wanted, other = file(kind), Download("toy/b.bin", hub.url, otherwise="ask its authors")
     for ask in (fetch, preflight):
@@ -117,7 +112,7 @@ STANDS_IN = [
 @pytest.mark.parametrize("content", STANDS_IN)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_what_stands_in_for_a_file_is_not_taken(kind, content, mirrored, file, hub, tmp_path, monkeypatch):  # noqa: F811, E501  # fmt: skip
+def test_what_stands_in_for_a_file_is_not_taken(kind, content, mirrored, file, hub, tmp_path, monkeypatch):  # noqa: E501  # fmt: skip
     if mirrored:
         monkeypatch.setenv("PEKA_MIRROR", str(hub.folder))
     wanted = Download("a.bin", facts=file(kind).facts) if mirrored else file(kind)
@@ -129,7 +124,7 @@ def test_what_stands_in_for_a_file_is_not_taken(kind, content, mirrored, file, h
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_broken_download_leaves_no_half_file(kind, file, hub, tmp_path):  # noqa: F811
+def test_a_broken_download_leaves_no_half_file(kind, file, hub, tmp_path):
     hub.breaks = "a.bin"
     refused([file(kind)], "toy/a.bin", "PEKA_MIRROR")
     assert not (tmp_path / "cache/toy/a.bin").exists() and Record().entries == {}
@@ -138,7 +133,7 @@ def test_a_broken_download_leaves_no_half_file(kind, file, hub, tmp_path):  # no
     assert kept(tmp_path / "cache") == ["toy/a.bin"]
 
 
-def test_the_hub_resumes_within_a_file(file, hub, monkeypatch):  # noqa: F811
+def test_the_hub_resumes_within_a_file(file, hub, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
     (hub.folder / "a.bin").write_bytes(bytes(range(250)) * 20)
     hub.breaks = "once"
@@ -148,7 +143,7 @@ def test_the_hub_resumes_within_a_file(file, hub, monkeypatch):  # noqa: F811
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("status", [401, 403, 404, 503])
-def test_a_refusing_server_is_named_with_what_to_do(kind, status, file, hub, tmp_path):  # noqa: F811
+def test_a_refusing_server_is_named_with_what_to_do(kind, status, file, hub, tmp_path):
     hub.status = status
     said = refused([file(kind, otherwise="ask its authors")], "toy/a.bin", "authors", "PEKA_MIRROR")
     assert "\n" not in said and kept(tmp_path / "cache") == []
@@ -168,7 +163,7 @@ def test_errors_of_libraries_are_told_in_one_line_without_secrets(kind, error, f
     assert "secret" not in said and "password" not in said and "\n" not in said
 
 
-def test_absent_files_and_addresses_are_all_named(file, hub):  # noqa: F811
+def test_absent_files_and_addresses_are_all_named(file, hub):
     absent = [Download(f"toy/{x}", repo="me/toy", name=x) for x in ("x.bin", "y.bin")]
     refused([file("hub"), *absent], "toy/x.bin", "toy/y.bin", COMMIT)
     by_hand = [Download(f"toy/{x}", otherwise=f"fetch {x} by hand") for x in ("x.bin", "y.bin")]
@@ -177,7 +172,7 @@ def test_absent_files_and_addresses_are_all_named(file, hub):  # noqa: F811
     assert not any("/resolve/" in path for path in hub.got())
 
 
-def test_of_several_names_the_recorded_one_or_the_first_that_exists_is_taken(file, hub, tmp_path):  # noqa: F811, E501  # fmt: skip
+def test_of_several_names_the_recorded_one_or_the_first_that_exists_is_taken(file, hub, tmp_path):
     names = ("z.bin", "a.bin")
     both = [Download(f"toy/{name}", repo="me/toy", name=name) for name in names]
     assert choose(both) == both[0] and choose(both, ask_hub=True) == both[1]
@@ -196,7 +191,7 @@ def test_terms_are_shown_at_the_first_use(file, capsys):
         assert capsys.readouterr().err.count("for research only") == shown
 
 
-def test_gated_files_without_a_token_are_refused_by_the_preflight(file, hub, monkeypatch):  # noqa: F811
+def test_gated_files_without_a_token_are_refused_by_the_preflight(file, hub, monkeypatch):
     wanted = [Download(f"toy/{i}", repo="me/toy", gated=True, otherwise="accept") for i in range(9)]
     said = refused([file("web"), *wanted], "toy/0", "me/toy", "accept", ask=preflight)
     assert said.count("accept") == 1 and "a.bin" not in said
@@ -214,12 +209,7 @@ def test_gated_files_without_a_token_are_refused_by_the_preflight(file, hub, mon
     ],
 )
 def test_a_wrong_network_is_named_before_a_download_and_only_then(
-    kind,
-    name,
-    value,
-    file,
-    hub,
-    monkeypatch,  # noqa: F811
+    kind, name, value, file, hub, monkeypatch
 ):
     with monkeypatch.context() as patch:
         patch.setenv(name, value)
@@ -231,7 +221,7 @@ def test_a_wrong_network_is_named_before_a_download_and_only_then(
     assert fetch([file(kind)]) == path
 
 
-def test_a_disk_without_room_is_named_before_the_download(file, hub, monkeypatch):  # noqa: F811
+def test_a_disk_without_room_is_named_before_the_download(file, hub, monkeypatch):
     monkeypatch.setattr(fetching, "free_bytes", lambda path: 5)
     refused([file("hub")], "PEKA_CACHE")
     assert not any("/resolve/" in path for path in hub.got())
@@ -248,7 +238,7 @@ def test_a_full_disk_leaves_nothing(kind, file, tmp_path, monkeypatch):
     assert kept(tmp_path / "cache") == []
 
 
-def test_a_dry_run_prints_sizes_and_touches_nothing(file, hub, tmp_path, capsys, monkeypatch):  # noqa: F811, E501  # fmt: skip
+def test_a_dry_run_prints_sizes_and_touches_nothing(file, hub, tmp_path, capsys, monkeypatch):
     (hub.folder / "a.bin").write_bytes(b"x" * 2_000_000)
     unknown = Download("toy/c.bin", hub.url + "c.bin", estimate=3e6)
     fetch([file("hub"), unknown], dry_run=True)
@@ -309,7 +299,7 @@ def test_a_damaged_record_is_named_with_what_to_do(content, name, file, tmp_path
     fetch([file("web")])
 
 
-def test_records_of_earlier_versions_are_taken_over(hub, tmp_path):  # noqa: F811
+def test_records_of_earlier_versions_are_taken_over(hub, tmp_path):
     cache, other = tmp_path / "cache", {"size": 6, "sha256": "0" * 64}
     for folder in ("encoders/uni", "hest/st"):
         (cache / folder).mkdir(parents=True)

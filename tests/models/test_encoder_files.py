@@ -27,12 +27,12 @@ PHIKON, UNI, CTRANSPATH = "phikon", "uni", "ctranspath"
 
 
 @pytest.fixture(autouse=True)
-def weights(hub):  # noqa: F811
+def weights(hub):
     """The hub's file for every row that takes safetensors."""
     (hub.folder / "model.safetensors").write_bytes(b"first")
 
 
-def test_the_first_download_is_recorded_and_used_again(hub, tmp_path):  # noqa: F811
+def test_the_first_download_is_recorded_and_used_again(hub, tmp_path):
     row = rows()[PHIKON]
     assert known_digest(row) == "" and not location(row)[0] and row.hub_id in location(row)[1]
     path, revision, digest = find_weights(row)
@@ -47,7 +47,7 @@ def test_the_first_download_is_recorded_and_used_again(hub, tmp_path):  # noqa: 
     assert find_weights(row)[0] == path
 
 
-def test_the_manifest_wins_over_what_is_served(hub, tmp_path):  # noqa: F811
+def test_the_manifest_wins_over_what_is_served(hub, tmp_path):
     row = dataclasses.replace(rows()[PHIKON], sha256="0" * 64, revision="a" * 40)
     assert known_digest(row) == "0" * 64
     with pytest.raises(PekaError, match="0" * 64):
@@ -55,12 +55,7 @@ def test_the_manifest_wins_over_what_is_served(hub, tmp_path):  # noqa: F811
     assert all("a" * 40 in path for path in hub.got()) and kept(tmp_path / "cache") == []
 
 
-def test_the_second_name_is_taken_where_the_hub_lacks_the_first(hub):  # noqa: F811
-    (hub.folder / "model.safetensors").rename(hub.folder / "pytorch_model.bin")
-    assert find_weights(rows()[PHIKON])[0].name == "pytorch_model.bin"
-
-
-def test_a_row_with_an_address_is_downloaded_from_it(hub):  # noqa: F811
+def test_a_row_with_an_address_is_downloaded_from_it(hub):
     row = dataclasses.replace(rows()["kaiko-vits16"], url=hub.url)
     (hub.folder / "vits16.pth").write_bytes(b"first")
     path, revision, digest = find_weights(row)
@@ -76,7 +71,7 @@ def test_a_row_with_an_address_is_downloaded_from_it(hub):  # noqa: F811
     ],
 )
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_a_row_without_weights_says_what_to_do(name, parts, mirrored, hub, tmp_path, monkeypatch):  # noqa: F811, E501  # fmt: skip
+def test_a_row_without_weights_says_what_to_do(name, parts, mirrored, hub, tmp_path, monkeypatch):
     hub.status = 403
     if mirrored:
         monkeypatch.setenv("PEKA_MIRROR", str(tmp_path / "mirror"))
@@ -88,7 +83,7 @@ def test_a_row_without_weights_says_what_to_do(name, parts, mirrored, hub, tmp_p
     assert ("HF_TOKEN" in said) == (name == UNI)
 
 
-def test_encoders_that_cannot_come_are_all_refused_before_any_work(hub, tmp_path, monkeypatch):  # noqa: F811, E501  # fmt: skip
+def test_encoders_that_cannot_come_are_all_refused_before_any_work(hub, tmp_path, monkeypatch):
     with pytest.raises(PekaError, match=r"(?s)uni.*virchow2"):
         preflight([UNI, PHIKON, "virchow2"], {})
     with pytest.raises(PekaError, match=CTRANSPATH):

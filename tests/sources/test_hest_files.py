@@ -20,7 +20,7 @@ SUFFIXES = {"st": "h5ad", "patches": "h5", "metadata": "json"}
 NAMES = {f"hest/{folder}/{s}.{suffix}" for s in IDS for folder, suffix in SUFFIXES.items()}
 
 
-def test_a_mirror_lacks_files_or_changes_them(mirror):  # noqa: F811
+def test_a_mirror_lacks_files_or_changes_them(mirror):
     home, options = mirror
     hest.fetch(**options)
     assert Record().entries.keys() == NAMES
@@ -35,7 +35,7 @@ def test_a_mirror_lacks_files_or_changes_them(mirror):  # noqa: F811
             ask(**options)
 
 
-def test_a_dry_run_lists_and_touches_nothing(mirror, tmp_path, capsys):  # noqa: F811
+def test_a_dry_run_lists_and_touches_nothing(mirror, tmp_path, capsys):
     home, options = mirror
     (home / "patches/D2.h5").unlink()
     before = state(tmp_path)
@@ -49,7 +49,7 @@ def test_a_dry_run_lists_and_touches_nothing(mirror, tmp_path, capsys):  # noqa:
     assert state(tmp_path) == before and not (tmp_path / "cache").exists()
 
 
-def test_a_profile_of_hest_is_fetched_and_opened(mirror, tmp_path, capsys, monkeypatch):  # noqa: F811, E501  # fmt: skip
+def test_a_profile_of_hest_is_fetched_and_opened(mirror, tmp_path, capsys, monkeypatch):
     options, profile = {"cohort": "breast", **mirror[1], "folds": 3}, tmp_path / "hest-breast.yaml"
     facts = {"base": "demo", "source": "hest", "source_options": options}
     profile.write_text(json.dumps(facts | {"chapters": {"cues_off_splits": 0, "few": {}}}))
@@ -63,7 +63,7 @@ def test_a_profile_of_hest_is_fetched_and_opened(mirror, tmp_path, capsys, monke
 
 
 @pytest.fixture
-def options(drawn_mirror, hub):  # noqa: F811
+def options(drawn_mirror, hub):
     """The hub has the drawn slides, and two more whose names are the beginning or go on."""
     home, options = drawn_mirror
     shutil.copytree(home, hub.folder, dirs_exist_ok=True)
@@ -73,8 +73,8 @@ def options(drawn_mirror, hub):  # noqa: F811
 
 
 def test_the_hub_gives_just_those_slides_and_later_ones_of_the_same_commit(
-    options, hub, tmp_path, capsys  # noqa: F811
-):  # fmt: skip
+    options, hub, tmp_path, capsys
+):
     hest.fetch(dry_run=True, **options)
     assert "about" not in capsys.readouterr().out and not (tmp_path / "cache").exists()
     paths = hest.fetch(**options)
@@ -90,7 +90,7 @@ def test_the_hub_gives_just_those_slides_and_later_ones_of_the_same_commit(
     assert len(open_cohort(tmp_path / "cohort")) == 72
 
 
-def test_a_download_that_ended_goes_on_with_the_next_file(options, hub, tmp_path):  # noqa: F811
+def test_a_download_that_ended_goes_on_with_the_next_file(options, hub, tmp_path):
     hub.breaks = "patches/TENX13.h5"
     with pytest.raises(PekaError, match=r"patches/TENX13.h5.*HF_TOKEN"):
         hest.fetch(leave_out=IDS[1:], **options)
@@ -100,13 +100,13 @@ def test_a_download_that_ended_goes_on_with_the_next_file(options, hub, tmp_path
     assert {path.rsplit("/", 2)[1] for path in hub.got()} == {"patches", "metadata"}
 
 
-def test_without_an_index_a_dry_run_says_what_the_filter_will_find(hub, tmp_path, capsys):  # noqa: F811, E501  # fmt: skip
+def test_without_an_index_a_dry_run_says_what_the_filter_will_find(hub, tmp_path, capsys):
     assert hest.fetch("liver", dry_run=True) == {}
     assert "14 slides, 64152 spots" in capsys.readouterr().out and not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize("token", [None, "“hf_secret”"])
-def test_slides_without_a_token_are_refused_before_any_work(options, hub, token, monkeypatch):  # noqa: F811, E501  # fmt: skip
+def test_slides_without_a_token_are_refused_before_any_work(options, hub, token, monkeypatch):
     monkeypatch.setattr("huggingface_hub.get_token", lambda: token)
     for named in (options, {}):  # there is no index yet where none is named
         with pytest.raises(PekaError, match=r"HF_TOKEN") as caught:
@@ -116,7 +116,7 @@ def test_slides_without_a_token_are_refused_before_any_work(options, hub, token,
 
 
 @pytest.mark.parametrize("content", ["", "[]", "<html>", '{"pixel_size_um_estimated": "half"}'])
-def test_damaged_metadata_are_named(mirror, content, tmp_path):  # noqa: F811
+def test_damaged_metadata_are_named(mirror, content, tmp_path):
     (mirror[0] / "metadata/D1.json").write_text(content)
     with pytest.raises(PekaError, match=r"metadata/D1.json"):
         build(tmp_path / "cohort", mirror[1])
