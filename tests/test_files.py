@@ -1,6 +1,5 @@
 """Names that become files, and temporary files: nothing outside its folder, nobody else's hidden files."""
 
-from types import SimpleNamespace
 
 import anndata as ad
 import numpy as np
@@ -11,7 +10,7 @@ from peka_core.cohort import open_cohort, write_cohort_tables, write_sample
 from peka_core.errors import PekaError
 from peka_core.files import TEMPORARY, one_name, write_whole
 from peka_core.layout.writing import write_tiles
-from peka_core.sources import building, hest, hest_files, hest_index
+from peka_core.sources import building, hest, hest_index
 
 BAD = (
     "../../evil",
@@ -85,15 +84,6 @@ def test_an_index_of_hest_whose_ids_lead_elsewhere_is_refused(tmp_path):
     with pytest.raises(PekaError, match="evil"):
         hest.build(tmp_path / "cohort", "breast", index=str(tmp_path / "index.csv"), counts=(1, 5))
     assert everything(tmp_path) == ["index.csv"]
-
-
-def test_a_file_of_the_hub_whose_name_leads_elsewhere_is_refused(monkeypatch):
-    listed = [SimpleNamespace(path="patches/D1_/../../../evil.h5", size=1, blob_id="0")]
-    monkeypatch.setattr(
-        hest_files, "_api", lambda: SimpleNamespace(list_repo_tree=lambda *_, **__: listed)
-    )
-    with pytest.raises(PekaError, match="evil"):
-        hest_files._listing(["patches/D1[_.]*"], "0" * 40)
 
 
 def test_resume_takes_away_its_own_temporary_files_alone(tmp_path):

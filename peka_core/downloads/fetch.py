@@ -232,7 +232,7 @@ def _ask_hub(files: list[Download], record: Record, need_all: bool = True) -> di
                 info = _api().repo_info(repo, repo_type=first.kind, expand=["sha"], timeout=10)
                 revision = info.sha
             items = _api().get_paths_info(repo, [*own], revision=revision, repo_type=first.kind)
-        for item in items:
+        for item in [item for item in items if item.path in own]:
             digest = {"sha256": item.lfs.sha256} if item.lfs else {"blob": item.blob_id}
             offers[own[item.path].path] = {"revision": revision, "size": item.size} | digest
         absent = [file for file in own.values() if file.path not in offers]
