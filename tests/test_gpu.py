@@ -12,31 +12,33 @@ from test_scfoundation import CHECKPOINT, LIMIT, cells, near_in_bfloat16
 from test_scfoundation import vocabulary as vocabulary  # a fixture
 
 from peka_core import alignment
-from peka_core.alignment import Recipe, align
+from peka_core.alignment import align
 from peka_core.bone import BlockLinear
 from peka_core.device import autocast
 from peka_core.encoders import load_encoder
 from peka_core.errors import PekaError
-from peka_core.recipe import RECIPES
+from peka_core.recipe import RECIPES, Recipe
 from peka_core.student import Student, embed_tiles
 from peka_core.teachers import load_teacher
+from peka_core.training_data import TrainingData
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU that torch can see"),
 ]
 RECIPE = Recipe(
-    epochs=8, lr=3e-3, batch_size=16, warmup=2, k=3, block=16, hidden=32, validation_share=0.25
-)
+    epochs=8, lr=3e-3, batch_size=16, warmup=2, k=3, block=16, rank=9, hidden=32,
+    validation_share=0.25,
+)  # fmt: skip
+SMALL = ("epochs", "lr", "batch_size", "k", "block", "rank", "hidden")  # what fits 48 tiles
 
 
 @contextlib.contextmanager
 def at_most(size: int):
     """A GPU on which torch gets so many bytes, and an error beyond."""
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(
-        size / torch.cuda.get_device_properties(0).total_memory
-    )
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(size / total)
     try:
         yield
     finally:
@@ -45,64 +47,43 @@ def at_most(size: int):
 
 
 @pytest.fixture(scope="module")
-def world():
+def data():
     """48 tiles; the teacher follows their mean colour; four groups of twelve."""
-    tiles = smooth_tiles(48, side=224)
-    tiles = (
-        tiles
-        * np.linspace(0.3, 1.0, 48)[np.random.default_rng(0).permutation(48), None, None, None]
-    ).astype(np.uint8)
+    bright = np.linspace(0.3, 1.0, 48)[np.random.default_rng(0).permutation(48), None, None, None]
+    tiles = (smooth_tiles(48, side=224) * bright).astype(np.uint8)
     colour = tiles.mean((1, 2)) / 64 - 2  # (n, 3)
     x_teacher = (colour @ np.random.default_rng(1).normal(size=(3, 4))).astype(np.float32)
-    return tiles, x_teacher, x_teacher[:, :3].argmax(1), np.arange(48) // 12
+    return TrainingData(tiles, x_teacher, x_teacher[:, :3].argmax(1), np.arange(48) // 12)
 
 
+def student_of(method, recipe=RECIPE):
+    return Student(load_encoder("mini", device="cuda"), method, 4, recipe, seed=0)
+
+
+@pytest.mark.parametrize("name", ["ours", "as_written", "as_run"])
 @pytest.mark.parametrize("method", ["bat", "bone", "lora", "adalora", "full", "projector_only"])
-def test_the_loss_falls_under_bf16_autocast(world, method):
+def test_the_loss_falls_under_bf16_autocast(data, method, name):
+    """Also with the paper's recipes, but for sizes and a rate that fit a few steps on 48 tiles."""
     with autocast("cuda"):
         product = torch.ones(2, 2, device="cuda") @ torch.ones(2, 2, device="cuda")
-    if torch.cuda.is_bf16_supported():
-        assert product.dtype == torch.bfloat16
-    tiles, x_teacher, labels, groups = world
-    student = Student(load_encoder("mini", device="cuda"), method, 4, RECIPE, seed=0)
-    history = align(student, tiles, x_teacher, labels, groups, RECIPE, progress=False)
-    assert history["total"].iloc[-1] < 0.9 * history["total"].iloc[0]
+    assert product.dtype == torch.bfloat16 or not torch.cuda.is_bf16_supported()
+    small = {field: getattr(RECIPE, field) for field in SMALL}
+    recipe = RECIPE if name == "ours" else dataclasses.replace(RECIPES[name], **small)
+    student = student_of(method, recipe)
+    history = align(student, data, recipe, progress=False)
+    factor = 0.9 if name == "ours" else 1.0
+    assert history["total"].iloc[-1] < factor * history["total"].iloc[0]
     assert all(parameter.is_cuda for parameter in student.parameters())
-
-
-@pytest.mark.parametrize("name", ["as_written", "as_run"])
-@pytest.mark.parametrize("method", ["bat", "bone", "adalora"])
-def test_both_recipes_of_the_paper_learn(world, name, method):
-    """As the paper has them, but for sizes that fit 48 tiles and a rate that fits a few steps."""
-    small = {
-        "epochs": 8,
-        "lr": 3e-3,
-        "batch_size": 16,
-        "k": 3,
-        "block": 16,
-        "rank": 9,
-        "hidden": 32,
-    }
-    student = Student(
-        load_encoder("mini", device="cuda"),
-        method,
-        4,
-        recipe := dataclasses.replace(RECIPES[name], **small),
-    )
-    history = align(student, *world, recipe, progress=False)
-    assert history["total"].iloc[-1] < history["total"].iloc[0]
 
 
 @pytest.mark.parametrize("method", ["bat", "bone"])
 def test_gradients_under_autocast_are_near_those_in_float32(method):
-    """Of x, with three digits, and of the blocks, which gather over 512 rows: cosine above .999."""
+    """Of x, with three digits, and of the blocks, which gather 512 rows: cosine above .999."""
     torch.manual_seed(0)
     layer = BlockLinear(torch.nn.Linear(64, 128), 16, method).cuda()
     torch.nn.init.normal_(layer.blocks, std=0.1)
-    x, weights = (
-        torch.randn(4, 128, 64, device="cuda", requires_grad=True),
-        torch.randn(4, 128, 128, device="cuda"),
-    )
+    x = torch.randn(4, 128, 64, device="cuda", requires_grad=True)
+    weights = torch.randn(4, 128, 128, device="cuda")
 
     def gradients() -> list[torch.Tensor]:
         y = layer(x)
@@ -112,110 +93,80 @@ def test_gradients_under_autocast_are_near_those_in_float32(method):
     with autocast("cuda"):
         rounded = gradients()
     assert [g.dtype for g in rounded] == [torch.bfloat16, torch.float32, torch.float32]
+    cosine = torch.nn.functional.cosine_similarity
     for here, there in zip(rounded, exact, strict=True):
         assert not torch.equal(here.float(), there)
-        assert (
-            torch.nn.functional.cosine_similarity(here.float().flatten(), there.flatten(), dim=0)
-            > 0.999
-        )
+        assert cosine(here.float().flatten(), there.flatten(), dim=0) > 0.999
 
 
-def test_a_batch_that_does_not_fit_ends_with_one_that_does(world):
-    """On a GPU with 1 GB: the message names a batch size, and with that the same alignment runs."""
-    tiles, x_teacher, labels, groups = (np.concatenate([part] * 16) for part in world)  # 768 spots
-    recipe = dataclasses.replace(RECIPE, epochs=1, batch_size=len(tiles), validation_share=0.0)
-
-    def run(batch_size: int) -> None:
-        student = Student(load_encoder("mini", device="cuda"), "full", 4, recipe)
-        align(
-            student,
-            tiles,
-            x_teacher,
-            labels,
-            groups,
-            dataclasses.replace(recipe, batch_size=batch_size),
-            progress=False,
-        )
-
+def test_a_batch_that_does_not_fit_ends_with_one_that_does(data):
+    """On a GPU with 1 GB: the message has a batch size with which the same alignment runs."""
+    parts = (data.tiles, data.targets, data.labels, data.groups)
+    many = TrainingData(*(np.concatenate([part] * 16) for part in parts))  # 768 spots
+    one = dataclasses.replace(RECIPE, epochs=1, batch_size=768, validation_share=0.0)
     with at_most(2**30):
-        with pytest.raises(
-            PekaError, match=r"batch of 768 tiles on cuda; \d+ fit: add -p batch_size"
-        ) as error:
-            run(len(tiles))
+        with pytest.raises(PekaError, match=r"768 tiles; \d+ fit: add -p batch_size") as error:
+            align(student_of("full", one), many, one, progress=False)
         fits = int(re.search(r"(\d+) fit", str(error.value))[1])
         assert 1 <= fits <= 384
+        del error
         torch.cuda.empty_cache()
-        run(fits)
+        fitting = dataclasses.replace(one, batch_size=fits)
+        align(student_of("full", fitting), many, fitting, progress=False)
 
 
-def test_a_killed_alignment_goes_on_where_it_was(world, tmp_path, monkeypatch):
-    """Three of five epochs, then from the file: dropout, orientations and Adam go on as if nothing had happened."""
+def test_a_killed_alignment_goes_on_where_it_was(data, tmp_path, monkeypatch):
+    """Three of five epochs, then from the file: dropout, orientations and Adam go on."""
     recipe = dataclasses.replace(RECIPE, epochs=5, dropout=0.2, validation_share=0.0)
 
-    def run(**options):
-        student = Student(load_encoder("mini", device="cuda"), "bat", 4, recipe, seed=0)
-        return align(student, *world, recipe, progress=False, **options)
+    def run(checkpoint=None):
+        student = student_of("bat", recipe)
+        return align(student, data, recipe, checkpoint=checkpoint, progress=False)["total"]
 
-    undisturbed, counted, started = run(), alignment.batches, []
+    undisturbed, real, started = run(), alignment.batches, []
 
-    def until_killed(*arguments, **options):
+    def until_killed(*arguments):
         started.append(1)
         if len(started) == 4:
             raise KeyboardInterrupt
-        return counted(*arguments, **options)
+        return real(*arguments)
 
     monkeypatch.setattr(alignment, "batches", until_killed)
     with pytest.raises(KeyboardInterrupt):
-        run(checkpoint=tmp_path / "progress.pt")
+        run(tmp_path / "progress.pt")
     torch.manual_seed(77)
-    resumed = run(checkpoint=tmp_path / "progress.pt")
+    resumed = run(tmp_path / "progress.pt")
     assert len(started) == 6
-    np.testing.assert_allclose(
-        resumed["total"], undisturbed["total"], rtol=1e-3
-    )  # sums of a GPU come in any order
-    assert resumed["total"].iloc[4] != pytest.approx(resumed["total"].iloc[3], rel=1e-3), (
-        "nothing moves: the test would see nothing"
-    )
+    np.testing.assert_allclose(resumed, undisturbed, rtol=1e-3)  # a GPU adds in any order
+    assert resumed[4] != pytest.approx(resumed[3], rel=1e-3), "nothing moves: no test"
 
 
-def test_features_on_gpu_equal_those_on_cpu(world):
-    on_gpu = load_encoder("mini", device="cuda")
-    ours, theirs = on_gpu.embed(world[0]), load_encoder("mini", device="cpu").embed(world[0])
+def test_features_and_students_on_a_gpu(data):
+    on_gpu, on_cpu = (load_encoder("mini", device=device) for device in ("cuda", "cpu"))
+    ours, theirs = on_gpu.embed(data.tiles), on_cpu.embed(data.tiles)
     assert ours.dtype == np.float32 and on_gpu.precision == "float32"
     np.testing.assert_allclose(ours, theirs, atol=1e-4)  # with TF32 in its convolutions 1e-3
+    made = embed_tiles(student_of("bat"), data.tiles, progress=False)
+    shapes = {name: values.shape for name, values in made.items()}
+    assert shapes == {"encoder": (48, 128), "projected": (48, 4)}
+    assert all(isinstance(v, np.ndarray) and np.isfinite(v).all() for v in made.values())
 
 
-def test_embedding_halves_a_batch_that_does_not_fit(world):
-    encoder, tiles = (
-        load_encoder("mini", device="cuda"),
-        np.concatenate([world[0]] * 8),
-    )  # 384 tiles: 0.7 GB as x and pixels
+def test_embedding_halves_a_batch_that_does_not_fit(data):
+    encoder = load_encoder("mini", device="cuda")
+    tiles = np.concatenate([data.tiles] * 8)  # 384 tiles: 0.7 GB as x and pixels
     whole = encoder.embed(tiles, batch_size=384)
     with at_most(2**29):
         halved = encoder.embed(tiles, batch_size=384)
     np.testing.assert_allclose(halved, whole, atol=1e-4)
 
 
-def test_a_student_embeds_on_gpu(world):
-    student = Student(load_encoder("mini", device="cuda"), "bat", 4, RECIPE, seed=0)
-    made = embed_tiles(student, world[0], progress=False)
-    assert {name: values.shape for name, values in made.items()} == {
-        "encoder": (48, 128),
-        "projected": (48, 4),
-    }
-    assert all(
-        isinstance(values, np.ndarray) and np.isfinite(values).all() for values in made.values()
-    )
-
-
 def test_scfoundation_in_bfloat16_stays_near_float32(vocabulary):
-    """Cosine above 0.9999 for each spot, no value off by more than 0.08 where values reach 4: bfloat16 has three digits."""
+    """Cosine above .9999 for each spot, no value off by more than .08 where values reach 4."""
     options = {"checkpoint": CHECKPOINT, "vocabulary": vocabulary, "target": "f1"}
-    exact = load_teacher("scfoundation", device="cpu", **options).embed(cells())
-    same = load_teacher("scfoundation", device="cuda", **options).embed(cells())
+    load = lambda **more: load_teacher("scfoundation", **options, **more).embed(cells())
+    exact, same = load(device="cpu"), load(device="cuda")
     np.testing.assert_allclose(same, exact, **LIMIT)
-    half = load_teacher("scfoundation", device="cuda", precision="bfloat16", **options).embed(
-        cells()
-    )
+    half = load(device="cuda", precision="bfloat16")
     assert half.dtype == np.float32 and not np.array_equal(half, same)
     near_in_bfloat16(half, exact)
