@@ -64,6 +64,7 @@ def align(
     train, validation = data.draw_validation(recipe, generator)
     data = data.on(student.device)
 
+    # What is trained: the student's adapter and projector, and (in a single phase) the classifier.
     classifier: nn.Module
     if recipe.classifier_epochs:  # the authors' two phases: it is trained now, and then frozen
         classifier = fit_classifier(data.targets[train], data.labels[train], recipe, seed)
@@ -82,12 +83,15 @@ def align(
     read_ahead = torch.device(student.device).type == "cuda"
 
     for epoch in range(len(state.history) + 1, recipe.epochs + 1):
+        # Train on every training spot once.
         started, sums = time.perf_counter(), []
         student.train()
-        epoch_batches = batches(
+        shuffled = batches(
             data.tiles, train, recipe.batch_size, recipe.flips, generator, read_ahead
         )
-        for rows, tiles in epoch_batches:
+        for rows, tiles in shuffled:
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(state.step, steps, recipe)
             optimiser.zero_grad(set_to_none=True)
             targets, labels = data.targets[rows], data.labels[rows]
             losses, projected = batch_losses(student, classifier, tiles, targets, labels, recipe)
@@ -98,8 +102,6 @@ def align(
                     f"lower the learning rate lr, which is {recipe.lr}"
                 )
             clip_gradients(trained, recipe)
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate(state.step, steps, recipe)
             optimiser.step()
             student.allocation.after_step(state.step)
 
@@ -108,6 +110,7 @@ def align(
             bar.update()
             bar.set_postfix(epoch=epoch, loss=f"{losses['total'].item():.3f}", refresh=False)
 
+        # Look at the validation spots, and keep these weights if no epoch was better.
         row = {"epoch": epoch, "lr": optimiser.param_groups[0]["lr"]}
         row |= epoch_means(sums, data.targets[train])
         row |= validate(student, classifier, data, validation, recipe)

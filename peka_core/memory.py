@@ -5,6 +5,7 @@ part of the recipe and moves the result, so the user decides.
 """
 
 import functools
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -44,6 +45,7 @@ def _largest_that_fits(align, student, data, recipe) -> int:
     """
     size = recipe.batch_size // 2
     while size:
+        gc.collect()
         torch.cuda.empty_cache()
         one_step = replace(recipe, epochs=1, batch_size=size, validation_share=0.0)
         try:

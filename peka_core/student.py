@@ -84,7 +84,7 @@ class Student(nn.Module):
 
     @property
     def keeps_features(self) -> bool:
-        """Whether its encoder space is that of the frozen encoder: no adapter, and the same pixels."""
+        """Whether its features are those of the frozen encoder: no adapter, and the same pixels."""
         return self.method == "projector_only" and self.recipe.pixels == "normalised"
 
     def train(self, mode: bool = True) -> "Student":
@@ -211,7 +211,7 @@ def in_space(embedded, space: str, frozen: np.ndarray | None = None) -> np.ndarr
     """Features (n, d) of all spots in one space.
 
     Args:
-        embedded: arrays by name, `X_encoder` and `X_projected`, such as the obsm of a features table.
+        embedded: arrays by name, `X_encoder` and `X_projected`, as the obsm of a features table.
         space: `encoder`, `projected`, or `concat`: the frozen features beside the projected ones.
         frozen: features (n, d) of the frozen encoder, which only `concat` needs.
     """

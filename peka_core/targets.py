@@ -24,14 +24,9 @@ def permuted_teacher(
         labels: pseudo-labels, (n,).
     """
     among = samples + np.where(seen, "", " unseen") + np.where(labels < 0, " unusable", "")
-    return shuffled_within(among, seed)
-
-
-def shuffled_within(sections: np.ndarray, seed: int) -> np.ndarray:
-    """Row numbers (n,) that put a random spot of the same section in the place of each spot."""
-    dice, order = np.random.default_rng(seed), np.arange(len(sections))
-    for section in np.unique(sections):
-        here = np.flatnonzero(sections == section)
+    dice, order = np.random.default_rng(seed), np.arange(len(among))
+    for some in np.unique(among):
+        here = np.flatnonzero(among == some)
         order[here] = dice.permutation(here)
     return order
 
@@ -78,14 +73,13 @@ def teacher_as_features(embedded: ad.AnnData) -> np.ndarray:
 
 
 def training_spots(obs: pd.DataFrame, train: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Which training spots `(n,)` teacher and alignment see: those of a share of the patients."""
-    return some_patients(validation_groups(obs, train), train, share, seed)
+    """Training spots (n,) of a share of the patients, which teacher and alignment see.
 
-
-def some_patients(groups: np.ndarray, train: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Training spots (n,) of a share of the patients; smaller shares are parts of larger ones."""
+    The spots of a smaller share are part of those of each larger one.
+    """
     if share == 1.0:
         return train
+    groups = validation_groups(obs, train)
     names = np.random.default_rng(seed).permutation(np.unique(groups[train]))
     return train & np.isin(groups, names[: max(1, round(share * len(names)))])
 
