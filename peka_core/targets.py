@@ -36,7 +36,7 @@ def gene_targets(targets: np.ndarray, seen: np.ndarray) -> np.ndarray:
     return (targets - targets[seen].mean(0)) / (targets[seen].std(0) + 1e-6)
 
 
-def lesson(
+def targets_and_labels(
     embedded: ad.AnnData, taught_by: str, seed: int, genes: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Targets `(n, d_t)` and pseudo-labels `(n,)` of all spots, for `align`.

@@ -77,12 +77,16 @@ def _embedding(work: Run, model, adata: ad.AnnData) -> np.ndarray:
     return _array(work, unit, lambda: model.embed(adata))
 
 
-def lesson(work: Run, rung: Rung | str, split: Split | str) -> tuple[np.ndarray, np.ndarray]:
+def targets_and_labels(
+    work: Run, rung: Rung | str, split: Split | str
+) -> tuple[np.ndarray, np.ndarray]:
     """Targets `(n, d_t)` and pseudo-labels `(n,)` of all spots for a rung's student."""
     rung, split = as_rung(rung), work.split(split)
     needs_genes = rung.taught_by == "genes"
     genes = genes_of_split(work.tasks(protocol_of(split.name)), split) if needs_genes else None
-    return targets.lesson(teacher(work, split, rung), rung.taught_by, work.profile.seed, genes)
+    return targets.targets_and_labels(
+        teacher(work, split, rung), rung.taught_by, work.profile.seed, genes
+    )
 
 
 def hashes(work: Run) -> np.ndarray:
@@ -133,7 +137,7 @@ def train(
 
     rung, split = as_rung(rung), work.split(split)
     recipe = dataclasses.replace(recipe_of(work, rung, split), **changes)
-    x, labels = lesson(work, rung, split)
+    x, labels = targets_and_labels(work, rung, split)
     seen, seed = seen_by(work, rung, split), work.profile.seed
     student = Student(work.encoder(rung.encoder), rung.method, x.shape[1], recipe, seed=seed)
     groups = targets.validation_groups(work.cohort().obs, seen)

@@ -91,8 +91,10 @@ def test_a_student_is_taught_by_usable_training_spots_alone(taught, usable, taug
 
 
 def test_permuting_moves_no_empty_vector_to_a_usable_spot(taught, usable):
-    plain, _ = stages.lesson(taught, "bat", SPLIT)
-    moved, labels = stages.lesson(taught, Rung("bat", taught_by="permuted_teacher"), SPLIT)
+    plain, _ = stages.targets_and_labels(taught, "bat", SPLIT)
+    moved, labels = stages.targets_and_labels(
+        taught, Rung("bat", taught_by="permuted_teacher"), SPLIT
+    )
     assert np.array_equal(np.isfinite(moved).all(1), usable)
     assert np.array_equal(labels >= 0, usable)
     assert not np.array_equal(moved[usable], plain[usable])

@@ -70,10 +70,10 @@ def test_every_trained_rung_sees_the_same_tiles_in_the_same_steps(name):
 
 def test_the_permuted_teacher_keeps_each_section_and_loses_every_spot(work):
     sections, (train, _) = work.cohort().obs["sample"].to_numpy(), work.rows("spots/0")
-    x, y = (stages.lesson(work, rung, "spots/0")[0] for rung in ("bat", PERMUTED))
+    x, y = (stages.targets_and_labels(work, rung, "spots/0")[0] for rung in ("bat", PERMUTED))
     assert np.array_equal(np.sort(x[train], 0), np.sort(y[train], 0)), "a test spot's vector taught"
-    x, labels = stages.lesson(work, "bat", SPLIT)
-    y, moved = stages.lesson(work, PERMUTED, SPLIT)
+    x, labels = stages.targets_and_labels(work, "bat", SPLIT)
+    y, moved = stages.targets_and_labels(work, PERMUTED, SPLIT)
     for section in np.unique(sections):
         here = sections == section
         assert np.array_equal(np.sort(x[here], 0), np.sort(y[here], 0))
@@ -82,7 +82,7 @@ def test_the_permuted_teacher_keeps_each_section_and_loses_every_spot(work):
 
 
 def test_genes_as_teacher_are_standardised_on_training_spots_and_chosen_there(work):
-    genes, _ = stages.lesson(work, Rung("bat", taught_by="genes"), SPLIT)
+    genes, _ = stages.targets_and_labels(work, Rung("bat", taught_by="genes"), SPLIT)
     task, other = (work.tasks(PROTOCOLS[name])[0] for name in ("strict", "peka_paper"))
     assert task.genes != other.genes, "the two lists agree, so this tests nothing"
     counted = [j for j in range(50) if task.targets[:, j].std() > 0]
