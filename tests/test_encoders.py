@@ -1,36 +1,32 @@
-"""Encoders: the transform against timm's own, weights read or refused, precision, `mini` and `random`."""
+"""Encoders: the transform against timm's, weights read or refused, and encoders of one's own."""
 
 import numpy as np
 import pytest
 import timm
 import torch
+from conftest import SMALL
 from PIL import Image
 from safetensors.torch import save_file
 from timm.data import create_transform
 from timm.models.vision_transformer import VisionTransformer
 
-from peka_core import encoders
-from peka_core.device import autocast, best_device, has_bfloat16
+from peka_core import device, encoders, places
+from peka_core.device import autocast
 from peka_core.encoders import Encoder, load_encoder
 from peka_core.errors import PekaError
 from peka_core.files import sha256
+from peka_core.models.encoder_files import check_names
+from peka_core.runner import stages
+from peka_core.runner.profile import load_profile
+from peka_core.runner.run import open_run
 
 
 def tiny_encoder(size=224, **facts):
     torch.manual_seed(0)
-    model = VisionTransformer(
-        img_size=size, patch_size=32, embed_dim=32, depth=2, num_heads=2, num_classes=0
-    )
-    facts = {
-        "name": "tiny",
-        "mean": (0.7, 0.5, 0.8),
-        "std": (0.2, 0.3, 0.1),
-        "dim": 32,
-        "size": size,
-        "resize": size,
-        **facts,
-    }
-    return Encoder(model=model.eval().requires_grad_(False), **facts)
+    shape = {"img_size": size, "patch_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    model = VisionTransformer(**shape, num_classes=0).eval().requires_grad_(False)
+    facts = {"name": "tiny", "dim": 32, "size": size, "resize": size} | facts
+    return Encoder(**{"model": model, "mean": (0.7, 0.5, 0.8), "std": (0.2, 0.3, 0.1)} | facts)
 
 
 def smooth_tiles(n, side=224, seed=0):
@@ -56,9 +52,8 @@ def test_transform_normalises_each_colour():
 )
 def test_resize_and_crop_equal_timm(interpolation, side, crop_pct, resize):
     encoder, tiles = tiny_encoder(resize=resize, interpolation=interpolation), smooth_tiles(2, side)
-    theirs = create_transform(
-        224, interpolation=interpolation, crop_pct=crop_pct, mean=encoder.mean, std=encoder.std
-    )
+    how = {"interpolation": interpolation, "mean": encoder.mean, "std": encoder.std}
+    theirs = create_transform(224, crop_pct=crop_pct, **how)
     expected = torch.stack([theirs(Image.fromarray(tile)) for tile in tiles])
     step = 1 / 255 / torch.tensor(encoder.std).view(3, 1, 1)  # PIL rounds to whole grey levels
     assert ((encoder.transform(tiles) - expected).abs() <= 1.1 * step).all()
@@ -72,16 +67,14 @@ def test_bicubic_does_not_leave_the_range_of_colours():
     assert x.min() == 0 and x.max() == 1
 
 
-def test_transform_refuses_floats_and_channels_first():
-    with pytest.raises(PekaError, match=r"uint8 \(n, height, width, 3\), not torch.float32"):
-        tiny_encoder().transform(np.zeros((1, 224, 224, 3), np.float32))
-    with pytest.raises(PekaError, match=r"\(1, 3, 224, 224\)"):
-        tiny_encoder().transform(np.zeros((1, 3, 224, 224), np.uint8))
-
-
-def test_encode_refuses_another_shape():
-    with pytest.raises(PekaError, match=r"tiny expects x \(n, 3, 224, 224\), not \(2, 3, 96, 96\)"):
+def test_other_types_and_shapes_are_refused():
+    for tiles in (np.zeros((1, 224, 224, 3), np.float32), np.zeros((1, 3, 224, 224), np.uint8)):
+        with pytest.raises(PekaError, match="uint8"):
+            tiny_encoder().transform(tiles)
+    with pytest.raises(PekaError, match="tiny"):
         tiny_encoder().encode(torch.zeros(2, 3, 96, 96))
+    with pytest.raises(PekaError, match="tiny"):
+        tiny_encoder(resize=None).transform(np.zeros((1, 256, 256, 3), np.uint8))
 
 
 def test_embed_is_transform_then_encode_whatever_the_batch():
@@ -89,12 +82,12 @@ def test_embed_is_transform_then_encode_whatever_the_batch():
     features = encoder.embed(tiles, batch_size=2)
     assert features.dtype == np.float32
     np.testing.assert_allclose(features, encoder.encode(encoder.transform(tiles)), atol=1e-5)
-    with pytest.raises(PekaError, match="no tiles"):
+    with pytest.raises(PekaError):
         encoder.embed(tiles[:0])
 
 
 def test_precision_of_the_encoder_is_used_by_embed(monkeypatch):
-    monkeypatch.setattr(encoders, "has_bfloat16", lambda device: True)
+    monkeypatch.setattr(device, "has_bfloat16", lambda device: True)
     exact = tiny_encoder().embed(smooth_tiles(3))
     rounded = tiny_encoder(precision="bfloat16").embed(smooth_tiles(3))
     assert 1e-4 < np.abs(exact - rounded).max() < 0.1
@@ -102,45 +95,29 @@ def test_precision_of_the_encoder_is_used_by_embed(monkeypatch):
 
 def test_autocast_does_nothing_where_the_device_lacks_bfloat16(monkeypatch):
     for has in (True, False):
-        monkeypatch.setattr(encoders, "has_bfloat16", lambda device, has=has: has)
+        monkeypatch.setattr(device, "has_bfloat16", lambda device, has=has: has)
         with autocast("cpu"):
             assert torch.is_autocast_enabled("cpu") is has
         with autocast("cpu", "float32"):
             assert not torch.is_autocast_enabled("cpu")
 
 
-def test_mini_is_frozen_reproducible_and_carries_its_digest():
-    mini = load_encoder("mini", device="cpu")
-    assert (mini.dim, mini.size, mini.precision) == (128, 224, "float32")
-    assert mini.digest == sha256(encoders.MINI_WEIGHTS)
-    assert not any(p.requires_grad for p in mini.model.parameters()) and not mini.model.training
-    tiles = smooth_tiles(3)
-    features = mini.embed(tiles)
-    assert features.shape == (3, 128)
-    np.testing.assert_array_equal(features, load_encoder("mini", device="cpu").embed(tiles))
-
-
-def test_float32_on_a_gpu_is_float32():
-    """cuDNN may not round to TF32 meanwhile; small encoders stay in float32 although they are transformers."""
+def test_float32_on_a_gpu_is_float32(monkeypatch):
+    """cuDNN may not round to TF32 meanwhile; `mini` stays in float32, though a transformer."""
     before = torch.backends.cudnn.allow_tf32
     with autocast("cuda", "float32"):
         assert torch.backends.cudnn.enabled and not torch.backends.cudnn.allow_tf32
     assert torch.backends.cudnn.allow_tf32 == before
+    monkeypatch.setattr(encoders, "has_bfloat16", lambda device: True)
     model = load_encoder("mini", device="cpu").model
-    assert [encoders.embeds_in_bfloat16(name, model) for name in ("mini", "random", "uni")] == [
-        False,
-        False,
-        True,
-    ]
+    found = [encoders.precision_on("cuda", name, model) for name in ("mini", "random", "uni")]
+    assert found == ["float32", "float32", "bfloat16"]
+    assert encoders.precision_on("cpu", "uni", model) == "float32"
 
 
 def test_embedding_halves_a_batch_that_does_not_fit(monkeypatch):
-    mini, tiles, encode, sizes = (
-        load_encoder("mini", device="cpu"),
-        smooth_tiles(7),
-        encoders.Encoder.encode,
-        [],
-    )
+    mini, tiles, encode, sizes = load_encoder("mini"), smooth_tiles(7), Encoder.encode, []
+    whole = mini.embed(tiles)
 
     def small_device(self, x):
         sizes.append(len(x))
@@ -148,27 +125,31 @@ def test_embedding_halves_a_batch_that_does_not_fit(monkeypatch):
             raise torch.OutOfMemoryError
         return encode(self, x)
 
-    whole = mini.embed(tiles)
-    monkeypatch.setattr(encoders.Encoder, "encode", small_device)
+    monkeypatch.setattr(Encoder, "encode", small_device)
     room = 2
     np.testing.assert_allclose(mini.embed(tiles, batch_size=7), whole, atol=1e-5)
     assert sizes == [7, 3, 1, 1, 1, 1, 1, 1, 1]
     room = 0
-    with pytest.raises(
-        PekaError, match="no memory for a single tile on cpu: take a smaller encoder"
-    ):
+    with pytest.raises(PekaError, match="cpu"):
         mini.embed(tiles, batch_size=4)
 
 
-def test_random_is_minis_network_drawn_from_the_seed():
+def test_mini_is_frozen_and_random_is_its_network_drawn_from_the_seed():
     state = torch.random.get_rng_state()
+    mini = load_encoder("mini", device="cpu")
     first, again, other = (load_encoder("random", device="cpu", seed=seed) for seed in (0, 0, 1))
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert first.digest == again.digest != other.digest
-    mini = load_encoder("mini", device="cpu")
+    assert (mini.dim, mini.digest) == (128, sha256(encoders.MINI_WEIGHTS))
+    assert not any(p.requires_grad for p in mini.model.parameters()) and not mini.model.training
+    assert mini.digest != first.digest == again.digest != other.digest
     shapes = [{k: v.shape for k, v in e.model.state_dict().items()} for e in (mini, first)]
     assert shapes[0] == shapes[1]
-    assert mini.digest != first.digest
+    features = first.embed(smooth_tiles(3))
+    assert features.shape == (3, 128)
+    np.testing.assert_array_equal(features, again.embed(smooth_tiles(3)))
+
+
+# ---- weights from a file -------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -185,33 +166,24 @@ def test_timm_model_with_local_weights(local_resnet, suffix):
     path, state = local_resnet[0] / f"weights.{suffix}", local_resnet[1]
     encoder = load_encoder("resnet10t", weights=path, device="cpu")
     assert torch.equal(encoder.model.conv1[0].weight, state["conv1.0.weight"])
-    assert encoder.digest == sha256(path)
     own = timm.get_pretrained_cfg("resnet10t")
-    assert (encoder.mean, encoder.std, encoder.interpolation) == (
-        own.mean,
-        own.std,
-        own.interpolation,
-    )
-    assert encoder.size == own.input_size[-1] and encoder.resize == int(
-        own.input_size[-1] / own.crop_pct
-    )
+    found = (encoder.digest, encoder.mean, encoder.std, encoder.interpolation, encoder.size)
+    assert found == (sha256(path), own.mean, own.std, own.interpolation, own.input_size[-1])
+    assert encoder.resize == int(own.input_size[-1] / own.crop_pct)
     assert encoder.embed(smooth_tiles(2)).shape == (2, encoder.dim)
 
 
 def test_weights_that_do_not_fit_are_refused_with_the_keys(local_resnet):
     folder, state = local_resnet
-    state = {("stem" + k if k == "conv1.0.weight" else k): v for k, v in state.items()}
-    save_file(state, folder / "renamed.safetensors")
-    with pytest.raises(
-        PekaError, match=r"renamed.*missing 1: \['conv1.0.weight'\]; unknown 1: \['stemconv1"
-    ):
-        load_encoder("resnet10t", weights=folder / "renamed.safetensors", device="cpu")
-    with pytest.raises(PekaError, match="--weights resnet10t=PATH"):
+    renamed = {("stem" + k if k == "conv1.0.weight" else k): v for k, v in state.items()}
+    short = state | {"conv1.0.weight": torch.zeros(1)}
+    for name, tensors in (("renamed", renamed), ("short", short)):
+        path = folder / f"{name}.safetensors"
+        save_file(tensors, path)
+        with pytest.raises(PekaError, match=f"{name}.*conv1.0.weight"):
+            load_encoder("resnet10t", weights=path, device="cpu")
+    with pytest.raises(PekaError, match="resnet10t=PATH"):
         load_encoder("resnet10t", weights=folder / "absent.pth", device="cpu")
-    state = local_resnet[1] | {"conv1.0.weight": torch.zeros(1)}
-    save_file(state, folder / "short.safetensors")
-    with pytest.raises(PekaError, match="short.*size mismatch for conv1.0.weight"):
-        load_encoder("resnet10t", weights=folder / "short.safetensors", device="cpu")
 
 
 def test_pickled_code_is_not_run(tmp_path):
@@ -220,29 +192,126 @@ def test_pickled_code_is_not_run(tmp_path):
             return (open, (str(tmp_path / "ran"), "w"))
 
     torch.save({"x": Harmful()}, tmp_path / "bad.pth")
-    with pytest.raises(PekaError, match="bad.pth is not a file of weights that loads safely"):
+    with pytest.raises(PekaError, match="bad.pth"):
         load_encoder("resnet10t", weights=tmp_path / "bad.pth", device="cpu")
     assert not (tmp_path / "ran").exists()
 
 
-def test_unknown_name_and_missing_network_say_what_to_do(monkeypatch):
-    with pytest.raises(
-        PekaError, match=r"'no_such_model'.*mini, random.*--weights no_such_model=PATH.*HF_TOKEN"
-    ):
-        load_encoder("no_such_model", device="cpu")
-
+def test_an_unknown_name_and_a_missing_network_name_the_encoder(monkeypatch):
     def offline(*args, **kwargs):
         raise OSError("no route to host\nlong trace")
 
-    monkeypatch.setattr(encoders.timm, "create_model", offline)
-    with pytest.raises(PekaError, match="'resnet18'.*OSError: no route to host[)]"):
+    with pytest.raises(PekaError, match="no_such_model=PATH"):
+        load_encoder("no_such_model", device="cpu")
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(PekaError, match="resnet18"):
         load_encoder("resnet18", device="cpu")
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
-def test_gpu_features_are_close_to_those_of_the_cpu():
-    tiles = smooth_tiles(8)
-    here, there = (load_encoder("mini", device=device).embed(tiles) for device in ("cpu", "cuda"))
-    assert best_device() == "cuda" and has_bfloat16("cuda") in (True, False)
-    np.testing.assert_allclose(there, here, atol=1e-4)
+# ---- encoders of one's own -----------------------------------------------------------------------
+
+OWN = """
+import numpy as np, timm, torch
+from peka_core.encoders import Encoder
+
+def preprocess(tiles):
+    x = torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255
+    return torch.nn.functional.interpolate(x, (64, 64)) * 2.0
+
+def network(**more):
+    torch.manual_seed(0)
+    shape = {"img_size": 64, "patch_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 1}
+    return timm.models.VisionTransformer(**shape, num_classes=0, **more)
+
+def build():
+    return network(), preprocess
+
+def whole(device):
+    return Encoder("mine", network(), (0.5,) * 3, (0.2,) * 3, 16, 64, 64)
+
+def tokens():
+    return network(global_pool=""), preprocess
+
+def nan():
+    return network(), lambda tiles: preprocess(tiles) * np.nan
+
+def sizes():
+    return network(), lambda tiles: preprocess(tiles)[:, :, :32]
+
+def same():
+    return torch.nn.Sequential(network(), torch.nn.Threshold(9e9, 0.0)), preprocess
+
+def wrong_dim():
+    return Encoder("mine", network(), (0.5,) * 3, (0.2,) * 3, 8, 64, 64)
+
+def nothing():
+    return None
+
+def broken():
+    raise ValueError("no weights here")
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A file with encoders of one's own, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_file.py").write_text(OWN)
+    return tmp_path / "my_file.py"
+
+
+def test_a_file_builds_an_encoder_with_its_own_transform(own):
+    encoder, tiles = load_encoder("my_file.py:build", device="cpu"), smooth_tiles(3)
+    assert (encoder.name, encoder.dim, encoder.size) == ("my_file.py:build", 16, 64)
+    assert not any(p.requires_grad for p in encoder.model.parameters())
+    resized = torch.nn.functional.interpolate(
+        torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255, (64, 64)
+    )
+    assert torch.equal(encoder.transform(tiles), resized * 2.0)
+    expected = encoder.model(resized * 2.0)
+    np.testing.assert_allclose(encoder.embed(tiles), expected, atol=1e-5)
+    pair = load_encoder((encoder.model, encoder.preprocess), device="cpu")
+    np.testing.assert_array_equal(pair.embed(tiles), encoder.embed(tiles))
+    assert load_encoder("my_file.py:whole", device="cpu").embed(tiles).shape == (3, 16)
+
+
+def test_an_edit_of_weights_or_of_the_transform_is_another_digest(own):
+    digests = {load_encoder("my_file.py:build", device="cpu").digest for _ in range(2)}
+    for old, new in (("* 2.0", "* 3.0"), ("manual_seed(0)", "manual_seed(1)")):
+        own.write_text(OWN.replace(old, new))
+        digests.add(load_encoder("my_file.py:build", device="cpu").digest)
+    assert len(digests) == 3
+
+
+@pytest.mark.parametrize(
+    "name", ["tokens", "nan", "sizes", "same", "wrong_dim", "nothing", "broken", "absent", "build"]
+)
+def test_what_is_no_encoder_is_refused_with_the_files_name(own, name):
+    options = {"weights": "w.pth"} if name == "build" else {}  # its own code loads its weights
+    with pytest.raises(PekaError, match="my_file.py"):
+        load_encoder(f"my_file.py:{name}", device="cpu", **options)
+
+
+def test_names_of_files_are_checked_and_made_absolute_before_a_run(own):
+    check_names(["my_file.py:build"], {})
+    with pytest.raises(PekaError, match=r"gone\.py"):
+        check_names(["gone.py:build"], {})
+    expected = f"{own}:build"
+    assert load_profile("smoke", {"encoder": "my_file.py:build"}).encoder == expected
+    (own.parent / "mine.yaml").write_text("base: smoke\nencoder: my_file.py:build\n")
+    assert load_profile(str(own.parent / "mine.yaml")).encoder == expected
+
+
+def test_a_run_embeds_with_it_and_an_edit_makes_new_units(own, monkeypatch):
+    monkeypatch.setattr(places, "root", lambda: own.parent)
+    changes = SMALL | {"encoder": "my_file.py:build"}
+    work = open_run("smoke", "mine", "cpu", {}, changes)
+    first = stages.features(work, "frozen").obsm["X_encoder"]
+    assert first.shape == (len(work.cohort().obs), 16)
+    assert stages.features(work, "bat", "patients/0").obsm["X_encoder"].shape == first.shape
+    name = work.encoder_name()
+    assert name.startswith("my_file.py:build@") and str(own.parent) not in name
+    own.write_text(OWN.replace("* 2.0", "* 3.0"))
+    again = open_run("smoke", "mine", "cpu", {}, changes)
+    assert not np.array_equal(stages.features(again, "frozen").obsm["X_encoder"], first)
+    assert len(list((work.folder / "units").glob("features-*"))) == 3

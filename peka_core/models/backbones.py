@@ -98,9 +98,10 @@ def build_timm(name: str, pretrained: bool) -> nn.Module:
     except Exception as error:  # timm and the hub raise many kinds: name, network, access, weights
         if pretrained:
             check_network(hub=True)
+        known = ", ".join(rows())
         raise PekaError(
-            f"timm could not make encoder {name!r} ({without_secrets(error)}). Encoders: mini, random, "
-            f"{', '.join(rows())}, the names of timm.list_models(pretrained=True), FILE.py:FUNCTION. "
+            f"timm could not make encoder {name!r} ({without_secrets(error)}). Encoders: mini, "
+            f"random, {known}, the names of timm.list_models(pretrained=True), FILE.py:FUNCTION. "
             f"Without a network, give the weights as a file: --weights {name}=PATH. "
             "For a gated model, accept the terms on its page and set HF_TOKEN."
         ) from error
