@@ -28,34 +28,24 @@ def sklearn_head(x, y, new, alpha, components=256):
     return make_pipeline(StandardScaler(), pca, Ridge(alpha=alpha)).fit(x, y).predict(new)
 
 
+def equal_scikit_learn(x, y, new, alpha=1.0):
+    expected = sklearn_head(*(np.asarray(a, float) for a in (x, y, new)), alpha)
+    np.testing.assert_allclose(fit_head(x, y).predict(new, alpha), expected, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("n, d", [(80, 300), (330, 280), (150, 40)], ids=["n<d", "n>d", "d<256"])
-@pytest.mark.parametrize("alpha", [0.1, 1000.0])
-def test_head_equals_scikit_learn(n, d, alpha):
+def test_head_equals_scikit_learn(n, d, monkeypatch):
     x, y, new = drawn(n, d)
-    np.testing.assert_allclose(
-        fit_head(x, y).predict(new, alpha), sklearn_head(x, y, new, alpha), atol=1e-6, rtol=0
-    )
-
-
-def test_float32_features_lose_nothing():
-    x, y, new = (a.astype(np.float32) for a in drawn(330, 280))
-    expected = sklearn_head(*(a.astype(np.float64) for a in (x, y, new)), alpha=1.0)
-    np.testing.assert_allclose(fit_head(x, y).predict(new, 1.0), expected, atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("n, d", [(80, 300), (330, 280)], ids=["n<d", "n>d"])
-def test_rows_in_blocks_are_the_same_head(n, d, monkeypatch):
-    x, y, new = drawn(n, d)
+    for alpha in (0.1, 1000.0):
+        equal_scikit_learn(x, y, new, alpha)
+    equal_scikit_learn(*(a.astype(np.float32) for a in (x, y, new)))
     monkeypatch.setattr(head, "BLOCK", 7)
-    np.testing.assert_allclose(
-        fit_head(x, y).predict(new, 1.0), sklearn_head(x, y, new, 1.0), atol=1e-6, rtol=0
-    )
+    equal_scikit_learn(x, y, new)
 
 
 def test_float64_is_never_a_copy_of_all_features():
-    x = (
-        np.random.default_rng(0).normal(size=(40_000, 64)).astype(np.float32)
-    )  # 10 MB; 20 MB in float64
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40_000, 64)).astype(np.float32)  # 10 MB; 20 MB in float64
     tracemalloc.start()
     fit_head(x, x[:, :3]).predict(x, 1.0)
     peak = tracemalloc.get_traced_memory()[1]
@@ -66,14 +56,10 @@ def test_float64_is_never_a_copy_of_all_features():
 @pytest.mark.parametrize("n", [40, 400], ids=["n<d", "n>d"])
 def test_constant_and_repeated_features_are_ignored_as_ridge_does(n):
     x, y, new = drawn(n, 20)
-    x, new = (
-        np.hstack([a, a[:, :5], np.full((len(a), 2), 0.1), np.zeros((len(a), 40))])
-        for a in (x, new)
-    )
+    extra = lambda a: [a, a[:, :5], np.full((len(a), 2), 0.1), np.zeros((len(a), 40))]
+    x, new = (np.hstack(extra(a)) for a in (x, new))
     new[:, -1] = 1.0  # never seen in training: must not move anything
-    np.testing.assert_allclose(
-        fit_head(x, y).predict(new, 1.0), sklearn_head(x, y, new, 1.0), atol=1e-6, rtol=0
-    )
+    equal_scikit_learn(x, y, new)
 
 
 @pytest.mark.parametrize("n", [40, 400], ids=["n<d", "n>d"])
@@ -88,9 +74,8 @@ def test_path_is_predict_at_each_alpha_and_genes_do_not_mix():
     x, y, new = drawn(200, 50)
     path = fit_head(x, y).path(new, [0.5, 50])
     np.testing.assert_allclose(path[1], sklearn_head(x, y, new, 50), atol=1e-8)
-    np.testing.assert_allclose(
-        fit_head(x, y[:, [2]]).predict(new, 0.5)[:, 0], path[0, :, 2], atol=1e-10
-    )
+    alone = fit_head(x, y[:, [2]]).predict(new, 0.5)[:, 0]
+    np.testing.assert_allclose(alone, path[0, :, 2], atol=1e-10)
 
 
 def test_a_dropped_spot_leaves_fit_of_its_gene_alone():

@@ -1,4 +1,4 @@
-"""scripts/compare_results.py: small differences pass, large, missing and newly undefined ones do not."""
+"""scripts/compare_results.py: small differences pass; large, missing and undefined ones do not."""
 
 import importlib.util
 from pathlib import Path
@@ -11,121 +11,101 @@ spec = importlib.util.spec_from_file_location("compare_results", PATH)
 compare_results = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(compare_results)
 
+TABLE = pd.DataFrame({
+    "protocol": "strict", "predictor": ["frozen", "bat", "slide_one_hot"],
+    "space": ["encoder", "projected", None], "mean": [0.40, 0.45, None],
+    "low": [0.35, 0.40, None], "high": [0.45, 0.50, None], "n": [20, 20, 0],
+    "commit": "a", "device": "b",
+})  # fmt: skip
+VALUES = ["P1:0.1000 P2:-0.2000", "A .300, B .400", None]
+SINGLE, LABELLED = TABLE.assign(values=VALUES), TABLE.assign(label="a")
+
 
 @pytest.fixture
-def table():
-    return pd.DataFrame({
-        "protocol": "strict", "predictor": ["frozen", "bat", "slide_one_hot"], "space": ["encoder", "projected", None],
-        "mean": [0.40, 0.45, None], "low": [0.35, 0.40, None], "high": [0.45, 0.50, None], "n": [20, 20, 0],
-        "commit": "a", "device": "b",
-    })  # fmt: skip
+def check(tmp_path, capsys):
+    """Compares a fresh table with a committed one; returns (exit code, passed, failed)."""
+
+    def run(fresh, committed, *words):
+        for folder in ("fresh", "results"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+        for name in ("scores", "summary"):
+            fresh.to_csv(tmp_path / f"fresh/{name}.csv", index=False)
+            committed.to_csv(tmp_path / f"results/demo_{name}.csv", index=False)
+        return main(tmp_path / "fresh", "--committed", str(tmp_path / "results"), *words)
+
+    def main(folder, *words):
+        code = compare_results.main([f"demo_={folder}", *words])
+        words = capsys.readouterr().out.splitlines()[-1].split()
+        return code, int(words[0]), int(words[-2])
+
+    run.main = main
+    return run
 
 
-def check(tmp_path, fresh, committed, *words):
-    for name, made in (
-        ("fresh/scores", fresh),
-        ("results/demo_scores", committed),
-        ("fresh/summary", fresh),
-        ("results/demo_summary", committed),
-    ):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        made.to_csv(tmp_path / f"{name}.csv", index=False)
-    return compare_results.main(
-        [f"demo_={tmp_path / 'fresh'}", "--committed", str(tmp_path / "results"), *words]
-    )
-
-
-def last_line(capsys):
-    return capsys.readouterr().out.splitlines()[-1]
-
-
-def test_equal_scores_pass_whatever_commit_device_and_order(tmp_path, table, capsys):
-    assert check(tmp_path, table.assign(commit="c", device="d").iloc[::-1], table) == 0
-    assert last_line(capsys) == "6 passed, 0 failed"
+@pytest.mark.parametrize(
+    "fresh",
+    [
+        TABLE.assign(commit="c", device="d").iloc[::-1],
+        TABLE.assign(versions="torch 2", code="0123", made="today"),
+        TABLE.drop(columns=["commit", "device"]),
+    ],
+    ids=["other commit, device and order", "more provenance", "less provenance"],
+)
+def test_provenance_and_order_do_not_matter(check, fresh):
+    assert check(fresh, TABLE) == check(TABLE, fresh) == (0, 6, 0)
 
 
 @pytest.mark.parametrize(
     ("row", "gap", "failed"),
     [(0, 0.002, 0), (0, 0.003, 2), (1, 0.004, 0), (1, 0.006, 2), (1, -0.0197, 2)],
 )
-def test_trained_rows_may_differ_more(tmp_path, table, row, gap, failed, capsys):
-    fresh = table.copy()
+def test_trained_rows_may_differ_more(check, row, gap, failed):
+    fresh = TABLE.copy()
     fresh.loc[row, "mean"] += gap
-    assert check(tmp_path, fresh, table) == int(failed > 0)
-    assert last_line(capsys) == f"{6 - failed} passed, {failed} failed"
+    assert check(fresh, TABLE) == (int(failed > 0), 6 - failed, failed)
+    assert check(fresh, TABLE, "--trained", "0.05", "--untrained", "0.05")[0] == 0
 
 
-def test_tolerances_can_be_named(tmp_path, table):
-    assert (
-        check(
-            tmp_path,
-            table.assign(mean=table["mean"] + 0.03),
-            table,
-            "--trained",
-            "0.05",
-            "--untrained",
-            "0.05",
-        )
-        == 0
-    )
+@pytest.mark.parametrize(
+    ("fresh", "committed"),
+    [
+        (TABLE.iloc[:2], TABLE),
+        (pd.concat([TABLE, TABLE.iloc[:1].assign(space="concat")]), TABLE),
+        (TABLE.assign(n=19), TABLE),
+        (TABLE.assign(mean=[0.4, None, None]), TABLE),
+        (TABLE.assign(mean=[0.4, 0.45, 0.1]), TABLE),
+        (LABELLED, LABELLED.assign(label=["x", "y", "z"])),
+        (LABELLED, LABELLED.iloc[:0]),
+        (LABELLED, LABELLED.drop(columns=["mean", "low", "high"])),
+        (TABLE.iloc[:0], TABLE.iloc[:0]),
+        (SINGLE.assign(values=["P1:-0.2000 P2:0.1000", *VALUES[1:]]), SINGLE),
+        (SINGLE.assign(values=["P1:0.1000 P3:-0.2000", *VALUES[1:]]), SINGLE),
+        (SINGLE.assign(values=["P1:0.1000", *VALUES[1:]]), SINGLE),
+    ],
+)
+def test_missing_new_and_undefined_rows_other_counts_and_other_single_values_fail(
+    check, fresh, committed
+):
+    assert check(fresh, committed)[0] == 1
 
 
-@pytest.mark.parametrize("change", [
-    lambda t: t.iloc[:2], lambda t: pd.concat([t, t.iloc[:1].assign(space="concat")]), lambda t: t.assign(n=19),
-    lambda t: t.assign(mean=[0.4, None, None]), lambda t: t.assign(mean=[0.4, 0.45, 0.1]),
-])  # fmt: skip
-def test_missing_new_and_newly_undefined_rows_and_other_counts_fail(tmp_path, table, change):
-    assert check(tmp_path, change(table), table) == 1
+def test_equal_single_values_pass(check):
+    assert check(SINGLE, SINGLE)[0] == 0
 
 
-def test_columns_of_provenance_may_come_and_go(tmp_path, table):
-    more = table.assign(versions="torch 2", code="0123", made="today")
-    assert (
-        check(tmp_path, more, table)
-        == check(tmp_path, table.drop(columns=["commit", "device"]), more)
-        == 0
-    )
-
-
-@pytest.mark.parametrize("change", [
-    lambda t: t.assign(label=["x", "y", "z"]), lambda t: t.iloc[:0], lambda t: t.drop(columns=["mean", "low", "high"]),
-])  # fmt: skip
-def test_tables_with_nothing_in_common_fail(tmp_path, table, change):
-    table = table.assign(label="a")
-    assert check(tmp_path, table, change(table)) == 1
-
-
-def test_two_empty_tables_fail(tmp_path, table):
-    assert check(tmp_path, table.iloc[:0], table.iloc[:0]) == 1
-
-
-def test_single_values_are_compared_by_name(tmp_path, table):
-    values = ["P1:0.1000 P2:-0.2000", "A .300, B .400", None]
-    assert check(tmp_path, table.assign(values=values), table.assign(values=values)) == 0
-    for other in ("P1:-0.2000 P2:0.1000", "P1:0.1000 P3:-0.2000", "P1:0.1000"):
-        assert (
-            check(tmp_path, table.assign(values=[other, *values[1:]]), table.assign(values=values))
-            == 1
-        )
-
-
-def test_committed_demo_scores_of_a_student_two_thirds_as_good_fail(tmp_path, capsys):
+def test_committed_demo_scores_of_a_student_two_thirds_as_good_fail(check, tmp_path):
     results = PATH.parents[1] / "results"
     for name in compare_results.TABLES:
         table = pd.read_csv(results / f"demo_{name}.csv")
         trained = table["label"].str.contains(compare_results.TRAINED.pattern.replace("(", "(?:"))
         table.loc[trained, ["mean", "low", "high"]] -= 0.01
         table.to_csv(tmp_path / f"{name}.csv", index=False)
-    assert compare_results.main([f"demo_={tmp_path}"]) == 1
-    assert int(last_line(capsys).split()[-2]) > 100
+    code, _, failed = check.main(tmp_path)
+    assert code == 1 and failed > 100
 
 
-def test_differences_that_only_the_fresh_run_has_fail(tmp_path, table):
-    assert check(tmp_path, table, table) == 0
-    table.to_csv(tmp_path / "fresh/differences.csv")
-    assert check(tmp_path, table, table) == 1
-
-
-def test_missing_tables_fail(tmp_path, table, capsys):
-    assert compare_results.main([f"demo_={tmp_path}", "--committed", str(tmp_path)]) == 1
-    assert last_line(capsys) == "0 passed, 2 failed"
+def test_missing_tables_and_differences_that_only_the_fresh_run_has_fail(check, tmp_path):
+    assert check.main(tmp_path, "--committed", str(tmp_path)) == (1, 0, 2)
+    assert check(TABLE, TABLE)[0] == 0
+    TABLE.to_csv(tmp_path / "fresh/differences.csv")
+    assert check(TABLE, TABLE)[0] == 1
