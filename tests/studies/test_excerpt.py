@@ -68,8 +68,9 @@ def test_chapter_2_computes_on_an_excerpt_of_a_large_cohort(large):
     cohort = SimpleNamespace(adata=lambda: large, splits=[SimpleNamespace(name="patients/0")])
     work = SimpleNamespace(cohort=lambda: cohort, rows=lambda split: (~test, test))
     first = "import numpy as np, pandas as pd\nfrom scipy import sparse\nseed, k = 0, 8"
-    lines = ["work.rows(split)", "np.linalg.svd", "pca.embed(", "permuted(dense",
-             "before_after[fitted_on]", 'moved["training spots"] == 0']  # fmt: skip
+    lines = ["work.rows(split)", "small, seen, unseen", "np.linalg.svd", "pca.embed(",
+             "permuted(dense", "small.X[seen]).nnz", "before_after[fitted_on]",
+             'moved["training spots"] == 0']  # fmt: skip
     names, peak = run_cells(
         "02_teacher_embeddings", first, lines, work=work, options={}, log_cp10k=log_cp10k,
         lesson_counts=lesson_counts, lesson_spots=lesson_spots, load_teacher=load_teacher,
