@@ -1,5 +1,11 @@
-"""Names that become files, and temporary files: nothing outside its folder, nobody else's hidden files."""
+"""Names that become files, temporary files, files that may not be read, and JSON."""
 
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -8,7 +14,7 @@ import pytest
 
 from peka_core.cohort import open_cohort, write_cohort_tables, write_sample
 from peka_core.errors import PekaError
-from peka_core.files import TEMPORARY, one_name, write_whole
+from peka_core.files import TEMPORARY, one_name, write_json, write_whole
 from peka_core.layout.writing import write_tiles
 from peka_core.sources import building, hest, hest_index
 
@@ -26,6 +32,7 @@ BAD = (
     "a\0b",
     "x" * 201,
 )
+CHECKOUT = Path(__file__).parents[1]
 
 
 def everything(folder):
@@ -106,3 +113,51 @@ def test_temporary_names_begin_as_resume_looks_for_them(tmp_path):
         and seen[0].endswith("-a.txt")
         and everything(tmp_path) == ["a.txt"]
     )
+
+
+def test_json_holds_null_where_a_number_is_not_finite(tmp_path):
+    content = {"a": float("nan"), "b": [1.5, float("-inf")], "c": ({"d": 2},), "f": "NaN"}
+    text = write_json(tmp_path / "o.json", content).read_text()
+    wanted = {"a": None, "b": [1.5, None], "c": [{"d": 2}], "f": "NaN"}
+    assert json.loads(text, parse_constant=pytest.fail) == wanted
+
+
+AS_A_USER = "--bounding-set=-dac_override,-dac_read_search"
+READ = """
+import sys
+from pathlib import Path
+import h5py
+from peka_core.cohort import open_cohort
+from peka_core.commands import command_line
+from peka_core.errors import PekaError
+from peka_core.files import told_when_full
+cohort, name = Path(sys.argv[1]), sys.argv[2]
+def read(file):
+    h5py.File(file) if file.suffix.startswith(".h5") else file.read_text()
+def while_writing():
+    with told_when_full(cohort / "out"):
+        read(cohort / name)
+for attempt in (lambda: open_cohort(cohort), while_writing):
+    try:
+        attempt()
+    except PekaError as error:
+        print(error)
+command_line._list = lambda _: while_writing()
+print(command_line.main(["list"]))
+"""
+
+
+@pytest.mark.parametrize("name", ["samples.csv", "adata/P1A.h5ad"])
+def test_a_file_that_may_not_be_read_is_not_called_unwritable(tiny_cohort, name):
+    root = os.geteuid() == 0
+    if root and not shutil.which("setpriv"):
+        pytest.skip("root reads everything, and there is no setpriv to give up that right")
+    (tiny_cohort / name).chmod(0)
+    user = ["setpriv", AS_A_USER, AS_A_USER.replace("bounding-set", "inh-caps")] if root else []
+    words = [*user, sys.executable, "-c", READ, str(tiny_cohort), name]
+    env = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    done = subprocess.run(words, capture_output=True, text=True, env=env)
+    (tiny_cohort / name).chmod(0o644)
+    said = done.stdout + done.stderr
+    assert "Traceback" not in said and "written" not in said, said
+    assert said.count(str(tiny_cohort / name)) >= 3 and said.count("may not be read") == 3, said
