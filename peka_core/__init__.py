@@ -1,13 +1,18 @@
-"""PEKA, reproduced and taught: spots in, tables and figures out. See README.md for the map of the package."""
+"""PEKA, reproduced and taught: spots in, tables and figures out.
+
+See README.md for the map of the package.
+"""
 
 import importlib
 import os
 
-# OpenMP threads that wait should sleep, not spin: beside other work on the same cores, spinning made training about
-# ten times slower here (benchmarks/README.md). Only counts where torch and scikit-learn are not loaded yet.
+# OpenMP threads that wait should sleep, not spin: beside other work on the same cores, spinning
+# made training about ten times slower (benchmarks/README.md). This has no effect where torch and
+# scikit-learn are loaded already.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# Folders that the environment names are meant from here; notebooks run in another working directory and inherit them.
+# Relative folders in the environment count from here. Notebooks, which run in another working
+# directory, inherit the absolute paths.
 for _name in ("PEKA_MIRROR", "PEKA_CACHE"):
     if os.environ.get(_name):
         os.environ[_name] = os.path.abspath(os.path.expanduser(os.environ[_name]))

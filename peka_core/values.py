@@ -1,4 +1,4 @@
-"""Values that users write: YAML with plain numbers, types and ranges as declared, absolute paths."""
+"""Values that users write: YAML with plain numbers, declared types and ranges, absolute paths."""
 
 import contextlib
 import dataclasses

@@ -1,15 +1,16 @@
-"""Every result that README and chapters name stands for one cell of a table: check it, or write it anew.
+"""Every result in README and chapters stands for one cell of a table: check it, or write it anew.
 
-    python scripts/cite.py            # complaints, exit code 1 where there are any
-    python scripts/cite.py --write    # first bring every number to its cell's value: old -> new, with the words around it
+    python scripts/cite.py                # complaints; exit code 1 where there are any
+    python scripts/cite.py --write        # first give every number its cell's value
     python scripts/cite.py --find=-.133   # cells that a number could stand for
 
-`scripts/cited.yaml` says which cell: for each file, pieces of its text with `{}` where a number stands, and for each `{}` a
-cell, "table | column: {column: value, ...}" (several columns of one row: "table | mean | low | high: {...}"). In front of it
-may stand `minus`, or `count` (of rows that a pandas query finds); `difference: [cell, cell]` subtracts the second, and
-`paired: [cell, cell]` is mean, low and high of the differences between two cells that list values by patient or cohort.
-A piece without `{}` holds constants, with the reason why they are no results.
-A piece occurs once in its file, whatever its line breaks. Decimals, sign and leading zero are read off the text.
+`scripts/cited.yaml` says which cell. For each file it lists pieces of text with `{}` where a number
+stands, and for each `{}` a cell, "table | column: {column: value, ...}". Several columns of one row
+are "table | mean | low | high: {...}". In front may stand `minus`, or `count` (of the rows that a
+pandas query finds). `difference: [cell, cell]` subtracts the second. `paired: [cell, cell]` is
+mean, low and high of the differences between two cells that list values by patient or cohort. A
+piece without `{}` holds constants, with the reason why they are no results. A piece occurs once in
+its file, whatever its line breaks. Decimals, sign and leading zero are those of the text.
 """
 
 import argparse
@@ -27,9 +28,32 @@ import yaml
 from peka_core.statistics import t_interval
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("table", "cohort", "method", "protocol", "world", "scheme", "scope", "pooling", "zeros", "alpha", "split", "genes",
-         "label", "rung", "predictor", "space", "training", "step", "curve", "value", "a", "minus b", "difference",
-         "component")  # fmt: skip
+NAMES = (
+    "table",
+    "cohort",
+    "method",
+    "protocol",
+    "world",
+    "scheme",
+    "scope",
+    "pooling",
+    "zeros",
+    "alpha",
+    "split",
+    "genes",
+    "label",
+    "rung",
+    "predictor",
+    "space",
+    "training",
+    "step",
+    "curve",
+    "value",
+    "a",
+    "difference",
+    "component",
+    "minus b",
+)
 ASIDE = (
     r"```.*?```",
     r"`[^`]*`",
@@ -43,7 +67,7 @@ ANY_NUMBER = r"(?<![\w.,])([+−-]?(?:\d{1,3}(?:,\d{3})+|\d*\.?\d+))(?!\d|[.,]\d
 
 
 class Citation(NamedTuple):
-    """One number of a text and what its cell says: `right` is the cell's value, written as `written` is (None: a constant)."""
+    """One number of a text: as `written`, and as its cell has it (`right`; None for a constant)."""
 
     piece: str
     part: int
@@ -64,7 +88,7 @@ def parts_of(path: Path) -> list[str]:
 
 
 def scores_of(text: str) -> list[re.Match]:
-    """Every number that looks like a score: a decimal below 1 of two digits or more, outside code, formulas and links."""
+    """Numbers that look like scores: decimals below 1 of two digits or more, outside code."""
     for pattern in ASIDE:
         text = re.sub(pattern, lambda found: re.sub(r"[^\n]", " ", found[0]), text, flags=re.S)
     return list(SCORE.finditer(text))
@@ -72,7 +96,7 @@ def scores_of(text: str) -> list[re.Match]:
 
 @cache
 def table(root: Path, name: str) -> pd.DataFrame:
-    """A table of results/ as text; `demo_histories` is the last epoch of every alignment of runs/demo."""
+    """A table of results/ as text; `demo_histories`: the last epochs of runs/demo's alignments."""
     if name != "demo_histories":
         return pd.read_csv(root / "results" / f"{name}.csv", dtype=str, keep_default_na=False)
     worlds = table(root, "demo_scores").drop_duplicates("cohort").set_index("cohort")["world"]
@@ -157,7 +181,7 @@ def pattern_of(piece: str) -> re.Pattern:
 def citations(
     parts: list[str], entries: dict, root: Path = ROOT
 ) -> tuple[list[Citation], list[str]]:
-    """What the entries of one file find in its parts, and what is wrong with the entries themselves."""
+    """What the entries of one file find in its parts, and what is wrong with the entries."""
     found, complaints = [], []
     for piece, cells in entries.items():
         places = [
@@ -194,7 +218,7 @@ def citations(
 
 
 def complaints_of(parts: list[str], entries: dict, root: Path = ROOT) -> list[str]:
-    """Everything wrong with the numbers of one file: another value than the cell's, no cell, two cells."""
+    """What is wrong with the numbers of one file: another value, no cell, or two cells."""
     found, complaints = citations(parts, entries, root)
     wrong = [cited for cited in found if cited.right not in (None, cited.written)]
     complaints += [
@@ -208,14 +232,12 @@ def complaints_of(parts: list[str], entries: dict, root: Path = ROOT) -> list[st
             )
             if times != 1:
                 around = " ".join(part[max(0, score.start() - 60) : score.end() + 20].split())
-                complaints.append(
-                    f"{score[0]} in “{around}” stands for {times} cells of cited.yaml, not for one"
-                )
+                complaints.append(f"{score[0]} in “{around}” stands for {times} cells, not for one")
     return complaints
 
 
 def refreshed(parts: list[str], entries: dict, root: Path = ROOT) -> tuple[list[str], list[str]]:
-    """The parts of a file with every number as its cell has it, and a line for each that changed."""
+    """The parts of a file with the numbers of their cells, and a line for each that changed."""
     parts, lines = list(parts), []
     for cited in sorted(
         citations(parts, entries, root)[0], key=lambda cited: (cited.part, cited.span), reverse=True
@@ -242,7 +264,7 @@ def write_parts(path: Path, parts: list[str]) -> None:
 
 
 def candidates(written: str, root: Path = ROOT) -> list[str]:
-    """Cells of results/ whose value is written like this, as lines for cited.yaml, with the names of their rows."""
+    """Cells of results/ whose value is written like this, as lines for cited.yaml."""
     lines = []
     for path in sorted((root / "results").glob("*.csv")):
         rows = table(root, path.stem)
@@ -255,7 +277,8 @@ def candidates(written: str, root: Path = ROOT) -> list[str]:
             if as_written(written, value) == written:
                 keys = {key: row[key] for key in rows if key in NAMES and row[key]}
                 lines.append(
-                    f"- {path.stem} | {rows.columns[column]}: {json.dumps(keys, ensure_ascii=False)}"
+                    f"- {path.stem} | {rows.columns[column]}: "
+                    f"{json.dumps(keys, ensure_ascii=False)}"
                 )
     return lines
 

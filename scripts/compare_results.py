@@ -2,11 +2,12 @@
 
     python scripts/compare_results.py demo_=runs/mine/results her2st_=runs/her2st-ci/results
 
-`results/demo_scores.csv` is compared with `runs/mine/results/scores.csv`, likewise summary and differences. Rows
-meet by what they score; versions, commit, device, digests, notes and p values are left aside, counts (n, spots,
-undefined genes) must be equal, and mean, low and high may differ by the tolerances below, which lie well under bat's
-effect on the demo (.031): another device and torch (one H100, torch 2.11, against 2 CPU cores, torch 2.14) moved none of the
-demo's 667 rows by more than .00024. The largest step that a last bit could cause is another penalty in one split: .0023 in
+`results/demo_scores.csv` is compared with `runs/mine/results/scores.csv`, likewise summary and
+differences. Rows meet by what they score; versions, commit, device, digests, notes and p values are
+left aside, counts (n, spots, undefined genes) must be equal, and mean, low and high may differ by
+the tolerances below, which lie well under bat's effect on the demo (.031): another device and torch
+(one H100, torch 2.11, against 2 CPU cores, torch 2.14) moved none of the demo's 667 rows by more
+than .00024. The largest step that a last bit could cause is another penalty in one split: .0023 in
 the frozen encoder's strict score. A single patient of a mean may move more than the mean.
 """
 
@@ -19,7 +20,8 @@ import numpy as np
 import pandas as pd
 
 TABLES = ("scores", "summary", "differences")
-KEYS = ("profile", "world", "protocol", "zeros", "scope", "scheme", "split", "predictor", "space", "label", "genes", "alpha",
+KEYS = ("profile", "world", "protocol", "zeros", "scope", "scheme", "split", "predictor", "space",
+    "label", "genes", "alpha",
         "pooling", "seed")  # fmt: skip
 EQUAL = ("n", "unit", "spots", "n_undefined")
 VALUES = ("mean", "low", "high")
@@ -45,7 +47,7 @@ def row_tolerance(key: tuple[str, ...], trained: float, untrained: float) -> flo
 
 
 def difference(ours: pd.Series, theirs: pd.Series) -> tuple[float, str]:
-    """Largest difference of two rows, and what makes them unequal whatever the tolerance ("" if nothing)."""
+    """Largest difference of two rows, and what no tolerance allows ("" where there is nothing)."""
     for column in EQUAL:
         if column in theirs and _counted(ours.get(column)) != _counted(theirs[column]):
             return 0.0, f"{column} is {ours.get(column)}, committed {theirs[column]}"
@@ -85,7 +87,8 @@ def compare(
     """Compare two tables.
 
     Returns:
-        (rows that agree, list of complaints, {"trained": (largest difference, row), "untrained": …}).
+        (rows that agree, list of complaints, {"trained": (largest difference, row), "untrained":
+        …}).
     """
     if not fresh.exists():
         return 0, [f"{fresh} is missing"], {}
@@ -104,7 +107,8 @@ def compare(
         largest[kind] = max(largest.get(kind, (-1.0, key)), (gap, key), key=lambda pair: pair[0])
         if reason or gap > allowed:
             complaints.append(
-                f"{' · '.join(filter(None, key[:-1]))}: {reason or f'differs by {gap:.4f}, allowed {allowed}'}"
+                f"{' · '.join(filter(None, key[:-1]))}: "
+                f"{reason or f'differs by {gap:.4f}, allowed {allowed}'}"
             )
         else:
             passed += 1
@@ -145,7 +149,8 @@ def main(words: list[str] | None = None) -> int:
             print(f"{committed.name}: {good} rows agree, {len(complaints)} do not")
             for kind, (gap, key) in largest.items():
                 print(
-                    f"  largest difference, {kind}: {gap:.5f} ({' · '.join(filter(None, key[:-1]))})"
+                    f"  largest difference, {kind}: {gap:.5f} "
+                    f"({' · '.join(filter(None, key[:-1]))})"
                 )
             for complaint in complaints[:10]:
                 print(f"  {complaint}")

@@ -1,10 +1,11 @@
-"""What predictors without pixels reach on 35 real sections (13,442 spots of 8 patients): writes results/controls_her2st.csv.
+"""What predictors without pixels reach on 35 real sections (13,442 spots of 8 patients): writes
+results/controls_her2st.csv.
 
     PEKA_MIRROR=../shared/data python scripts/controls_her2st.py        # two minutes
 
-Counts and spot positions alone are read. Protocols: `peka_official` as it is, and three that change one or two of its rules and
-have names of their own: zeros kept, patients held out, both. Section C6 is left out: the mirror that this was made from has no
-counts of it.
+Counts and spot positions alone are read. Protocols: `peka_official` as it is, and three that change
+one or two of its rules and have names of their own: zeros kept, patients held out, both. Section C6
+is left out: the mirror that this was made from has no counts of it.
 """
 
 from dataclasses import replace
@@ -31,7 +32,9 @@ PREDICTORS = ("slide_one_hot", "library_size", "slide_and_library_size", "neares
 
 
 def counted() -> SimpleNamespace:
-    """What scoring reads of a cohort: spots, patients' splits, and counts of all genes that any section measured."""
+    """What scoring reads of a cohort: spots, patients' splits, and counts of all genes that any
+    section measured.
+    """
     adata = her2st.read_counts([section for section in her2st.section_names() if section != "C6"])
     patients = adata.obs["group"].to_numpy()
     splits = [

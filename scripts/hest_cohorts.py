@@ -1,4 +1,5 @@
-"""What the index of HEST-1k that the paper used has of its four cohorts, beside the paper's n: writes results/hest_cohorts.csv.
+"""What the index of HEST-1k that the paper used has of its four cohorts, beside the paper's n:
+writes results/hest_cohorts.csv.
 
 PEKA_MIRROR=../shared/data python scripts/hest_cohorts.py
 """

@@ -1,8 +1,9 @@
 """Make a finished demo run (and her2st's tables) the committed ones: `make publish`, never by hand.
 
-After `peka run demo` (into an empty runs/demo) and `peka run her2st`: removes from runs/demo what is large and can be
-made again (tiles, the other worlds, features, predictions, most adapters), compresses the rest, marks it as published, copies
-executed notebooks -> notebooks/, tables -> results/, one picture -> results/figures/, and brings the numbers in prose to their cells.
+After `peka run demo` (into an empty runs/demo) and `peka run her2st`: removes from runs/demo what
+is large and can be made again (tiles, the other worlds, features, predictions, most adapters),
+compresses the rest, marks it as published, copies executed notebooks -> notebooks/, tables ->
+results/, one picture -> results/figures/, and brings the numbers in prose to their cells.
 """
 
 import json
@@ -46,7 +47,9 @@ def kept(unit: dict, name: str, main_digest: str) -> bool:
 
 
 def repack(path: Path, target: Path) -> None:
-    """An AnnData file again: compressed, in HDF5's compact newer format, with strings of fixed length."""
+    """An AnnData file again: compressed, in HDF5's compact newer format, with strings of fixed
+    length.
+    """
     with h5py.File(path) as source, h5py.File(target, "w", libver="latest") as compact:
         compact.attrs.update(source.attrs)
 
@@ -107,7 +110,9 @@ def prune(run: Path) -> None:
 
 
 def copy_notebook(path: Path) -> None:
-    """An executed notebook without papermill's cell of injected parameters: it opens with its own defaults."""
+    """An executed notebook without papermill's cell of injected parameters: it opens with its own
+    defaults.
+    """
     book = nbformat.read(path, as_version=4)
     book.cells = [
         cell for cell in book.cells if "injected-parameters" not in cell.metadata.get("tags", [])

@@ -1,4 +1,8 @@
-"""Shared fixtures: a tiny drawn cohort. One thread each: tests are small, and busy-waiting threads on a loaded machine cost more than they bring."""
+"""Shared fixtures: a tiny drawn cohort.
+
+One thread each: tests are small, and busy-waiting threads on a loaded machine cost more than they
+bring.
+"""
 
 import copy
 import os
@@ -7,21 +11,21 @@ import shutil
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 
-from pathlib import Path  # noqa: E402
+from pathlib import Path
 
-import anndata as ad  # noqa: E402
-import draw_hest  # noqa: E402
-import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
-import pytest  # noqa: E402
-from scipy import sparse  # noqa: E402
+import anndata as ad
+import draw_hest
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
 
 from peka_core import places
-from peka_core.cohort import write_cohort_tables, write_sample  # noqa: E402
+from peka_core.cohort import write_cohort_tables, write_sample
 from peka_core.downloads import manifest
-from peka_core.files import sha256  # noqa: E402
-from peka_core.runner import run as workspace  # noqa: E402
-from peka_core.sources import hest_index  # noqa: E402
+from peka_core.files import sha256
+from peka_core.runner.run import open_run
+from peka_core.sources import hest_index
 
 SMALL = {
     "patients": 4,
@@ -36,9 +40,11 @@ SHARED = Path(__file__).parents[2] / "shared"
 def write_tiny_cohort(
     path: Path, patients: int = 4, spots: int = 12, genes: int = 30, seed: int = 0
 ) -> Path:
-    """Write a cohort of drawn noise: `patients` x 2 sections, tiles whose brightness raises the first ten genes.
+    """Write a cohort of drawn noise: `patients` x 2 sections, tiles whose brightness raises the
+    first ten genes.
 
-    Samples P1A, P1B, P2A, …; splits leave one patient out; the last spot's tile comes first in its file.
+    Samples P1A, P1B, P2A, …; splits leave one patient out; the last spot's tile comes first in its
+    file.
     """
     rng = np.random.default_rng(seed)
     names = [f"G{i:02d}" for i in range(genes)]
@@ -90,22 +96,29 @@ def drawn_once(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def tiny_cohort(tmp_path: Path, drawn_once: Path) -> Path:
-    """Directory of a tiny drawn cohort, fresh for each test: 4 patients x 2 sections x 12 spots, 30 genes."""
+    """Directory of a tiny drawn cohort, fresh for each test: 4 patients x 2 sections x 12 spots, 30
+    genes.
+    """
     return Path(shutil.copytree(drawn_once, tmp_path / "cohort"))
 
 
-# files of others: drawn in their form by tests/draw_hest.py, and the originals too where ../shared is
+# files of others: drawn in their form by tests/draw_hest.py, and the originals too where ../shared
+# is
 FILES = ["drawn"] + ["original"] * SHARED.is_dir()
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder ../shared of the development machine; elsewhere its tests, which compare with files of others, are left out."""
+    """The folder ../shared of the development machine; elsewhere its tests, which compare with
+    files of others, are left out.
+    """
     return SHARED
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out what compares with ../shared where that is not: each such test has a twin on drawn files."""
+    """Leave out what compares with ../shared where that is not: each such test has a twin on drawn
+    files.
+    """
     if not SHARED.is_dir():
         apart = [item for item in items if "shared" in getattr(item, "fixturenames", ())]
         items[:] = [item for item in items if item not in apart]
@@ -114,7 +127,9 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session", params=FILES)
 def hest_files(request, tmp_path_factory) -> Path:
-    """HEST's files of three small slides (hest1k/), the same as a task (bench/FIXTASK), what must be found in them (golden/)."""
+    """HEST's files of three small slides (hest1k/), the same as a task (bench/FIXTASK), what must
+    be found in them (golden/).
+    """
     if request.param == "original":
         return SHARED / "fixtures/hest"
     return draw_hest.draw(tmp_path_factory.mktemp("drawn-hest"))
@@ -129,7 +144,9 @@ def hest_vocabulary(hest_files) -> Path:
 
 @pytest.fixture(params=FILES)
 def papers_index(request, tmp_path, monkeypatch) -> Path:
-    """A mirror with the index of HEST-1k: the paper's, or one drawn with as many slides and spots, which the manifest then has."""
+    """A mirror with the index of HEST-1k: the paper's, or one drawn with as many slides and spots,
+    which the manifest then has.
+    """
     if request.param == "original":
         mirror = SHARED / "data"
     else:
@@ -148,8 +165,8 @@ def papers_index(request, tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """A run of a very small drawn cohort in a checkout of its own, shared by the tests of a module."""
+    """A run of a very small drawn cohort in its own checkout, shared by a module's tests."""
     root = tmp_path_factory.mktemp("root")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(places, "root", lambda: root)
-        yield workspace.open_run("smoke", "small", "cpu", {}, SMALL)
+        yield open_run("smoke", "small", "cpu", {}, SMALL)

@@ -1,9 +1,11 @@
-"""Small files drawn in the exact schema of HEST's own, with what a reader must find in them: for a clone without ../shared.
+"""Small files drawn in the exact schema of HEST's own, with what a reader must find in them: for a
+clone without ../shared.
 
-`draw(folder)` writes the tree that HEST's code writes (spec.json of the originals tells it): hest1k/{st, patches, metadata, wsis}
-with tiles in today's form, bench/FIXTASK with tiles in the older form, golden/*.json with the expected values, and a vocabulary in
-the form of scFoundation's. Every value is drawn. Nothing of `peka_core` is used: the few lines below are a second opinion on its
-geometry and order.
+`draw(folder)` writes the tree that HEST's code writes (spec.json of the originals tells it):
+hest1k/{st, patches, metadata, wsis} with tiles in today's form, bench/FIXTASK with tiles in the
+older form, golden/*.json with the expected values, and a vocabulary in the form of scFoundation's.
+Every value is drawn. Nothing of `peka_core` is used: the few lines below are a second opinion on
+its geometry and order.
 Only the images are simpler than HEST's: one level, in strips.
 """
 
@@ -22,7 +24,9 @@ POOL = [
     f"DRAWN{i:04d}" for i in range(560)
 ]  # each slide measures some of these genes, in an order of its own
 N_VOCABULARY = 19_264
-SLIDES = {  # id: um/px, (width, height) px, columns and rows of spots, pitch px, rows of the h5ad with a tile today, in the older form
+# id: um/px, (width, height) px, columns and rows of spots, pitch px, rows of the h5ad with a tile
+# today, in the older form
+SLIDES = {
     "FIX1": (0.69, (510, 1640), (2, 6), (298, 290), (0, 1, 2, 3, 6, 7, 11), (0, 1, 2, 6, 7, 11)),
     "FIX2": (0.686, (496, 1373), (2, 5), (280, 291), (1, 2, 3, 6, 7, 8), (2, 3, 7, 8)),
     "FIX3": (
@@ -34,7 +38,8 @@ SLIDES = {  # id: um/px, (width, height) px, columns and rows of spots, pitch px
         (5, 10, 14),
     ),  # and a spot far outside its image
 }
-PSEUDO_VISIUM = "FIX3"  # as Space Ranger and HEST's Visium reader have it; the others as Spatial Transcriptomics
+# as Space Ranger and HEST's Visium reader have it; the others as Spatial Transcriptomics
+PSEUDO_VISIUM = "FIX3"
 
 
 def draw(folder: Path) -> Path:
@@ -99,12 +104,15 @@ def _slide(name, seed, um_per_px, size, grid, pitch, today, older) -> dict:
         _tiles(image, centres[list(rows)], um_per_px, old)
         for rows, old in ((today, False), (older, True))
     )
-    return {"image": image, "counts": counts, "barcodes": barcodes, "adata": adata, "um_per_px": um_per_px, "centres": centres,
+    return {"image": image, "counts": counts, "barcodes": barcodes, "adata": adata,
+        "um_per_px": um_per_px, "centres": centres,
             "today": (today, *now), "older": (older, *then)}  # fmt: skip
 
 
 def _tiles(image, centres, um_per_px, older) -> tuple[np.ndarray, np.ndarray]:
-    """Tiles (n, 224, 224, 3) and coords (n, 2) by the rule of a generation: top-left (x, y), or centre (Y, X)."""
+    """Tiles (n, 224, 224, 3) and coords (n, 2) by the rule of a generation: top-left (x, y), or
+    centre (Y, X).
+    """
     wide, side, tiles, coords = (
         np.pad(image, ((400, 400), (400, 400), (0, 0))),
         int(112 / um_per_px + 0.5),
@@ -129,7 +137,8 @@ def _adata(name, counts, genes, barcodes, place, centres, image) -> ad.AnnData:
     visium = name == PSEUDO_VISIUM
     x = sparse.csr_matrix(counts, dtype=np.float32) if visium else counts.astype(np.int64)
     obs = pd.DataFrame({
-        "array_row": place[:, 1 if visium else 0], "array_col": place[:, 0 if visium else 1] * (4 if visium else 1),
+        "array_row": place[:, 1 if visium else 0],
+        "array_col": place[:, 0 if visium else 1] * (4 if visium else 1),
         "pxl_row_in_fullres": centres[:, 1], "pxl_col_in_fullres": centres[:, 0],
         "in_tissue": (counts.sum(1) > 0).astype(np.int64) if visium else np.ones(len(counts), bool),
     }, index=barcodes)  # fmt: skip
@@ -149,7 +158,9 @@ def _adata(name, counts, genes, barcodes, place, centres, image) -> ad.AnnData:
 
 
 def _quality_control(adata: ad.AnnData, counts: np.ndarray) -> None:
-    """The columns of scanpy's calculate_qc_metrics, in its order; shares of a spot without counts are NaN."""
+    """The columns of scanpy's calculate_qc_metrics, in its order; shares of a spot without counts
+    are NaN.
+    """
     for table, axis, what, others in (
         (adata.obs, 1, "n_genes_by_counts", ""),
         (adata.var, 0, "n_cells_by_counts", "mean"),
@@ -202,21 +213,27 @@ def _write_slide(folder: Path, name: str, slide: dict) -> None:
         ]
         golden["patches_h5" if key == "today" else "legacy_patches_h5"] = {"rows": found}
     metadata = {
-        "pixel_size_um_embedded": None, "pixel_size_um_estimated": um, "spots_under_tissue": len(slide["counts"]), "id": name,
-        "organ": "Breast", "species": "Homo sapiens", "patient": float("nan"), "treatment_comment": float("nan"),
+        "pixel_size_um_embedded": None, "pixel_size_um_estimated": um,
+        "spots_under_tissue": len(slide["counts"]), "id": name,
+        "organ": "Breast", "species": "Homo sapiens", "patient": float("nan"),
+        "treatment_comment": float("nan"),
     }  # fmt: skip
     (folder / f"hest1k/metadata/{name}.json").write_text(
         json.dumps(metadata, indent=3)
     )  # with bare NaN, as HEST's
+    counts_sha256 = hashlib.sha256(slide["counts"].astype("<i8").tobytes()).hexdigest()
+    names_sha256 = hashlib.sha256("\n".join(slide["adata"].var_names).encode()).hexdigest()
     golden |= {
-        "no_patch": [{"barcode": b} for i, b in enumerate(slide["barcodes"]) if i not in slide["today"][0]],
+        "no_patch": [
+            {"barcode": b} for i, b in enumerate(slide["barcodes"]) if i not in slide["today"][0]
+        ],
         "obsm_spatial": slide["centres"].tolist(),
         "h5ad": {
-            "X_int64_C_order_sha256": hashlib.sha256(slide["counts"].astype("<i8").tobytes()).hexdigest(),
-            "var_names_sha256_newline_joined": hashlib.sha256("\n".join(slide["adata"].var_names).encode()).hexdigest(),
+            "X_int64_C_order_sha256": counts_sha256,
+            "var_names_sha256_newline_joined": names_sha256,
             "counts_per_spot": slide["counts"].sum(1).tolist(),
         },
-    }  # fmt: skip
+    }
     (folder / f"golden/{name}.json").write_text(json.dumps(golden))
 
 
@@ -248,9 +265,39 @@ def _write_task(task: Path, genes: list[str]) -> None:
     (task / "var_50genes.json").write_text(json.dumps({"genes": genes}))
 
 
-# ---- the index -----------------------------------------------------------------------------------------------------
+# ---- the index
+# ---------------------------------------------------------------------------------------------
 
-COLUMNS = ["dataset_title", "id", "image_filename", "organ", "disease_state", "oncotree_code", "species", "patient", "st_technology", "data_publication_date", "license", "study_link", "download_page_link1", "inter_spot_dist", "spot_diameter", "spots_under_tissue", "preservation_method", "nb_genes", "treatment_comment", "pixel_size_um_embedded", "pixel_size_um_estimated", "magnification", "fullres_px_width", "fullres_px_height", "tissue", "disease_comment", "subseries", "hest_version_added"]
+COLUMNS = [
+    "dataset_title",
+    "id",
+    "image_filename",
+    "organ",
+    "disease_state",
+    "oncotree_code",
+    "species",
+    "patient",
+    "st_technology",
+    "data_publication_date",
+    "license",
+    "study_link",
+    "download_page_link1",
+    "inter_spot_dist",
+    "spot_diameter",
+    "spots_under_tissue",
+    "preservation_method",
+    "nb_genes",
+    "treatment_comment",
+    "pixel_size_um_embedded",
+    "pixel_size_um_estimated",
+    "magnification",
+    "fullres_px_width",
+    "fullres_px_height",
+    "tissue",
+    "disease_comment",
+    "subseries",
+    "hest_version_added",
+]
 
 
 def write_index(path: Path, rows: list[dict]) -> Path:
@@ -262,19 +309,25 @@ def write_index(path: Path, rows: list[dict]) -> Path:
 
 
 def row(sample: str, spots: int = 14, um_per_px: float = 0.5, **other) -> dict:
-    """A line of an index: a Visium slide of human breast without a patient (three spaces); its embedded pixel size is nonsense."""
+    """A line of an index: a Visium slide of human breast without a patient (three spaces); its
+    embedded pixel size is nonsense.
+    """
     values = dict.fromkeys(COLUMNS, "") | {
-        "dataset_title": f"study of {sample}", "id": sample, "organ": "Breast", "species": "Homo sapiens", "patient": "   ",
-        "st_technology": "Visium", "spots_under_tissue": str(spots), "pixel_size_um_estimated": str(um_per_px),
+        "dataset_title": f"study of {sample}", "id": sample, "organ": "Breast",
+        "species": "Homo sapiens", "patient": "   ",
+        "st_technology": "Visium", "spots_under_tissue": str(spots),
+        "pixel_size_um_estimated": str(um_per_px),
         "pixel_size_um_embedded": "31.75", "fullres_px_width": "4000", "fullres_px_height": "100",
     }  # fmt: skip
     return values | other
 
 
 def draw_papers_index(path: Path, cohorts: dict, groups: pd.DataFrame) -> Path:
-    """An index with as many slides and spots of each cohort as the paper's, under the ids of our own table of groups in its order.
+    """An index with as many slides and spots of each cohort as the paper's, under the ids of our
+    own table of groups in its order.
 
-    Copies have as many spots as their originals; 13 slides list a whole array of 4,992 spots, one of breast and 12 of liver.
+    Copies have as many spots as their originals; 13 slides list a whole array of 4,992 spots, one
+    of breast and 12 of liver.
     """
     rows, start = (
         [

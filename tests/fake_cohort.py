@@ -1,4 +1,6 @@
-"""A cohort in memory with a known law: half of the genes follow the features, all follow patient and depth."""
+"""A cohort in memory with a known law: half of the genes follow the features, all follow patient
+and depth.
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path

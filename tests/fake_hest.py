@@ -23,7 +23,9 @@ IDS = ("TENX13", "TENX14", "TENX23", "TENX24", "D1", "D2")
 
 
 def draw_slide(home, sample, genes=GENES, spots=14, seed=0, um_per_px=0.5):
-    """A slide in HEST's layout: the last two spots have no tile, tiles stand in the other order, one tile has no counts."""
+    """A slide in HEST's layout: the last two spots have no tile, tiles stand in the other order,
+    one tile has no counts.
+    """
     rng = np.random.default_rng(seed)
     bright = rng.uniform(0.3, 1.0, spots)
     tiles = (
@@ -70,7 +72,9 @@ def write_index(home, rows):
 
 
 def copy_tiles(home, original, copy, change=lambda tile: tile, leave_out=0):
-    """Give a slide (or a section of a cohort) the tiles of another: in an order of its own, each changed, the first left out."""
+    """Give a slide (or a section of a cohort) the tiles of another: in an order of its own, each
+    changed, the first left out.
+    """
     with (
         h5py.File(home / f"patches/{original}.h5") as source,
         h5py.File(home / f"patches/{copy}.h5", "a") as target,
@@ -92,7 +96,9 @@ def recompressed(tile):
 
 
 def draw_mirror(home):
-    """Slides IDS below `home`, TENX23 with the tiles of TENX24, and rows that are no slides of the cohort."""
+    """Slides IDS below `home`, TENX23 with the tiles of TENX24, and rows that are no slides of the
+    cohort.
+    """
     for seed, sample in enumerate(IDS):
         draw_slide(home, sample, PANEL if sample == "TENX23" else GENES, seed=seed)
     copy_tiles(home, "TENX24", "TENX23")

@@ -1,4 +1,4 @@
-"""What a GPU runs, on a machine without one: fake tensors have a device and a type, but no values."""
+"""What a GPU runs, without one: fake tensors have a device and a type, but no values."""
 
 from dataclasses import replace
 

@@ -81,10 +81,9 @@ def test_a_table_whose_ids_lead_elsewhere_is_refused_before_a_file_is_opened(tin
 
 
 def test_an_index_of_hest_whose_ids_lead_elsewhere_is_refused(tmp_path):
-    row = {
-        "id": "../../evil", "species": "Homo sapiens", "st_technology": "Visium", "organ": "Breast", "oncotree_code": "",
-        "spots_under_tissue": "5", "pixel_size_um_estimated": "0.5",
-    }  # fmt: skip
+    row = {"id": "../../evil", "species": "Homo sapiens", "st_technology": "Visium"}
+    row |= {"organ": "Breast", "oncotree_code": "", "spots_under_tissue": "5"}
+    row |= {"pixel_size_um_estimated": "0.5"}
     pd.DataFrame([row]).to_csv(tmp_path / "index.csv", index=False)
     with pytest.raises(PekaError, match=r"index\.csv.*evil"):
         hest_index.read_slides(tmp_path / "index.csv", "breast", (1, 5))

@@ -1,4 +1,4 @@
-"""The recipe refuses what no alignment could use; its two named forms are the paper and its code."""
+"""The recipe refuses what no alignment can use; its two named forms are paper and code."""
 
 import dataclasses
 

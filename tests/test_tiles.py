@@ -12,7 +12,7 @@ from peka_core.tiles import cut_tile, cut_tiles
 
 
 def bilinear(crop, size=224):
-    """Half-pixel-centred bilinear resize in plain numpy, the independent oracle of the resampling."""
+    """Half-pixel-centred bilinear resize in plain numpy, an oracle of the resampling."""
     n = len(crop)
     at = np.clip((np.arange(size) + 0.5) * n / size - 0.5, 0, n - 1)
     low = np.minimum(at.astype(int), n - 2)

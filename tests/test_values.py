@@ -1,4 +1,6 @@
-"""Values from outside: numbers as people write them, types by declaration, malformed text in one message."""
+"""Values from outside: numbers as people write them, types by declaration, malformed text in one
+message.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,8 +13,10 @@ from peka_core.values import absolute, fitted, options_of, read_mapping, read_ya
 
 
 @pytest.mark.parametrize("text, value", [
-    ("1e-4", 1e-4), ("1e4", 1e4), ("-1e-3", -1e-3), (".5", 0.5), ("1.", 1.0), ("2.5E+3", 2500.0), ("16", 16), ("-3", -3), ("010", 10),
-    ("1:30", "1:30"), ("1.2.3", "1.2.3"), ("e5", "e5"), ("off", False), ("'1'", "1"), ("[1e-4, a]", [1e-4, "a"]), ("", None),
+    ("1e-4", 1e-4), ("1e4", 1e4), ("-1e-3", -1e-3), (".5", 0.5), ("1.", 1.0), ("2.5E+3", 2500.0),
+    ("16", 16), ("-3", -3), ("010", 10),
+    ("1:30", "1:30"), ("1.2.3", "1.2.3"), ("e5", "e5"), ("off", False), ("'1'", "1"),
+    ("[1e-4, a]", [1e-4, "a"]), ("", None),
 ])  # fmt: skip
 def test_numbers_are_what_they_look_like(text, value):
     found = read_yaml(text, "it", "a value")
@@ -20,7 +24,8 @@ def test_numbers_are_what_they_look_like(text, value):
 
 
 @pytest.mark.parametrize("content, line", [
-    (b"base: smoke\nrecipe:\n\tepochs: 1\n", 3), (b"", 1), (b"- a\n- b\n", 1), (b"title: one\nseed: 0\ntitle: two\n", 3),
+    (b"base: smoke\nrecipe:\n\tepochs: 1\n", 3), (b"", 1), (b"- a\n- b\n", 1),
+    (b"title: one\nseed: 0\ntitle: two\n", 3),
     ("title: ma\u00eftre\n".encode("latin-1"), 1), (b"few: {a: 1\n", 2), (b"just text\n", 1),
 ])  # fmt: skip
 def test_a_malformed_file_ends_in_one_message_with_its_line(tmp_path, content, line):
@@ -36,9 +41,12 @@ def test_a_file_that_cannot_be_read_says_so(tmp_path):
 
 
 @pytest.mark.parametrize("value, kind, found", [
-    (3, int, 3), (np.int64(3), int, 3), (3, float, 3.0), (np.float32(0.5), float, 0.5), ("a", str, "a"), (True, bool, True),
-    (["a", "b"], tuple[str, ...], ("a", "b")), ([1, 2], tuple[int, int] | None, (1, 2)), (None, int | None, None),
-    ("all", Iterable[str] | str, "all"), (["B4"], Iterable[str] | str, ["B4"]), (Path("x"), str | Path | None, Path("x")), ([], tuple, ()),
+    (3, int, 3), (np.int64(3), int, 3), (3, float, 3.0), (np.float32(0.5), float, 0.5),
+    ("a", str, "a"), (True, bool, True),
+    (["a", "b"], tuple[str, ...], ("a", "b")), ([1, 2], tuple[int, int] | None, (1, 2)),
+    (None, int | None, None),
+    ("all", Iterable[str] | str, "all"), (["B4"], Iterable[str] | str, ["B4"]),
+    (Path("x"), str | Path | None, Path("x")), ([], tuple, ()),
 ])  # fmt: skip
 def test_a_value_takes_its_declared_type(value, kind, found):
     made = fitted(value, kind, "it")
@@ -46,8 +54,10 @@ def test_a_value_takes_its_declared_type(value, kind, found):
 
 
 @pytest.mark.parametrize("value, kind", [
-    (1.0, int), (True, int), ("1", int), (True, float), ("1e-4", float), (float("nan"), float), (float("inf"), float), (1, bool), (1, str),
-    ("attn", tuple[str, ...]), ([1], tuple[str, ...]), ([1], tuple[int, int]), (None, int), ([], dict), (5, Iterable[str] | str),
+    (1.0, int), (True, int), ("1", int), (True, float), ("1e-4", float), (float("nan"), float),
+    (float("inf"), float), (1, bool), (1, str),
+    ("attn", tuple[str, ...]), ([1], tuple[str, ...]), ([1], tuple[int, int]), (None, int),
+    ([], dict), (5, Iterable[str] | str),
 ])  # fmt: skip
 def test_another_type_is_refused_by_name(value, kind):
     with pytest.raises(PekaError, match="it"):
