@@ -20,8 +20,8 @@ from .record import DIGESTS, Record, verify
 pooch.get_logger().setLevel("WARNING")  # its notes name folders of this machine
 
 COPY_INSTEAD = (
-    "Or copy it, at this relative path, into a folder and name that folder in PEKA_MIRROR. Then "
-    "run the same command again; finished files stay."
+    "You can also copy files, at these relative paths, into a folder and name it in PEKA_MIRROR. "
+    "Then run the same command again; finished files stay."
 )
 
 
@@ -71,11 +71,6 @@ def check_access(files: list[Download]) -> None:
     _check_variables(files)
 
 
-def can_download(file: Download) -> bool:
-    """Whether a download may be tried: there is an address, no mirror, and a token if needed."""
-    return bool(file.address) and not mirror() and not (file.gated and not has_token())
-
-
 def _check_sources(missing: list[Download]) -> None:
     """Refuse files that cannot be downloaded: a mirror is named, or they have no address."""
     if folder := mirror():
@@ -115,9 +110,8 @@ def _refused(files: list[Download], why: str) -> PekaError:
     for (address, otherwise), paths in alike.items():
         names = ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
         place = f" from {address}" if address else ""
-        steps = f"{otherwise} {COPY_INSTEAD}".lstrip()
-        lines.append(f"{names} cannot be downloaded{place}: {why}. {steps}")
-    return PekaError("\n".join(lines))
+        lines.append(f"{names} cannot be downloaded{place}: {why}. {otherwise}".rstrip())
+    return PekaError(("\n" if len(lines) > 1 else " ").join([*lines, COPY_INSTEAD]))
 
 
 # ---- one file ------------------------------------------------------------------------------------
@@ -254,7 +248,7 @@ def _plan(files: list[Download]) -> str:
             _check_variables(unknown)
             sizes |= {path: offer["size"] for path, offer in _ask_hub(unknown, Record()).items()}
         except PekaError as error:
-            why = f"\nSizes after `about` are estimates, because {error}"
+            why = f"\nSizes after `about` are estimates, since the hub gave none. {error}"
     lines, total, missing = [], 0.0, sum(not file.is_here for file in files)
     for file in files:
         size = sizes.get(file.path, file.estimate)

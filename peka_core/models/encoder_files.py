@@ -70,7 +70,7 @@ class Row:
             way = f"accept the terms on {self.page} and set HF_TOKEN to a token of that account, "
             way += f"or use {self.instead}, which needs no token"
         elif self.hub_id or self.url:
-            way = "try again with a network; no token is needed"
+            way = "try again with a network (no token is needed)"
         else:
             way = f"fetch {self.files[0]} by hand from {self.page}"
         step = f"The encoder {self.name!r} has no weights here: {way}, "
@@ -116,7 +116,7 @@ def location(row: Row) -> tuple[bool, str]:
 
 def can_download(row: Row) -> bool:
     """Whether a download of the row's file may be tried."""
-    return fetch.can_download(row.downloads[0])
+    return bool(row.hub_id or row.url) and not mirror() and not needs_token(row)
 
 
 def needs_token(row: Row) -> bool:
@@ -135,8 +135,9 @@ def find_weights(row: Row) -> tuple[Path, str, str]:
     """
     file = fetch.choose(row.downloads, ask_hub=True)
     (path,) = fetch.fetch([file])
-    entry = Record().entries[file.path]
-    return path, row.revision or entry["revision"], entry["sha256"]
+    record = Record()  # after the download, which it records
+    revision = row.revision or record.entries.get(file.path, {}).get("revision", "")
+    return path, revision, record.expected(file)["sha256"]
 
 
 def preflight(names: list[str], given: dict[str, str]) -> None:

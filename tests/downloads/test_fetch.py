@@ -2,6 +2,8 @@
 
 import errno
 import json
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import pytest
 from fake_hub import COMMIT, hub, kept  # noqa: F401
@@ -12,6 +14,7 @@ from peka_core.downloads.fetch import choose, fetch, preflight
 from peka_core.downloads.manifest import Download
 from peka_core.downloads.record import Record
 from peka_core.errors import PekaError
+from peka_core.files import alone
 
 # git's own digest: `printf 'hello\n' | git hash-object --stdin`
 HELLO = "ce013625030ba8dba906f756967f9e9ca394464a"
@@ -139,6 +142,16 @@ def test_the_hub_resumes_within_a_file(file, hub, monkeypatch):
     hub.breaks = "once"
     assert fetch([file("hub")])[0].read_bytes() == bytes(range(250)) * 20
     assert [asked for method, _, asked in hub.asked if method == "GET" and asked] == ["bytes=2000-"]
+
+
+def test_a_second_process_waits_and_takes_what_the_first_brought(file, hub):
+    wanted = file("web")
+    with ThreadPoolExecutor() as pool:
+        with alone(wanted.place):
+            later = pool.submit(fetch, [wanted])
+            Event().wait(0.3)  # by now it wants to download, and waits for the lock
+            wanted.place.write_bytes(b"hello\n")
+        assert later.result() == [wanted.place] and hub.got() == []
 
 
 @pytest.mark.parametrize("kind", KINDS)

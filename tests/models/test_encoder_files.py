@@ -55,6 +55,16 @@ def test_the_manifest_wins_over_what_is_served(hub, tmp_path):
     assert all("a" * 40 in path for path in hub.got()) and kept(tmp_path / "cache") == []
 
 
+def test_a_pinned_row_needs_no_record(tmp_path, monkeypatch):
+    monkeypatch.setenv("PEKA_MIRROR", str(tmp_path / "mirror"))
+    path = tmp_path / "mirror/encoders/phikon/model.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"first")
+    (tmp_path / "cache").write_text("no folder, so nothing can be recorded")
+    row = dataclasses.replace(rows()[PHIKON], sha256=sha256(path), revision="a" * 40)
+    assert find_weights(row) == (path, "a" * 40, row.sha256)
+
+
 def test_a_row_with_an_address_is_downloaded_from_it(hub):
     row = dataclasses.replace(rows()["kaiko-vits16"], url=hub.url)
     (hub.folder / "vits16.pth").write_bytes(b"first")
