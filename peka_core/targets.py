@@ -8,6 +8,8 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
+from .errors import PekaError
+
 
 def permuted_teacher(
     samples: np.ndarray, seen: np.ndarray, labels: np.ndarray, seed: int
@@ -56,6 +58,8 @@ def targets_and_labels(
         order = permuted_teacher(embedded.obs["sample"].to_numpy(object), seen, labels, seed)
         return x_teacher[order], labels[order]
     if taught_by == "genes":
+        if genes is None:
+            raise PekaError("a student that genes teach needs their values, genes (n, g), not None")
         return gene_targets(genes, seen), labels
     return x_teacher, labels
 

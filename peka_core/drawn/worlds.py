@@ -1,6 +1,7 @@
 """Worlds: cohorts that the demo draws beside its own, to run one study on both."""
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -15,8 +16,8 @@ class World:
     """
 
     name: str = "on"
-    options: tuple[tuple[str, object], ...] = ()
-    recipe: tuple[tuple[str, object], ...] = ()
+    options: tuple[tuple[str, Any], ...] = ()
+    recipe: tuple[tuple[str, Any], ...] = ()
     same_tissue: bool = False
 
 

@@ -38,9 +38,9 @@ class Unit:
         stage: a key of `code.STAGES`.
         cohort: digest of the cohort directory.
         encoder: encoder name and digest, `name@digest`.
-        method: what was trained (`ladder.METHODS`), or the name of a control.
+        method: what was trained (`recipe.METHODS`), or the name of a control.
         teacher: teacher name with its options.
-        taught_by: `teacher`, `permuted_teacher` or `genes` (`ladder.Rung`).
+        taught_by: `teacher`, `permuted_teacher` or `genes` (`rungs.Rung`).
         recipe: hyper-parameters of the alignment.
         split: for people: name of the split whose training spots were used, or of an evaluation the
             splits that were scored (empty for all). Empty for what no split touches.
@@ -154,9 +154,9 @@ def told_of_damage(path: Path):
     try:
         yield
     except (OSError, ValueError, KeyError, EOFError) as error:
-        if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM):
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM):
             raise not_readable(path) from error
-        if getattr(error, "errno", None):  # the system's, not the content's
+        if isinstance(error, OSError) and error.errno:  # the system's, not the content's
             raise PekaError(
                 f"{path}: cannot be read now ({error.strerror}). Run the same command again."
             ) from error
