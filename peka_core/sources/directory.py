@@ -107,9 +107,7 @@ def check_unchanged(into: str | Path) -> None:
     path, before = Path(record["options"]["path"]), record["files"]
     there = {str(file.relative_to(path)): file for file in _files(path)}
     now = {name: _size_and_time(there[name]) for name in before if name in there}
-    touched = {
-        name: state for name, state in now.items() if not state.items() <= before[name].items()
-    }
+    touched = {n: state for n, state in now.items() if not state.items() <= before[n].items()}
     changed = {name for name in touched if sha256(there[name]) != before[name]["sha256"]}
     changed = sorted(changed | (set(before) ^ set(there)))
     if changed:
@@ -131,7 +129,7 @@ def _read(source: Path) -> dict:
         return record
     except (ValueError, TypeError) as error:
         raise PekaError(
-            f"{source}: damaged; expected the list of files with which this run was started. Choose "
+            f"{source}: damaged; expected the list of files of this run. Choose "
             "another --run NAME. If you know that none of them has changed, delete this one file: "
             "the links are made again."
         ) from error

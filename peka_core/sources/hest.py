@@ -1,8 +1,9 @@
-"""HEST-1k (Jaume et al. 2024): the paper's four cohorts, Visium slides of breast, kidney, liver and lung.
+"""HEST-1k (Jaume et al. 2024): the paper's four cohorts, Visium slides of four organs.
 
-A slide's files are linked into the cohort directory, not copied, and stay as they are. Splits, samples.csv and target genes
-are ours. Files are rewritten only where a cohort cannot read them: gene names that are Ensembl ids or occur twice (a copy of
-the h5ad), tiles of 256 px (cut again, where the slide's image is at hand).
+A slide's files are linked into the cohort directory and stay as they are. Splits, samples.csv and
+target genes are ours. A file is rewritten only where a cohort cannot read it: a copy of the h5ad
+where gene names are Ensembl ids or occur twice, and tiles of 256 px, which are cut again where the
+slide's image is available.
 """
 
 import hashlib
@@ -54,34 +55,49 @@ SAME = 5.0  # grey levels by which tiles of one section may differ, after anothe
 
 
 def build(
-    path: str | Path, cohort: str = "breast", leave_out: Iterable[str] = (), folds: int = 6, unknown: str = "slide",
-    wsis: bool = False, index: str = "", index_sha256: str = "", counts: tuple[int, int] | None = None,
-) -> Path:  # fmt: skip
+    path: str | Path,
+    cohort: str = "breast",
+    leave_out: Iterable[str] = (),
+    folds: int = 6,
+    unknown: str = "slide",
+    wsis: bool = False,
+    index: str = "",
+    index_sha256: str = "",
+    counts: tuple[int, int] | None = None,
+) -> Path:
     """Convert the slides of a cohort into a cohort directory, by links.
 
-    A finished cohort with the same options is left alone, a half-built one is completed slide by slide.
+    A finished cohort with the same options is left alone; a half-built one is completed.
 
     Args:
         path: cohort directory.
         cohort: a name in `COHORTS`.
-        leave_out: ids of slides to do without, e.g. TENX23, whose panel leaves few genes in common.
-        folds: held-out splits, at most; patients are left out whole, so no more than there are patients.
-        unknown: what holds slides of unknown patients together, `slide` or `study`; see `hest_index.groups`.
-        wsis: fetch the whole slide images too, from which tiles of 256 px are cut again; changes no cohort that has none.
+        leave_out: ids of slides to leave out, such as TENX23, whose panel shares few genes with the
+            others.
+        folds: number of held-out splits, at most one a patient, because patients stay whole.
+        unknown: how slides of unknown patients are grouped, by `slide` or `study`; see
+            `hest_index.groups`.
+        wsis: fetch the whole slide images too, from which tiles of 256 px are cut again. This
+            changes no cohort without such tiles.
         index: another index, with `index_sha256` and `counts`; see `hest_index.slides`.
 
     Raises:
-        PekaError: as `slides` and `fetch`; slides without genes in common; tiles that are not 224 px; or a directory built by
-            another source.
+        PekaError: as `slides` and `fetch`; or slides share no genes, tiles are not 224 px, or the
+            directory was built by another source.
     """
-    path = Path(path)
-    found = index_path(index, index_sha256)
-    table = without(read_slides(found, cohort, counts), leave_out)
+    path, place = Path(path), index_path(index, index_sha256)
+    table = without(read_slides(place, cohort, counts), leave_out)
     whose = groups(table, unknown)
     options = {
-        "source": "hest", "recipe": RECIPE, "cohort": cohort, "index_sha256": sha256(found), "sections": list(table.index),
-        "folds": int(folds), "unknown": unknown, "groups_sha256": hashlib.sha256(whose.to_csv().encode()).hexdigest(),
-    }  # fmt: skip
+        "source": "hest",
+        "recipe": RECIPE,
+        "cohort": cohort,
+        "index_sha256": sha256(place),
+        "sections": list(table.index),
+        "folds": int(folds),
+        "unknown": unknown,
+        "groups_sha256": hashlib.sha256(whose.to_csv().encode()).hexdigest(),
+    }
     if building.is_built(path, options):
         return path
     files = fetch_slides(table, wsis)
@@ -91,47 +107,53 @@ def build(
             facts[sample] = convert_slide(path, sample, files[sample], row, symbols)
             building.save_facts(path, options, facts)
     facts = {sample: facts[sample] for sample in table.index}
-    more = _write_tables(
-        path,
-        table.join(whose, lsuffix="_in_index"),
-        facts,
-        int(folds),
-        rules_of(cohort).authors_genes,
-    )
+    table, authors = table.join(whose, lsuffix="_in_index"), rules_of(cohort).authors_genes
+    more = _write_tables(path, table, facts, int(folds), authors)
     building.mark_built(path, options, facts, **more)
     return path
 
 
 def fetch(
-    cohort: str = "breast", dry_run: bool = False, wsis: bool = False, leave_out: Iterable[str] = (), index: str = "",
-    index_sha256: str = "", counts: tuple[int, int] | None = None,
-) -> dict[str, dict[str, Path]]:  # fmt: skip
-    """Download and verify (or find in PEKA_MIRROR) the files of a cohort; with `dry_run` list them and their sizes.
+    cohort: str = "breast",
+    dry_run: bool = False,
+    wsis: bool = False,
+    leave_out: Iterable[str] = (),
+    index: str = "",
+    index_sha256: str = "",
+    counts: tuple[int, int] | None = None,
+) -> dict[str, dict[str, Path]]:
+    """Download and verify (or find in PEKA_MIRROR) the files of a cohort.
+
+    With `dry_run` the files and their sizes are only listed.
 
     Args:
-        wsis: also the whole slide images. The rest as in `build`.
+        wsis: also the whole slide images. The other arguments are as in `build`.
 
     Returns:
-        paths by slide and folder; empty where a dry run has no index to know the slides from.
+        paths by slide and folder; empty where a dry run finds no index that names the slides.
     """
-    found = index_path(index, index_sha256, dry_run)
-    if dry_run and not found.exists():
+    place = index_path(index, index_sha256, dry_run)
+    if dry_run and not place.exists():
         rules = rules_of(cohort)
         print(
-            f"{cohort}: {rules.slides} slides, {rules.spots} spots; which ones, and their sizes, is known once the index is here"
+            f"{cohort}: {rules.slides} slides, {rules.spots} spots; names and sizes are known once "
+            "the index is here"
         )
         return {}
-    return fetch_slides(without(read_slides(found, cohort, counts), leave_out), wsis, dry_run)
+    return fetch_slides(without(read_slides(place, cohort, counts), leave_out), wsis, dry_run)
 
 
 def preflight(
-    cohort: str = "breast", wsis: bool = False, leave_out: Iterable[str] = (), index: str = "", index_sha256: str = "",
+    cohort: str = "breast",
+    wsis: bool = False,
+    leave_out: Iterable[str] = (),
+    index: str = "",
+    index_sha256: str = "",
     counts: tuple[int, int] | None = None,
-) -> None:  # fmt: skip
-    """Refuse before any work a cohort whose slides are not here and cannot come; arguments as in `fetch`."""
-    here = (
-        index or os.environ.get("PEKA_MIRROR") or index_place().exists()
-    )  # else it is downloaded first
+) -> None:
+    """Refuse a cohort whose slides are missing and cannot be downloaded; arguments as `fetch`."""
+    # without an index nothing is known of the slides yet
+    here = index or os.environ.get("PEKA_MIRROR") or index_place().exists()
     hest_files.preflight(
         without(slides(cohort, index, index_sha256, counts), leave_out) if here else None, wsis
     )
@@ -139,33 +161,34 @@ def preflight(
 
 def without(table: pd.DataFrame, leave_out: Iterable[str] | str) -> pd.DataFrame:
     """Rows of `slides` without some ids; PekaError where one is none of them."""
-    leave_out = sorted(
-        set(leave_out.replace(",", " ").split() if isinstance(leave_out, str) else leave_out)
-    )
-    if unknown := sorted(set(leave_out) - set(table.index)):
-        raise PekaError(
-            f"hest: leave_out names {unknown}; expected some of {', '.join(table.index)}."
-        )
-    return table.drop(index=leave_out)
+    ids = leave_out.replace(",", " ").split() if isinstance(leave_out, str) else leave_out
+    if unknown := sorted(set(ids) - set(table.index)):
+        known = ", ".join(table.index)
+        raise PekaError(f"hest: leave_out names {unknown}; expected some of {known}.")
+    return table.drop(index=sorted(set(ids)))
 
 
-# ---- tables ------------------------------------------------------------------------------------------------------
+# ---- tables -----------------------------------------------------------------------------------
 
 
 def _write_tables(
     path: Path, table: pd.DataFrame, facts: dict[str, dict], folds: int, authors_genes: str
 ) -> dict:
-    """Write the tables, genes and splits last, since these are chosen on the opened cohort; returns what source.json keeps."""
+    """Write the tables; genes and splits come last, because they need the opened cohort.
+
+    Returns:
+        what source.json keeps.
+    """
     samples = _samples(table, facts)
     write_cohort_tables(path, samples, [], [])
     cohort = open_cohort(path)
     spots = {sample: made["spots"] for sample, made in facts.items()}
     common = joined_genes([section.genes for section in cohort.sections])
     if len(common) < N_GENES:
-        raise PekaError("; ".join([
-            f"{path}: {len(common)} genes are measured in every slide; expected {N_GENES} or more, for the targets. Leave slides out",
-            *narrow(cohort, common),
-        ]))  # fmt: skip
+        what = (
+            f"{path}: {len(common)} genes are measured in every slide; expected {N_GENES} or more"
+        )
+        raise PekaError("; ".join([f"{what}. Leave slides out", *narrow(cohort, common)]))
     genes = top_genes(cohort, N_GENES)
     write_cohort_tables(path, samples, make_splits(samples, spots, folds), genes)
     copies = {
@@ -176,31 +199,22 @@ def _write_tables(
     notes = notes_on(cohort, samples, facts, common, copies)
     for note in notes:
         warnings.warn(note, stacklevel=3)
+    kept = {s.sample: f"{len(common)} of {len(s.genes)}" for s in cohort.sections}
     return {
-        "genes_in_common": len(common), "kept_of_each": {s.sample: f"{len(common)} of {len(s.genes)}" for s in cohort.sections},
-        "authors_genes": compare_genes(home() / authors_genes, genes, common), "copies": copies, "notes": notes,
-    }  # fmt: skip
+        "genes_in_common": len(common),
+        "kept_of_each": kept,
+        "authors_genes": compare_genes(home() / authors_genes, genes, common),
+        "copies": copies,
+        "notes": notes,
+    }
 
 
 def _samples(table: pd.DataFrame, facts: dict[str, dict]) -> pd.DataFrame:
     """samples.csv from index and groups."""
-    names = {
-        "disease_state": "disease",
-        "st_technology": "technology",
-        "study_link": "source",
-    }  # the index's, ours
-    kept = [
-        "patient",
-        "block",
-        "duplicate_of",
-        "organ",
-        "um_per_px",
-        "license",
-        "evidence",
-        "basis",
-        *names,
-    ]
-    samples = table[kept].rename(columns=names)
+    # the index's name of a column -> ours
+    names = {"disease_state": "disease", "st_technology": "technology", "study_link": "source"}
+    kept = ["patient", "block", "duplicate_of", "organ", "um_per_px", "license", "evidence"]
+    samples = table[[*kept, "basis", *names]].rename(columns=names)
     samples["license"] = (
         "CC BY-NC-SA 4.0 as part of HEST-1k; of the study: "
         + samples.license.replace("", "not stated")
@@ -214,28 +228,31 @@ def _samples(table: pd.DataFrame, facts: dict[str, dict]) -> pd.DataFrame:
 def make_splits(
     samples: pd.DataFrame, spots: dict[str, int], folds: int
 ) -> list[tuple[list[str], list[str]]]:
-    """(training, test) slides of each split: patients whole, in folds of about as many spots; the same on every machine.
+    """(training, test) slides of each split; it is the same on every machine.
+
+    Patients stay whole, and folds have about as many spots each. Where there is one patient, slides
+    are left out one by one.
 
     Args:
-        samples: column patient, index sample_id; slides are left out one by one where there is one patient.
+        samples: column patient, index sample_id.
         spots: of each slide.
-        folds: at most; no more than there are patients.
+        folds: number of splits, at most one a patient.
     """
     group = samples.patient if samples.patient.nunique() > 1 else samples.index.to_series()
     size = pd.Series(spots).groupby(group).sum()
     names = sorted(size.index, key=lambda name: (-size[name], name))
     folds = min(folds, len(names))
     load, fold = [0] * folds, {}
-    for name in names:  # the largest first, each into the fold with the fewest spots so far
+    for name in names:  # the largest first, into the fold with the fewest spots so far
         fold[name] = load.index(min(load))
         load[fold[name]] += size[name]
+    if folds < 2:
+        return []
     parts = [[s for s in samples.index if fold[group[s]] == i] for i in range(folds)]
-    return (
-        [([s for s in samples.index if s not in part], part) for part in parts] if folds > 1 else []
-    )
+    return [([s for s in samples.index if s not in part], part) for part in parts]
 
 
-# ---- what a reader has to know before trusting a score: kept in source.json, and warned of -------------------------
+# ---- what a reader has to know before trusting a score: kept in source.json, and warned of ------
 
 
 def compare_genes(path: Path, genes: list[str], common: pd.Index) -> dict:
@@ -244,9 +261,12 @@ def compare_genes(path: Path, genes: list[str], common: pd.Index) -> dict:
         return {"file": path.name, "found": False}
     theirs = gene_list(path)
     return {
-        "file": path.name, "found": True, "genes": len(theirs), "in_every_slide": int(common.isin(theirs).sum()),
+        "file": path.name,
+        "found": True,
+        "genes": len(theirs),
+        "in_every_slide": int(common.isin(theirs).sum()),
         "shared_with_ours": len(set(theirs) & set(genes)),
-    }  # fmt: skip
+    }
 
 
 def notes_on(
@@ -257,36 +277,33 @@ def notes_on(
     coarse = samples.um_per_px[samples.um_per_px > TILE_UM_PER_PX]
     if len(coarse):
         scales = f"{coarse.min():.2f} to {coarse.max():.2f} um/px"
-        notes.append(
-            f"{len(coarse)} slides at {scales}: their tiles are up-sampled to 0.5 ({', '.join(coarse.index)})"
-        )
+        names = ", ".join(coarse.index)
+        notes.append(f"{len(coarse)} slides at {scales}: tiles are up-sampled to 0.5 ({names})")
     if unknown := list(samples.index[samples.basis == "unknown"]):
         notes.append(
-            f"{len(unknown)} slides of unknown patients count as one patient each, so a split may have one on both sides: "
-            + ", ".join(unknown)
+            f"{len(unknown)} slides of unknown patients count as one patient each, so a patient "
+            f"may be on both sides of a split: {', '.join(unknown)}"
         )
     if samples.patient.nunique() == 1:
         notes.append("one patient: splits leave slides out, which says nothing about a new patient")
-    return notes + narrow(cohort, common) + _no_copies(copies)
-
-
-def _no_copies(copies: dict) -> list[str]:
-    """Slides that are said to be copies and do not look like it."""
-    return [
-        f"{sample}: said to copy {found['of']}, but of {found['shared_barcodes']} spots in common the tiles differ by "
-        f"{found['mean_difference']} grey levels"
-        for sample, found in copies.items()
-        if found["mean_difference"] is None or found["mean_difference"] > SAME
-    ]
+    notes += narrow(cohort, common)
+    for sample, pair in copies.items():
+        if pair["mean_difference"] is None or pair["mean_difference"] > SAME:
+            notes.append(
+                f"{sample}: listed as a copy of {pair['of']}, but of {pair['shared_barcodes']} "
+                f"spots in common the tiles differ by {pair['mean_difference']} grey levels"
+            )
+    return notes
 
 
 def narrow(cohort: Cohort, common: pd.Index) -> list[str]:
     """Slides without which more than twice as many genes would be in common."""
     times = pd.Series(np.concatenate([s.genes for s in cohort.sections])).value_counts()
     almost = times.index[times == len(cohort.sections) - 1]
-    found = {s.sample: len(common) + int((~almost.isin(s.genes)).sum()) for s in cohort.sections}
+    without_it = {s.sample: len(common) + (~almost.isin(s.genes)).sum() for s in cohort.sections}
     return [
-        f"{sample}: without it {genes} genes would be in common instead of {len(common)}: leave_out: [{sample}]"
-        for sample, genes in found.items()
+        f"{sample}: without it {genes} genes would be in common instead of {len(common)} "
+        f"(leave_out: [{sample}])"
+        for sample, genes in without_it.items()
         if len(cohort.sections) > 1 and genes > 2 * len(common)
     ]

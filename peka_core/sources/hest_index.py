@@ -1,10 +1,10 @@
-"""The index of HEST-1k: which slides make a cohort of the paper, how many they are, and whose they are.
+"""The index of HEST-1k: which slides make a cohort of the paper, and whose they are.
 
-The paper used index v1_1_0. It starts with a byte order mark, leaves `patient` blank (or three spaces) for most slides,
-and of its pixel sizes only `pixel_size_um_estimated` can be trusted. Patients are curated in hest_groups.csv.
+The paper used index v1_1_0. It starts with a byte order mark and leaves `patient` blank (or three
+spaces) for most slides. Of its pixel sizes only `pixel_size_um_estimated` can be trusted. Patients
+are curated in hest_groups.csv.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from ..downloads.manifest import source_files
 from ..downloads.record import verify
 from ..errors import PekaError
 from ..files import one_name, sha256
-from ..layout.tables import read_csv
+from ..layout.tables import read_csv, read_gene_list
 from .hest_files import home
 
 NAME = "hest/HEST_v1_1_0.csv"  # in the manifest, and below PEKA_MIRROR
@@ -26,7 +26,7 @@ WHOLE_ARRAY = 4992  # positions of a 6.5 mm Visium array
 
 @dataclass(frozen=True)
 class Filter:
-    """A cohort of the paper: rows of the index by organ and cancer code (species human, technology Visium).
+    """A cohort of the paper: human Visium slides in the index, by organ and cancer code.
 
     Attributes:
         organ: column organ.
@@ -62,18 +62,21 @@ COHORTS = {
 def slides(
     cohort: str, index: str = "", index_sha256: str = "", counts: tuple[int, int] | None = None
 ) -> pd.DataFrame:
-    """Rows of a cohort in the index, in its order, index `sample_id`; text as it stands there, stripped.
+    """Rows of a cohort in the index, in its order, as stripped text; index `sample_id`.
 
-    `spots` (int) is the column spots_under_tissue, `um_per_px` (float) the column pixel_size_um_estimated.
+    `spots` (int) is the column spots_under_tissue, and `um_per_px` (float) is the column
+    pixel_size_um_estimated.
 
     Args:
         cohort: a name in `COHORTS`.
-        index: another index file of the same form, absolute or below `PEKA_MIRROR`/hest; v1_1_0 where empty.
-        index_sha256: its digest; anything is taken where empty.
+        index: another index file of the same form, absolute or below `PEKA_MIRROR`/hest; v1_1_0
+            where empty.
+        index_sha256: its digest; every file is accepted where empty.
         counts: (slides, spots) that it must have; those of `COHORTS` where None.
 
     Raises:
-        PekaError: unknown cohort, no index, another digest, or other counts.
+        PekaError: the cohort is unknown, or the index is missing, has another digest or other
+            counts.
     """
     return read_slides(index_path(index, index_sha256), cohort, counts)
 
@@ -82,12 +85,10 @@ def read_slides(path: Path, cohort: str, counts: tuple[int, int] | None = None) 
     """`slides` of an index file that is at hand."""
     rules = rules_of(cohort)
     table = read_csv(path, "pixel_size_um_estimated").set_index("id").rename_axis("sample_id")
-    found = (
-        (table.species == "Homo sapiens")
-        & (table.st_technology == "Visium")
-        & (table.organ == rules.organ)
-    )
-    table = table[found & (table.oncotree_code == rules.oncotree if rules.oncotree else True)]
+    human_visium = (table.species == "Homo sapiens") & (table.st_technology == "Visium")
+    table = table[human_visium & (table.organ == rules.organ)]
+    if rules.oncotree:
+        table = table[table.oncotree_code == rules.oncotree]
     table = table.assign(
         spots=pd.to_numeric(table.spots_under_tissue).astype(int),
         um_per_px=pd.to_numeric(table.pixel_size_um_estimated),
@@ -97,8 +98,8 @@ def read_slides(path: Path, cohort: str, counts: tuple[int, int] | None = None) 
     expected = (rules.slides, rules.spots) if counts is None else tuple(counts)
     if (len(table), int(table.spots.sum())) != expected:
         raise PekaError(
-            f"{path}: {cohort} has {len(table)} slides and {table.spots.sum()} spots; expected {expected[0]} and {expected[1]} "
-            "of this index. Take index v1_1_0, or give the counts of yours."
+            f"{path}: {cohort} has {len(table)} slides and {table.spots.sum()} spots; expected "
+            f"{expected[0]} and {expected[1]}. Take index v1_1_0, or set counts of your own index."
         )
     return table
 
@@ -111,34 +112,24 @@ def rules_of(cohort: str) -> Filter:
 
 
 def authors_list(cohort: str) -> list[str]:
-    """The target genes that the authors published for a cohort; [] where neither mirror nor cache has their file.
+    """The target genes that the authors published for a cohort; [] where their file is not here.
 
     Raises:
-        PekaError: unknown cohort, or a file that holds no list of genes.
+        PekaError: the cohort is unknown, or the file holds no list of genes.
     """
     path = home() / rules_of(cohort).authors_genes
     return gene_list(path) if path.is_file() else []
 
 
 def gene_list(path: Path) -> list[str]:
-    """The list `genes` of a JSON file in the authors' form, without repeats; PekaError where there is none."""
-    try:
-        genes = json.loads(path.read_text(encoding="utf-8-sig"))["genes"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise PekaError(
-            f'{path}: expected {{"genes": ["ABC", ...]}}, found something else ({error!r}). Take the file again.'
-        ) from error
-    if not isinstance(genes, list) or not all(isinstance(gene, str) for gene in genes):
-        raise PekaError(
-            f'{path}: expected {{"genes": ["ABC", ...]}}, found genes that are no list of names. Take the file again.'
-        )
-    return list(dict.fromkeys(genes))
+    """The list `genes` of a file of the authors, without repeats; errors as `read_gene_list`."""
+    return list(dict.fromkeys(read_gene_list(path)))
 
 
 def index_path(index: str = "", index_sha256: str = "", dry_run: bool = False) -> Path:
-    """Where the index lies, verified; v1_1_0 is found in PEKA_MIRROR or downloaded.
+    """The path of the verified index; v1_1_0 is found in PEKA_MIRROR or downloaded.
 
-    With `dry_run` the download is shown only, and the path may not be there yet.
+    With `dry_run` the download is only listed, and the file may be missing.
     """
     if not index:
         (file,) = source_files("hest", [NAME])
@@ -150,72 +141,82 @@ def index_path(index: str = "", index_sha256: str = "", dry_run: bool = False) -
         raise PekaError(
             f"{path}: missing; expected an index of HEST-1k (CSV). Correct the path or PEKA_MIRROR."
         )
-    if index_sha256 and (found := sha256(path)) != index_sha256:
+    if index_sha256 and (digest := sha256(path)) != index_sha256:
         raise PekaError(
-            f"{path}: sha256 is {found}, expected {index_sha256}. Take the file that the digest is of."
+            f"{path}: sha256 is {digest}, expected {index_sha256}. Take the file with that digest."
         )
     return path
 
 
 def index_place(index: str = "") -> Path:
-    """Where the index lies, or would lie: in PEKA_MIRROR or the cache; an absolute `index` stays."""
+    """The path of the index, in PEKA_MIRROR or the cache, even if it is missing."""
     return home() / (index or Path(NAME).name)
 
 
 def counts_table() -> pd.DataFrame:
-    """What index v1_1_0 has, beside the paper: one row a cohort.
+    """Slides and spots of index v1_1_0 beside those of the paper, one row a cohort.
 
-    `whole arrays` are slides that list all 4,992 positions of a Visium array, so that spots on glass are counted too: 12 of
-    liver's 14, whose count is furthest from the paper's.
+    `whole arrays` are slides that list all 4,992 positions of a Visium array, so that spots on
+    glass are counted too: 12 of liver's 14, whose count differs most from the paper's.
 
     Raises:
-        PekaError: as `slides`, so that every count shown was found in the index.
+        PekaError: as `slides`, so that every count in the table was found in the index.
     """
     rows = []
     for name, rules in COHORTS.items():
         table = slides(name)
         rows.append({
-            "cohort": name, "slides": len(table), "spots in index": int(table.spots.sum()), "n in paper": rules.n_paper,
-            "difference": int(table.spots.sum()) - rules.n_paper, "whole arrays": int((table.spots == WHOLE_ARRAY).sum()),
+            "cohort": name,
+            "slides": len(table),
+            "spots in index": int(table.spots.sum()),
+            "n in paper": rules.n_paper,
+            "difference": int(table.spots.sum()) - rules.n_paper,
+            "whole arrays": int((table.spots == WHOLE_ARRAY).sum()),
         })  # fmt: skip
     return pd.DataFrame(rows).set_index("cohort")
 
 
 def groups(table: pd.DataFrame, unknown: str = "slide") -> pd.DataFrame:
-    """Whose slides these are: patient, block, duplicate_of, basis, evidence, one row a slide of `table`.
+    """Whose slides these are: patient, block, duplicate_of, basis and evidence, one row a slide.
 
-    `basis`: `index` (its column patient), `derived` (from what else the index says), `reported` (by others, not checked in
-    the paper), `precaution` (may be several patients, kept together), `unknown` (nothing known: the slide is its own group).
+    `basis` is `index` (its column patient), `derived` (from other columns of the index), `reported`
+    (by others, not checked in the paper), `precaution` (possibly several patients, kept together)
+    or `unknown` (the slide is its own group).
 
     Args:
         table: rows of `slides`.
         unknown: `slide` as above; `study` makes one group of every study that has an unknown slide.
 
     Raises:
-        PekaError: another word for `unknown`.
+        PekaError: `unknown` is another word.
     """
     if unknown not in ("slide", "study"):
         raise PekaError(f"hest: unknown is 'slide' or 'study', not {unknown!r}.")
     curated = read_csv(GROUPS, "sample_id").set_index("sample_id")
     rest = table[~table.index.isin(curated.index)]
-    found = pd.concat([curated, _from_index(rest)]).loc[table.index]
-    found.loc[~found.duplicate_of.isin(table.index), "duplicate_of"] = ""
+    whose = pd.concat([curated, _from_index(rest)]).loc[table.index]
+    whose.loc[~whose.duplicate_of.isin(table.index), "duplicate_of"] = ""
     if unknown == "study":
-        study, own = table.dataset_title, found.basis == "unknown"
-        held = study.isin(set(study[own]))
-        found.loc[held, "patient"] = study[held]
-        found.loc[held, "evidence"] = (
-            "kept together as one study, which has slides of unknown patients; "
-            + found.evidence[held]
-        )
-    return found
+        study = table.dataset_title
+        held = study.isin(set(study[whose.basis == "unknown"]))
+        why = "kept together as one study, which has slides of unknown patients; "
+        whose.loc[held, "patient"] = study[held]
+        whose.loc[held, "evidence"] = why + whose.evidence[held]
+    return whose
 
 
 def _from_index(table: pd.DataFrame) -> pd.DataFrame:
-    """Groups of slides that nobody curated: the index's patient within its data set, else each slide by itself."""
-    named = table.patient != ""
-    return pd.DataFrame({
-        "patient": (table.patient + " of " + table.dataset_title).where(named, table.index.to_series()),
-        "block": "", "duplicate_of": "", "basis": named.map({True: "index", False: "unknown"}),
-        "evidence": named.map({True: "column patient", False: "unknown: no patient in the index; each slide its own group"}),
-    }, index=table.index)  # fmt: skip
+    """Groups of slides that are not curated: the index's patient, else each slide by itself."""
+    named, nobody = (
+        table.patient != "",
+        "unknown: no patient in the index; each slide its own group",
+    )
+    patient = table.patient + " of " + table.dataset_title
+    columns = {
+        "patient": patient.where(named, table.index.to_series()),
+        "block": "",
+        "duplicate_of": "",
+        "basis": named.map({True: "index", False: "unknown"}),
+        "evidence": named.map({True: "column patient", False: nobody}),
+    }
+    return pd.DataFrame(columns, index=table.index)

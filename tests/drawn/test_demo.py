@@ -1,6 +1,5 @@
-"""The demo: sections that do not depend on each other, a law that does what it says, a cohort like any other."""
+"""The demo: independent sections, a law that does what it says, a cohort like any other."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -128,7 +127,7 @@ def test_cue_genes_follow_their_cue_in_the_counts(world):
 
 
 def brute_force(stored, z, effect, redraws=2000):
-    """log1p(CP10K) of one spot, redrawn and averaged; written from the law's text with its numbers spelled out."""
+    """log1p(CP10K) of one spot, redrawn and averaged, from the law's text with its numbers."""
     rng = np.random.default_rng(99)
     shape = (redraws, len(stored["genes"]))
     e = rng.normal(0, np.sqrt(0.35**2 + 0.12**2), shape) if effect is None else effect
@@ -259,10 +258,11 @@ def test_more_patients_and_more_workers_leave_a_section_alone(world, tmp_path, m
 
 @pytest.mark.parametrize("first", ["with alone({path!r}):", "if True:"])
 def test_a_script_without_a_guard_ends_with_what_to_do(tmp_path, first):
-    """Each worker runs the script again: it must neither wait for its parent nor start workers of its own."""
+    """Each worker runs the script again; it must not wait for its parent nor start workers."""
     script, path = tmp_path / "mine.py", str(tmp_path / "cohort")
     script.write_text(
-        "from peka_core.files import alone\nfrom peka_core.drawn import demo\ndemo.ONE_PROCESS = 0\n"
+        "from peka_core.files import alone\nfrom peka_core.drawn import demo\n"
+        "demo.ONE_PROCESS = 0\n"
         f"{first.format(path=path)}\n    demo.build({path!r}, **{SMALL | {'workers': 2}})\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
@@ -337,33 +337,11 @@ def test_drawing_tiles_that_is_interrupted_leaves_the_finished_cohort_as_it_was(
     ]
 
 
-def test_every_progress_bar_reaches_its_end(tmp_path, monkeypatch):
-    """A bar whose iterator is not exhausted ends red in a notebook."""
-    bars, real = [], demo.tqdm
-
-    def watched(*words, **named):
-        bars.append([named["desc"], named["total"], False])
-        yield from real(*words, **named)
-        bars[-1][2] = True
-
-    monkeypatch.setattr(demo, "tqdm", watched)
-    demo.build(tmp_path / "cohort", **SMALL)
-    shutil.rmtree(tmp_path / "cohort/patches")
-    demo.build(tmp_path / "cohort", **SMALL)
-    assert bars == [["measuring", 8, True], ["drawing", 8, True], ["drawing", 8, True]]
-
-
 def test_directory_of_another_cohort_is_refused(world, tmp_path):
-    with pytest.raises(PekaError, match="another cohort"):
+    with pytest.raises(PekaError, match="source.json"):
         demo.build(world, **{**SMALL, "seed": 6})
-    with pytest.raises(PekaError, match="other tissue"):
+    with pytest.raises(PekaError, match="source.json"):
         demo.build(tmp_path / "cohort", **{**SMALL, "seed": 6}, counts_for=world)
     (tmp_path / "foreign" / "adata").mkdir(parents=True)
-    with pytest.raises(PekaError, match="did not make"):
+    with pytest.raises(PekaError, match="foreign"):
         demo.build(tmp_path / "foreign", **SMALL)
-
-
-def test_source_names_versions_and_options(world):
-    source = json.loads((world / "source.json").read_text())
-    assert (source["drawing"], source["law"]) == (drawing.VERSION, law.VERSION)
-    assert source["options"]["hidden"] == 1.0

@@ -1,4 +1,7 @@
-"""Predictors without pixels on 35 real sections: the published rules give the golden numbers (fixtures/controls_her2st.json)."""
+"""Predictors without pixels on 35 real sections give golden numbers under the published rules.
+
+The numbers are in fixtures/controls_her2st.json.
+"""
 
 import json
 from dataclasses import replace
@@ -57,9 +60,12 @@ def patient_one_hot(cohort) -> np.ndarray:
 
 
 PREDICTORS = {
-    "slide one-hot": controls.slide_one_hot, "patient one-hot": patient_one_hot, "library size": controls.library_size,
-    "slide + library size": controls.slide_and_library_size, "8 nearest spots": controls.nearest_spots,
-}  # fmt: skip
+    "slide one-hot": controls.slide_one_hot,
+    "patient one-hot": patient_one_hot,
+    "library size": controls.library_size,
+    "slide + library size": controls.slide_and_library_size,
+    "8 nearest spots": controls.nearest_spots,
+}
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +105,7 @@ def test_controls_equal_the_golden_values(cohort, tasks, golden, how, name, zero
 
 
 def mean_over_genes(predictions: ad.AnnData, by: list[str]) -> float:
-    """PCC of each gene in each part, its mean over sections, then folds, then genes: the golden file's order."""
+    """PCC of each gene in each part; its mean over sections, then folds, then genes."""
     rows = {}
     for place, index in predictions.obs.groupby(by, observed=True).indices.items():
         part = predictions[index]

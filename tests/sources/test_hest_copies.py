@@ -1,6 +1,7 @@
-"""`hest-breast` and `hest-breast-as-run` from a mirror to figures, where a curated copy was compressed again and has a tile less.
+"""`hest-breast` and `hest-breast-as-run` from a mirror to figures, with a copy that is not exact.
 
-Drawn slides alone; `mini` in the place of H-optimus-0, a tiny scFoundation of drawn weights as the teacher.
+The slides are drawn. `mini` stands for H-optimus-0, and the teacher is a tiny scFoundation with
+drawn weights.
 """
 
 import json
@@ -33,9 +34,13 @@ def profile_of(base, options, folder):
         "vocabulary": str(folder / "vocabulary.tsv"),
     }
     values = {
-        "base": base, "title": "a test mirror in the form of HEST-1k", "encoder": "mini", "recipe": SMALL,
-        "teacher_options": load_profile(base).teacher_options | teacher, "source_options": {"cohort": "breast", **options},
-    }  # fmt: skip
+        "base": base,
+        "title": "a test mirror in the form of HEST-1k",
+        "encoder": "mini",
+        "recipe": SMALL,
+        "teacher_options": load_profile(base).teacher_options | teacher,
+        "source_options": {"cohort": "breast", **options},
+    }
     (folder / f"{base}-test.yaml").write_text(yaml.safe_dump(values))
     return str(folder / f"{base}-test.yaml")
 

@@ -1,5 +1,7 @@
-"""`hest-breast` from a mirror to tables: slides that HEST's own code wrote and drawn ones, with `mini` in the place of H-optimus-0 and a tiny
-scFoundation of drawn weights as the teacher."""
+"""`hest-breast` from a mirror to tables, on slides of HEST's own code and drawn ones.
+
+`mini` stands for H-optimus-0, and the teacher is a tiny scFoundation with drawn weights.
+"""
 
 import shutil
 from pathlib import Path
@@ -23,11 +25,16 @@ SMALL = {"epochs": 2, "block": 16, "batch_size": 16, "k": 4}
 def profile(hest_files, hest_vocabulary, tmp_path, monkeypatch):
     """hest-breast on a mirror of its own: index, digest and counts come as options."""
     _, options = fixture_mirror(hest_files, tmp_path, monkeypatch, drawn=4)
+    options = {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
+    teacher = {"min_genes": 0, "checkpoint": str(TINY), "vocabulary": str(hest_vocabulary)}
     values = {
-        "base": "hest-breast", "title": "a test mirror in the form of HEST-1k", "encoder": "mini", "recipe": SMALL,
-        "teacher_options": TEACHER | {"min_genes": 0, "checkpoint": str(TINY), "vocabulary": str(hest_vocabulary)},
-        "source_options": {"cohort": "breast"} | {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()},
-    }  # fmt: skip
+        "base": "hest-breast",
+        "title": "a test mirror in the form of HEST-1k",
+        "encoder": "mini",
+        "recipe": SMALL,
+        "teacher_options": TEACHER | teacher,
+        "source_options": {"cohort": "breast"} | options,
+    }
     path = tmp_path / "hest-test.yaml"
     path.write_text(yaml.safe_dump(values))
     return str(path)

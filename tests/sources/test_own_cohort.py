@@ -1,4 +1,4 @@
-"""A cohort directory of one's own as a source: linked, never written to, noticed when it changes, and run by the command line."""
+"""Your own cohort directory: linked, never written to, and noticed when it changes."""
 
 import json
 import os
@@ -13,7 +13,6 @@ from peka_core.commands import command_line as run
 from peka_core.errors import PekaError
 from peka_core.files import sha256
 from peka_core.runner import run as workspace
-from peka_core.runner.profile import load_profile
 from peka_core.sources import directory
 
 
@@ -100,14 +99,14 @@ def test_a_new_file_is_noticed_and_a_touched_one_is_read_once(checkout, tiny_coh
 def test_a_damaged_source_json_is_named(checkout, tiny_cohort, content):
     path = opened(tiny_cohort).cohort().path
     (path / "source.json").write_text(content)
-    with pytest.raises(PekaError, match="source.json: damaged"):
+    with pytest.raises(PekaError, match="source.json"):
         opened(tiny_cohort)
 
 
 def test_two_cohorts_never_share_a_run_folder(checkout, tiny_cohort, tmp_path):
     other = shutil.copytree(tiny_cohort, tmp_path / "other")
     opened(tiny_cohort)
-    with pytest.raises(PekaError, match="choose another --run NAME"):
+    with pytest.raises(PekaError, match="--run NAME"):
         opened(other)
     assert json.loads((checkout / "runs/x/run.json").read_text())["source_options"] == {
         "path": str(tiny_cohort)
@@ -137,8 +136,8 @@ def empty_side(folder):
 
 
 @pytest.mark.parametrize("break_it, said", [
-    (no_splits, "splits: no splits.*patients"), (one_section, "one section nothing can be held out"), (no_tiles, "patches: no tiles"),
-    (no_genes, "no target genes"), (shutil.rmtree, "no such directory"), (empty_side, "split"),
+    (no_splits, "splits.*patients"), (one_section, "splits"), (no_tiles, "patches"),
+    (no_genes, "genes.json"), (shutil.rmtree, "cohort"), (empty_side, "test_0.csv"),
 ])  # fmt: skip
 def test_a_directory_that_the_chapters_cannot_use_is_refused_before_anything_is_written(
     checkout, tiny_cohort, capsys, break_it, said
@@ -202,15 +201,6 @@ def test_a_plan_counts_the_directorys_spots(checkout, tiny_cohort, capsys):
     assert run.main(["run", "own", "--plan", "--cohort", str(tiny_cohort)]) == 0
     assert "96 spots" in capsys.readouterr().out and list(checkout.iterdir()) == []
     assert run.main(["run", "own", "--plan"]) == 1 and "--cohort DIR" in capsys.readouterr().err
-
-
-def test_own_is_the_demo_but_for_cohort_and_methods():
-    own, demo = load_profile("own"), load_profile("demo")
-    assert (
-        own.recipe == demo.recipe
-        and own.methods == own.all_methods == ("bat",)
-        and (own.encoder, own.teacher) == (demo.encoder, demo.teacher)
-    )
 
 
 @pytest.mark.slow
