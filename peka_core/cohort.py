@@ -131,7 +131,7 @@ class Cohort:
     def splits(self) -> list[Split]:
         """The held-out splits of the directory, in the order of their numbers."""
         spots = [len(section.barcodes) for section in self.sections]
-        names, group = np.repeat(self.samples.index, spots), self.samples.group
+        names, group = self.samples.index.repeat(spots), self.samples.group
         splits = []
         for i, (train, test) in enumerate(self.split_ids):
             scheme = "sections" if set(group[train]) & set(group[test]) else "patients"
@@ -205,7 +205,7 @@ class Cohort:
                 "expected patches/<sample>.h5. Build the cohort again with `peka run` of its "
                 "profile or with notebook 01."
             )
-        return TileReader([(section.patches, section.tile_rows) for section in self.sections])
+        return TileReader([(s.patches, s.tile_rows) for s in self.sections if s.patches])
 
     def validate(self) -> list[str]:
         """Check every count and tile header; return (and issue) the warnings.

@@ -35,16 +35,14 @@ def log_cp10k(adata: ad.AnnData, dense: bool = True) -> np.ndarray | sparse.csr_
 def _totals(adata: ad.AnnData) -> np.ndarray:
     """Total counts (n,) float64 of each spot."""
     if adata.X is None:
-        raise PekaError(
-            "this AnnData has no X; expected raw counts (n, G) in it."
-        )
+        raise PekaError("this AnnData has no X; expected raw counts (n, G) in it.")
     given = adata.obs["total_counts"] if "total_counts" in adata.obs else adata.X.sum(axis=1)
     total = np.asarray(given, dtype=np.float64).ravel()
     bad = ~(np.isfinite(total) & (total >= 0))
     if bad.any():
         raise PekaError(
-            f"total counts of {bad.sum()} of {len(bad)} spots are NaN, infinite or negative (first: "
-            f"{adata.obs_names[bad][0]}); expected sums of raw counts. "
+            f"total counts of {bad.sum()} of {len(bad)} spots are NaN, infinite or negative "
+            f"(first: {adata.obs_names[bad][0]}); expected sums of raw counts. "
             "Look at X and obs['total_counts']."
         )
     return total
@@ -111,7 +109,7 @@ def section_table(
         log: log counts (n, G) of the section's spots.
         names: of the genes (G,).
     """
-    log = log.toarray() if sparse.issparse(log) else log
+    log = log if isinstance(log, np.ndarray) else log.toarray()
     expressed = log.any(0)
     section = ad.AnnData(log[:, expressed], var=pd.DataFrame(index=names[expressed]))
     silent = pd.DataFrame(0.0, index=names, columns=["highly_variable", "dispersions_norm"])

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -89,7 +89,7 @@ class Profile:
         return list(dict.fromkeys([self.encoder, *others]))
 
     def alignments(
-        self, splits: list[str], off: list[str] = ()
+        self, splits: Sequence[str], off: Sequence[str] = ()
     ) -> list[tuple[Rung | str, str, World]]:
         """(method or rung, split, world) of everything that chapter 3 aligns.
 
@@ -98,6 +98,7 @@ class Profile:
             off: names of the splits of world `off`.
         """
         shown, first = self.chapters, first_adapter(self.all_methods)
+        plan: list[tuple[Rung | str, str, World]]
         plan = [(method, split, OWN) for method in self.methods for split in splits]
         plan += [(method, "all", OWN) for method in self.all_methods]
         plan += [(first, "spots/0", OWN)] if first and shown.scope_effect else []

@@ -1,7 +1,7 @@
 """A cohort directory that is built section by section, so that a build that was stopped can go on.
 
-`building.json` (during the build) and `source.json` (after it) hold the options and what is known of
-each section.
+`building.json` (during the build) and `source.json` (after it) hold the options and what is known
+of each section.
 """
 
 import json

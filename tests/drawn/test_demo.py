@@ -41,12 +41,6 @@ def test_section_depends_on_nothing_but_its_key():
         assert not np.array_equal(painting.tiles(drawing.plan_section(*key, 6)), first)
 
 
-def test_sections_of_a_patient_share_dyes_and_patients_do_not():
-    one, two, other = (drawing.plan_section(5, *key, 6).patient for key in ((1, 1), (1, 2), (2, 1)))
-    assert np.array_equal(one.dyes, two.dyes)
-    assert not np.array_equal(one.dyes, other.dyes)
-
-
 def test_doubled_image_averages_to_the_drawn_one():
     image = painting.paint(drawing.plan_section(5, 1, 1, 6))
     doubled = painting.double(image).astype(float)

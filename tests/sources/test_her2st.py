@@ -216,11 +216,6 @@ def test_unknown_sections_and_missing_images_are_named(drawn, tmp_path):
         build(tmp_path)
 
 
-def test_fetch_lists_the_files_of_the_sections(drawn, capsys):
-    assert len(her2st.fetch(["K1", "L1"], dry_run=True)) == 6
-    assert "ST-imgs/L/L1/x.jpg" in capsys.readouterr().out
-
-
 def test_real_section(shared, tmp_path, monkeypatch):
     monkeypatch.setenv("PEKA_MIRROR", str(shared / "data"))
     monkeypatch.setenv("PEKA_CACHE", str(tmp_path / "cache"))

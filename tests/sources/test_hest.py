@@ -236,31 +236,6 @@ def test_a_finished_cohort_is_left_alone_and_a_lost_link_mended(mirror, tmp_path
         build(tmp_path / "mine", options)
 
 
-def test_a_killed_conversion_goes_on_slide_by_slide(mirror, tmp_path, monkeypatch):
-    build(tmp_path / "whole", mirror[1])
-    real, calls = hest.convert_slide, []
-
-    def dies_at(name):
-        def convert(path, sample, *rest):
-            calls.append(sample)
-            if sample == name:
-                raise KeyboardInterrupt
-            return real(path, sample, *rest)
-
-        return convert
-
-    monkeypatch.setattr(hest, "convert_slide", dies_at("TENX24"))
-    with pytest.raises(KeyboardInterrupt):
-        build(tmp_path / "cohort", mirror[1])
-    assert not (tmp_path / "cohort/source.json").exists()
-    monkeypatch.setattr(hest, "convert_slide", dies_at(None))
-    build(tmp_path / "cohort", mirror[1])
-    assert (
-        calls == [*IDS[:4], *IDS[3:]]
-        and open_cohort(tmp_path / "cohort").digest == open_cohort(tmp_path / "whole").digest
-    )
-
-
 def test_links_fall_back_to_hard_links_and_copies(mirror, tmp_path, monkeypatch):
     original = mirror[0] / "st/D1.h5ad"
 
@@ -442,13 +417,6 @@ def test_hests_own_files_are_read_spot_by_spot(hest_files, tmp_path, monkeypatch
         "FIX2": "Patient C of FIX",
         "FIX1": "Patient C of FIX",
     }
-
-
-def test_fixture_and_drawn_slides_are_embedded_and_scored(hest_files, tmp_path, monkeypatch):
-    _, options = fixture_mirror(hest_files, tmp_path, monkeypatch, drawn=2)
-    build(tmp_path / "cohort", options)
-    cohort = open_cohort(tmp_path / "cohort")
-    assert scored(cohort) == {"hest_bench", "strict"} and len(cohort) == 43
 
 
 def test_strict_leaves_the_copy_out(mirror, tmp_path):

@@ -47,7 +47,7 @@ def profile_of(base, options, folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("base, method", [("hest-breast", "bat"), ("hest-breast-as-run", "bone")])
-def test_a_copy_that_is_not_byte_identical_stops_no_run(mirror, tmp_path, base, method):  # noqa: F811
+def test_a_copy_that_is_not_byte_identical_stops_no_run(mirror, tmp_path, base, method):
     home, options = mirror
     copy_tiles(home, "TENX24", "TENX23", recompressed, leave_out=1)
     folder = fresh(f"test-copies-{method}")

@@ -197,12 +197,6 @@ def test_own_without_a_directory_and_a_directory_without_own_are_refused(
     assert list(checkout.iterdir()) == []
 
 
-def test_a_plan_counts_the_directorys_spots(checkout, tiny_cohort, capsys):
-    assert run.main(["run", "own", "--plan", "--cohort", str(tiny_cohort)]) == 0
-    assert "96 spots" in capsys.readouterr().out and list(checkout.iterdir()) == []
-    assert run.main(["run", "own", "--plan"]) == 1 and "--cohort DIR" in capsys.readouterr().err
-
-
 @pytest.mark.slow
 def test_a_cohort_of_ones_own_runs_through_all_chapters(tmp_path, capsys):
     """As a user's is: only names and patients in samples.csv, no tissue types, two patients."""
