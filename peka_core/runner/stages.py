@@ -158,15 +158,15 @@ def features(work: Run, rung: Rung | str = "frozen", split: Split | str = "") ->
     rung = as_rung(rung)
     is_frozen = rung.method == "none"
     work = work.at(OWN) if is_frozen and work.world.same_tissue else work
-    split = None if is_frozen else work.split(split)
+    seen = None if is_frozen else work.split(split)
 
     def write(folder: Path) -> None:
         table = ad.AnnData(obs=work.cohort().obs)
-        for space, values in _embed(work, rung, split).items():
+        for space, values in _embed(work, rung, seen).items():
             table.obsm[f"X_{space}"] = values
         table.write_h5ad(folder / "features.h5ad", compression="gzip")
 
-    unit = student_unit(work, "features", rung, split)
+    unit = student_unit(work, "features", rung, seen)
     return _read(_file(work, unit, "features.h5ad", write))
 
 
@@ -297,18 +297,18 @@ def _predictor(work: Run, predictor: Rung | str, sees: dict[str, Split]):
 def umap(work: Run, rung: Rung | str, split: Split | str, labels_of: Split | str) -> pd.DataFrame:
     """UMAP of all spots in a rung's space: x, y, patient, pseudo_label (of split `labels_of`)."""
     rung, fitted = as_rung(rung), work.split(labels_of).train
-    split = None if rung.method == "none" else work.split(split)
-    rows = [fitted] if split is None else [seen_by(work, rung, split), fitted]
-    unit = student_unit(work, "umap", rung, split, space=rung.space, teacher=work.teacher_name)
+    aligned = None if rung.method == "none" else work.split(split)
+    rows = [fitted] if aligned is None else [seen_by(work, rung, aligned), fitted]
+    unit = student_unit(work, "umap", rung, aligned, space=rung.space, teacher=work.teacher_name)
     unit = dataclasses.replace(unit, rows=sha256_of_rows(*rows))
-    if split is None:
+    if aligned is None:
         plain = work.profile.recipe  # the pseudo-labels depend on it
         unit = dataclasses.replace(unit, recipe=Recipe(k=plain.k, labels=plain.labels))
 
     def write(folder: Path) -> None:
         from ..quality import umap_points
 
-        table = features(work, rung, split or "")
+        table = features(work, rung, split)
         points = umap_points(table.obsm[f"X_{rung.space}"], table.obs_names)
         labels = teacher(work, labels_of).obs["pseudo_label"]
         points = points.assign(pseudo_label=labels, patient=table.obs["patient"])
