@@ -84,8 +84,7 @@ def _with_null(content):
 def link_whole(original: str | Path, path: str | Path, symbolic: bool = False) -> Path:
     """Make `path` a link to the original or a copy of it, whole or not at all.
 
-    It is a symbolic link where that is asked for, else a hard link, and a copy where the disk has
-    no such links. An existing file stays; a link whose original is gone is replaced.
+    The link is hard unless a symbolic one is asked for. A link whose original is gone is replaced.
     """
     ways = (os.symlink, os.link, shutil.copyfile) if symbolic else (os.link, shutil.copyfile)
 
@@ -110,9 +109,11 @@ def told_when_full(path: Path):
         refused = getattr(error, "errno", None) in CANNOT_WRITE and _is_near(_file_of(error), path)
         if isinstance(error, PekaError) or not (full or refused):
             raise
-        if not full and _is_closed(_file_of(error)):
-            raise not_readable(_file_of(error)) from error
-        raise cannot_write(path, "the disk is full" if full else error.strerror) from error
+        file = _file_of(error)
+        if not full and file and _is_closed(file):
+            raise not_readable(file) from error
+        why = "the disk is full" if full else getattr(error, "strerror", None) or str(error)
+        raise cannot_write(path, why) from error
 
 
 def cannot_write(path: str | Path, why: str) -> PekaError:
@@ -134,7 +135,7 @@ def not_readable(path: str | Path) -> PekaError:
 def no_access(error: OSError) -> PekaError:
     """The message for an error in `CANNOT_WRITE`: a file that may not be read, or a full place."""
     file = _file_of(error)
-    if file is not None and _is_closed(file):
+    if file and _is_closed(file):
         return not_readable(file)
     return cannot_write(file or "the disk", error.strerror or str(error))
 
@@ -145,9 +146,9 @@ def _file_of(error: BaseException) -> str | None:
     return getattr(error, "filename", None) or (named and named.group(1))
 
 
-def _is_closed(file: str | None) -> bool:
+def _is_closed(file: str) -> bool:
     """Whether a file or folder exists and may not be read."""
-    return file is not None and os.path.exists(file) and not os.access(file, os.R_OK)
+    return os.path.exists(file) and not os.access(file, os.R_OK)
 
 
 @contextlib.contextmanager
@@ -171,7 +172,7 @@ def alone(path: Path):
         lock.acquire()
     except OSError as error:
         if error.errno in CANNOT_WRITE:
-            raise cannot_write(locks, error.strerror) from error
+            raise cannot_write(locks, error.strerror or str(error)) from error
         raise
     try:
         yield
@@ -180,10 +181,7 @@ def alone(path: Path):
 
 
 def not_in_a_starting_worker() -> None:
-    """Refuse to work in a worker process that is still starting.
-
-    Such a worker runs its parent's script again. It would start workers of its own, or wait for a
-    lock that its parent holds.
+    """Refuse to work in a worker that is still starting: it runs its parent's script again.
 
     Raises:
         PekaError: this process is such a worker.
