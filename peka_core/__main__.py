@@ -5,7 +5,7 @@ import sys
 
 
 def main() -> int:
-    """The command line; Ctrl-C while it is still being imported ends as it does later."""
+    """Run the command line; Ctrl-C during its import ends like a later one."""
     try:
         from .commands.command_line import main as command
     except KeyboardInterrupt:
@@ -13,9 +13,7 @@ def main() -> int:
         return 130
     code = command()
     if code == 130:
-        signal.signal(
-            signal.SIGINT, signal.SIG_IGN
-        )  # an impatient second Ctrl-C finds the way out already taken
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C changes nothing any more
     return code
 
 

@@ -1,4 +1,4 @@
-"""What is told while work goes on."""
+"""Lines that are printed while work goes on."""
 
 import functools
 import sys
@@ -6,5 +6,5 @@ import sys
 
 @functools.cache
 def say_once(text: str, notice: bool = False) -> None:
-    """Print a line the first time that it is said in this process; a notice goes to stderr."""
+    """Print a line once in a process; a notice goes to stderr."""
     print(text, file=sys.stderr if notice else sys.stdout, flush=True)

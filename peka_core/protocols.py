@@ -151,8 +151,8 @@ def protocol_of(split: str) -> Protocol:
 
 
 def split_named(cohort: Cohort, name: str) -> Split:
-    """A split by its name: `all`, which trains on every spot and tests none; `spots/i`, the shuffled
-    folds of `peka_paper`; or one of the cohort's own, without the copies of sections.
+    """A split by its name: `all`, which trains on every spot and tests none; `spots/i`, the
+    shuffled folds of `peka_paper`; or one of the cohort's own, without the copies of sections.
 
     Raises:
         PekaError: the cohort has no such split.
@@ -180,7 +180,8 @@ def aligned_on(
         return [split_named(cohort, "all")] * len(splits)
     if protocol.gene_folds:
         raise PekaError(
-            f"protocol {protocol.name} gives each gene folds of its own, so no spot is held out from "
+            f"protocol {protocol.name} gives each gene folds of its own, so no spot is held out "
+            "from "
             "all of them and no alignment can be nested in them: score it with scope all"
         )
     return splits
