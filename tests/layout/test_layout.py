@@ -259,8 +259,8 @@ def test_spots_without_tile_are_counted_and_need_no_place(tiny_cohort):
         file.write_text("\n".join(lines))
     with pytest.warns(UserWarning):
         cohort = open_cohort(tiny_cohort)
-        notes = cohort.validate()
-    assert len(cohort) == 93 and len(cohort.digest) == 64 and len(notes) == 2
+        notes, digest = cohort.validate(), cohort.digest
+    assert len(cohort) == 93 and len(digest) == 64 and len(notes) == 2
     assert "P2B.h5: 3 spots" in notes[0] and "P4B" in notes[1]
 
 

@@ -147,25 +147,13 @@ def test_a_mirror_becomes_a_cohort_by_links_and_stays_as_it_is(mirror, tmp_path)
     said = build(tmp_path / "cohort", options)
     cohort = open_cohort(tmp_path / "cohort")
     for sample in IDS:
-        assert (cohort.path / "adata" / f"{sample}.h5ad").resolve() == (
-            home / "st" / f"{sample}.h5ad"
-        ).resolve()
-        assert (cohort.path / "patches" / f"{sample}.h5").resolve() == (
-            home / "patches" / f"{sample}.h5"
-        ).resolve()
+        for ours, theirs in (("adata/{}.h5ad", "st/{}.h5ad"), ("patches/{}.h5", "patches/{}.h5")):
+            original = (home / theirs.format(sample)).resolve()
+            assert (cohort.path / ours.format(sample)).resolve() == original
     with pytest.warns(UserWarning):
-        found = cohort.validate()
-    assert len(found) == 13 and all(
-        any(
-            part in text
-            for part in (
-                "2 spots of",
-                "1 of 12 spots have no count",
-                "TENX23 (12 spots) is a copy of TENX24",
-            )
-        )
-        for text in found
-    )
+        notes = cohort.validate()
+    parts = ("2 spots of", "1 of 12 spots", "TENX23 (12 spots) is a copy of TENX24")
+    assert len(notes) == 13 and all(any(part in note for part in parts) for note in notes)
     assert list(cohort.samples.index) == list(IDS) and len(cohort) == 72
     assert (
         cohort.samples.group.nunique() == 4
