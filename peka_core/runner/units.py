@@ -228,14 +228,10 @@ def _taken(run: Path, unit: Unit, needs: str, target: Path) -> Path | None:
     )
     if (other := next(filter(None, others), None)) is None:
         return None
-    folder = target.with_name(f"{TEMPORARY}{target.name}-{uuid.uuid4().hex[:8]}")
-    folder.mkdir()
-    try:
+    with _replacement(target) as folder:
         for path in other.iterdir():
             link_whole(path, folder / path.name)
-        return _move_into_place(folder, target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    return target
 
 
 def _tell_other_versions(facts: dict) -> None:
@@ -260,30 +256,29 @@ def partial(run: Path, unit: Unit) -> Path:
 def _make(target: Path, unit: Unit, write: Callable[[Path], None], device: str) -> Path:
     for leftover in target.parent.glob(f"{TEMPORARY}{target.name}-*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    folder = target.with_name(f"{TEMPORARY}{target.name}-{uuid.uuid4().hex[:8]}")
-    folder.mkdir()
     cost = Cost()
+    # The disk is looked at while what filled it is still there, so told_when_full ends first.
+    with _replacement(target) as folder, told_when_full(target):
+        with cost:
+            write(folder)
+        facts = {"unit": dataclasses.asdict(unit), **cost.facts(), **provenance(device)}
+        write_json(folder / "unit.json", facts)
+    shutil.rmtree(target.with_name(f".{target.name}.partial"), ignore_errors=True)
+    return target
+
+
+@contextlib.contextmanager
+def _replacement(target: Path):
+    """A temporary folder that takes the place of `target` once it is whole, and else goes away."""
+    folder = target.with_name(f"{TEMPORARY}{target.name}-{uuid.uuid4().hex[:8]}")
+    old = target.with_name(f"{TEMPORARY}{target.name}-old")
+    folder.mkdir()
     try:
-        with told_when_full(target):  # asked while what filled the disk is still there
-            with cost:
-                write(folder)
-            write_json(
-                folder / "unit.json",
-                {"unit": dataclasses.asdict(unit), **cost.facts(), **provenance(device)},
-            )
-        _move_into_place(folder, target)
-        shutil.rmtree(target.with_name(f".{target.name}.partial"), ignore_errors=True)
-        return target
+        yield folder
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            os.replace(target, old)
+        os.replace(folder, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _move_into_place(folder: Path, target: Path) -> Path:
-    """Rename a whole folder to its final name; an older or half-written one gives way."""
-    old = target.with_name(f"{TEMPORARY}{target.name}-old")
     shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        os.replace(target, old)
-    os.replace(folder, target)
-    shutil.rmtree(old, ignore_errors=True)
-    return target
