@@ -123,7 +123,8 @@ def kind_map(ax: plt.Axes, xy: np.ndarray, kinds, um_per_px: float, every) -> No
     palette = colors(sorted(every))
     tissue_map(ax, xy, kinds, um_per_px, "kind of tissue", palette=palette)
     dots = [plt.Line2D([], [], marker="o", ls="", color=color) for color in palette.values()]
-    ax.legend(dots, palette, fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
+    beside = (1, 0.5)
+    ax.legend(dots, list(palette), fontsize="x-small", loc="center left", bbox_to_anchor=beside)
 
 
 def tissue_map(

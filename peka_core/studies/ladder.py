@@ -6,6 +6,7 @@ held-out patients.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,7 +28,7 @@ from ..statistics import over_patients, paired
 from . import tables
 
 
-def student(method: str = "bat", **changes) -> Rung:
+def student(method: str = "bat", **changes: Any) -> Rung:
     """A student in encoder space, with some values of the profile's recipe changed."""
     return Rung(method, recipe=tuple(sorted(changes.items())))
 
@@ -52,7 +53,7 @@ SWITCHES = {  # from the paper as written to its code as run, one change at a ti
     "no flips": student(flips=False),
     "10 epochs": student(epochs=10),
     "50 epochs": student(epochs=50),
-    "a fifth of the spots aside, last epoch": student(
+    "a fifth of the spots for validation, last epoch": student(
         keep="last", validation_share=0.2, validation_by="spot"
     ),
     "LoRA": student("lora"),
@@ -108,10 +109,11 @@ def scope_effects(work: Run, split: str = "spots/0") -> pd.DataFrame:
 
 def curves(work: Run, splits: Sequence[str]) -> pd.DataFrame:
     """bat minus frozen under `strict`, for one value of the recipe changed at a time."""
-    plain, points = work.profile.recipe, []
+    plain = work.profile.recipe
+    points: list[tuple[str, float | str, Rung]] = []
     for title, (name, values) in CURVES.items():
         for value in values:
-            changes = {} if getattr(plain, name) == value else {name: value}
+            changes: dict[str, Any] = {} if getattr(plain, name) == value else {name: value}
             points.append((title, value, student(**changes)))
     points.append(("pseudo-labels k", "leiden", student(k=64, labels="leiden")))
     for kd in LAMBDAS:

@@ -185,9 +185,9 @@ def made_by(*sources) -> dict[str, str]:
         made = made_here(source.device, source) if isinstance(source, Run) else source
         made = made.made if isinstance(made, Evaluation) else made
         for name in MADE:
-            values = made.get(name, [])  # a table from before these columns lacks some
-            values = [values] if isinstance(values, str) else pd.Series(values, dtype=object)
-            parts[name] += [part for value in values for part in _parts(value)]
+            cells: Any = made.get(name, [])  # a table from before these columns lacks some
+            for cell in [cells] if isinstance(cells, str) else cells:
+                parts[name] += _parts(cell)
     return {name: " + ".join(dict.fromkeys(values)) for name, values in parts.items()}
 
 
