@@ -2,13 +2,14 @@
 
     python scripts/compare_results.py demo_=runs/mine/results her2st_=runs/her2st-ci/results
 
-`results/demo_scores.csv` is compared with `runs/mine/results/scores.csv`, likewise summary and
-differences. Rows meet by what they score; versions, commit, device, digests, notes and p values are
-left aside, counts (n, spots, undefined genes) must be equal, and mean, low and high may differ by
-the tolerances below, which lie well under bat's effect on the demo (.031): another device and torch
-(one H100, torch 2.11, against 2 CPU cores, torch 2.14) moved none of the demo's 667 rows by more
-than .00024. The largest step that a last bit could cause is another penalty in one split: .0023 in
-the frozen encoder's strict score. A single patient of a mean may move more than the mean.
+`results/demo_scores.csv` is compared with `runs/mine/results/scores.csv`, and so are summary and
+differences. Rows are matched by what they score. Versions, commit, device, digests, notes and p
+values are not compared. Counts (n, spots, undefined genes) must be equal. Mean, low and high may
+differ by the tolerances below, which are well below the effect of bat on the demo (.031). On
+another device and torch (one H100, torch 2.11, against 2 CPU cores, torch 2.14), none of the demo's
+667 rows differed by more than .00024. The largest step that a last bit could cause is another
+penalty in one split: .0023 in the frozen encoder's strict score. A single patient may differ more
+than a mean.
 """
 
 import argparse
@@ -66,7 +67,7 @@ def _counted(value) -> str:
 
 
 def single_values(ours: pd.Series, theirs: pd.Series) -> str:
-    """What is wrong with the single patients, sections or folds of a row ("" if nothing)."""
+    """How the single patients, sections or folds of two rows differ ("" if they agree)."""
     a, b = (dict(NAMED.findall(str(row.get("values", "")))) for row in (ours, theirs))
     if a.keys() != b.keys():
         return f"values of {sorted(a)}, committed of {sorted(b)}"
