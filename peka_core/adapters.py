@@ -16,32 +16,25 @@ ADALORA_START = 1.5  # AdaLoRA starts with this many times the rank that it ends
 
 
 class NoAllocation:
-    """The rank allocation of all methods but AdaLoRA, whose ranks never move: it does nothing."""
+    """The rank allocation of all methods but AdaLoRA: no rank moves, so it has nothing to do."""
 
-    def start(self, steps: int) -> None:
-        """Nothing to plan."""
+    def start(self, steps: int) -> None: ...
 
     def penalty(self) -> Tensor | float:
-        """Nothing is added to the loss."""
         return 0.0
 
-    def after_step(self, step: int) -> None:
-        """No rank moves."""
+    def after_step(self, step: int) -> None: ...
 
     def within_budget(self, steps_done: int) -> bool:
-        """The student always has its final size."""
         return True
 
     def ranks(self) -> dict[str, int]:
-        """There are no ranks to report."""
         return {}
 
     def state(self) -> dict:
-        """There is nothing to save."""
         return {}
 
-    def load_state(self, state: dict) -> None:
-        """There is nothing to load."""
+    def load_state(self, state: dict) -> None: ...
 
 
 class RankAllocation(NoAllocation):
