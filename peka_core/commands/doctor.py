@@ -122,11 +122,9 @@ def _disk(name: str, folder: Path, if_refused: str) -> Line:
 
 def _mirror() -> Line:
     mirror = os.environ.get("PEKA_MIRROR")
-    if not mirror:
-        return "ok", "PEKA_MIRROR", f"not set: downloads go to {places.cache_folder()}"
-    if not Path(mirror).is_dir():
+    if mirror and not Path(mirror).is_dir():
         return "problem", "PEKA_MIRROR", f"{mirror} is no folder: correct or unset it"
-    return "ok", "PEKA_MIRROR", mirror
+    return "ok", "PEKA_MIRROR", mirror or f"not set: downloads go to {places.cache_folder()}"
 
 
 def _encoder(name: str) -> Line:
@@ -146,11 +144,7 @@ def _encoder(name: str) -> Line:
 
 
 def room(profile: Profile, weights: dict[str, str] | None = None) -> Iterator[Line]:
-    """RAM and disk that a profile needs (`needs`, an estimate) beside what this machine has.
-
-    Args:
-        weights: the user's own files by encoder.
-    """
+    """RAM and disk that a profile needs beside what this machine has; `weights` as in `needs`."""
     from .needs import GENES, OTHER_GENES, TOKENS, needs  # imports torch, which takes seconds
 
     try:

@@ -1,7 +1,9 @@
-"""Networks of the encoder rows against golden outputs of drawn weights (FILL-v1), and against transformers.
+"""Networks of the encoder rows against golden outputs of drawn weights (FILL-v1), and against
+transformers.
 
-fixtures/backbones was made elsewhere with the official code of each model; its weights follow a rule, so that nobody
-needs the real ones. Comparisons use the normalisation that the fixture states, and neither resize nor crop.
+fixtures/backbones was made elsewhere with the official code of each model; its weights follow a
+rule, so that nobody needs the real ones. Comparisons use the normalisation that the fixture states,
+and neither resize nor crop.
 """
 
 import dataclasses
@@ -43,7 +45,9 @@ PIECE = 1 << 15  # values at a time: they stay in the cache
 
 
 def fill(key: str, shape) -> np.ndarray | None:
-    """FILL-v1: the float32 values of one tensor; None for those that keep what the constructor gives."""
+    """FILL-v1: the float32 values of one tensor; None for those that keep what the constructor
+    gives.
+    """
     last = key.rsplit(".", 1)[-1]
     shape = tuple(shape)
     n = int(np.prod(shape))
@@ -68,7 +72,9 @@ def fill(key: str, shape) -> np.ndarray | None:
 
 
 def filled_state(name: str) -> dict[str, torch.Tensor]:
-    """The state dict of a model in its official layout, filled; its digest is compared with the rule's."""
+    """The state dict of a model in its official layout, filled; its digest is compared with the
+    rule's.
+    """
     digest, state = hashlib.sha256(), {}
     for key, (shape, dtype) in sorted(KEYS[name].items()):
         if "int" in dtype:
@@ -132,7 +138,8 @@ def compare_with_golden(encoder: Encoder, name: str, modules: dict[str, str]) ->
         features = encoder.encode(golden_image(encoder, name))
     golden = np.load(FIXTURES / "golden_outputs.npz")[f"{name}|{OUTPUT[name]}"]
     print(
-        f"{encoder.name}: largest difference {np.abs(features[0].numpy() - golden).max():.2g}, atol {tolerance['atol']}"
+        f"{encoder.name}: largest difference {np.abs(features[0].numpy() - golden).max():.2g}, "
+        f"atol {tolerance['atol']}"
     )
     assert features.shape == (1, encoder.dim)
     np.testing.assert_allclose(features[0], golden, **tolerance)
@@ -238,8 +245,10 @@ def shallow(row, depth=2):
     return backbones.build(cut(row, depth), "cpu").requires_grad_(False)
 
 
-# Dim of a token, parameters, tensors, CLS and registers, tokens at 224 px. Parameters and tensors were counted elsewhere
-# (backbones_facts.json), but for h-optimus-1 (as h-optimus-0), phikon and kaiko-vits16 (the published ViT-B and ViT-S).
+# Dim of a token, parameters, tensors, CLS and registers, tokens at 224 px. Parameters and tensors
+# were counted elsewhere
+# (backbones_facts.json), but for h-optimus-1 (as h-optimus-0), phikon and kaiko-vits16 (the
+# published ViT-B and ViT-S).
 VITS = {
     "uni": (1024, 303_350_784, 342, 1, 197),
     "h-optimus-0": (1536, 1_134_774_272, 567, 5, 261),
@@ -395,8 +404,10 @@ def test_a_file_of_weights_is_known_by_its_first_bytes(tmp_path, write, suffix):
 
 
 @pytest.mark.parametrize("content", [
-    b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 123\n", b"<html><body>please log in</body></html>", b"",
-    b"\x89HDF\r\n\x1a\n" + bytes(99), b"Access denied", bytes(range(256)), b"PK\x03\x04 cut off", b"\x80\x02cut off",
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 123\n",
+    b"<html><body>please log in</body></html>", b"",
+    b"\x89HDF\r\n\x1a\n" + bytes(99), b"Access denied", bytes(range(256)), b"PK\x03\x04 cut off",
+    b"\x80\x02cut off",
     (2**20).to_bytes(8, "little") + b'{"cut": off',
 ])  # fmt: skip
 @pytest.mark.parametrize("name", ["w.bin", "w.safetensors"])
@@ -455,7 +466,10 @@ def test_a_saved_student_is_its_adapter_and_projector_and_nothing_else(
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.bfloat16, 5e-2), (torch.float16, 8e-3)])
 @pytest.mark.parametrize("name", ["uni", "h-optimus-0"])
 def test_half_precision_on_gpu_is_close_to_float32(name, dtype, limit):
-    """Four blocks with FILL-v1's weights. The golden file measured bfloat16 on the CPU: 2.1e-2 (UNI), 4.3e-2 (H-optimus-0)."""
+    """Four blocks with FILL-v1's weights.
+
+    The golden file measured bfloat16 on the CPU: 2.1e-2 (UNI), 4.3e-2 (H-optimus-0).
+    """
     row = rows()[name]
     model = backbones.build(cut(row, 4), "cpu")
     backbones.put_weights(
