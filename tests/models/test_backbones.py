@@ -310,7 +310,7 @@ def test_cls_and_mean_also_hold_in_training_under_an_adapter():
 
 
 def hf_vit(hidden, heads, eps, layers=2):
-    """transformers' own ViT with drawn weights: an independent implementation, with its own names."""
+    """transformers' ViT with drawn weights: an independent implementation with its own names."""
     from transformers import ViTConfig, ViTModel
 
     torch.manual_seed(5)
