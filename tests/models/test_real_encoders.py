@@ -1,4 +1,4 @@
-"""Real tissue without a token (`her2st-real`): what happens offline, and the line with networks of the real shapes and drawn weights."""
+"""Real tissue without a token (`her2st-real`): refusals offline, and networks of real shapes."""
 
 import shutil
 
@@ -22,87 +22,77 @@ from peka_core.runner.rungs import Rung
 from peka_core.sources import her2st, hest
 from peka_core.studies import tables
 
+REAL = ("kaiko-vits16", "resnet50", "phikon")
 
-def test_offline_a_run_ends_before_it_starts_with_one_message(tmp_path, monkeypatch, capsys):
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A checkout without runs, and an empty mirror; 1.4 GB of teacher must not be asked for."""
     monkeypatch.setenv("PEKA_MIRROR", str(tmp_path))
-    monkeypatch.setattr(places, "root", lambda: tmp_path)
-    assert main(["run", "her2st-real"]) == 1
-    said = capsys.readouterr().err
-    for name in ("kaiko-vits16", "resnet50", "phikon"):  # all at once
-        assert f"encoder {name!r} has no weights here" in said and f"--weights {name}=PATH" in said
-    assert not (tmp_path / "runs").exists()
-
-
-def test_a_gated_encoder_without_a_token_is_refused_before_any_work(tmp_path, monkeypatch, capsys):
-    monkeypatch.delenv("PEKA_MIRROR", raising=False)
     monkeypatch.setenv("PEKA_CACHE", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     monkeypatch.setattr(places, "root", lambda: tmp_path)
-    assert main(["run", "hest-kidney"]) == 1
-    said = capsys.readouterr().err
-    for part in (
-        "h-optimus-0",
-        "no token is set",
-        "accept the terms on https://",
-        "HF_TOKEN",
-        "use phikon",
-        "HEST-1k is gated",
-        "PEKA_MIRROR",
-    ):
+    asked = lambda *_: pytest.fail("1.4 GB were asked for first")
+    monkeypatch.setattr(scfoundation, "fetch_files", asked)
+    return tmp_path
+
+
+@pytest.fixture
+def online(home, monkeypatch):
+    """The same without a mirror, with a token for the hub."""
+    monkeypatch.delenv("PEKA_MIRROR")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_x")
+    return home
+
+
+def refused(words: list[str], capsys, home) -> str:
+    """What a command says that ends before any work."""
+    assert main(words) == 1 and not (home / "runs").exists()
+    return capsys.readouterr().err
+
+
+def test_offline_a_run_names_all_encoders_without_weights(home, capsys):
+    said = refused(["run", "her2st-real"], capsys, home)
+    assert all(f"--weights {name}=PATH" in said for name in REAL)
+
+
+def test_a_gated_encoder_without_a_token_is_refused_before_any_work(online, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    said = refused(["run", "hest-kidney"], capsys, online)
+    for part in ("h-optimus-0", "https://", "HF_TOKEN", "phikon", "HEST-1k", "PEKA_MIRROR"):
         assert part in said
 
 
-@pytest.mark.parametrize(("more", "message"), [
-    (["--weights", "h-optimus-0=/nowhere/x.bin"], "no weights for encoder 'h-optimus-0' at /nowhere/x.bin"),
-    (["--weights", "hoptimus=/nowhere/x.bin"], "this run has no encoder 'hoptimus'; it has h-optimus-0"),
-    (["-p", "encoder=nosuch", "--run", "x"], "no encoder 'nosuch'"),
-])  # fmt: skip
-def test_a_wrong_name_or_path_is_told_before_anything_is_fetched(
-    more, message, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.delenv("PEKA_MIRROR", raising=False)
-    monkeypatch.setenv("PEKA_CACHE", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_x")
-    monkeypatch.setattr(
-        scfoundation, "fetch_files", lambda *_: pytest.fail("1.4 GB were asked for first")
-    )
-    monkeypatch.setattr(places, "root", lambda: tmp_path)
-    assert main(["run", "hest-kidney", *more]) == 1
-    assert message in capsys.readouterr().err and not (tmp_path / "runs").exists()
+@pytest.mark.parametrize(
+    ("more", "word"),
+    [
+        (["--weights", "h-optimus-0=/nowhere/x.bin"], "/nowhere/x.bin"),
+        (["--weights", "hoptimus=/nowhere/x.bin"], "hoptimus"),
+        (["-p", "encoder=nosuch", "--run", "x"], "nosuch"),
+        (["--encoder", "/nowhere/x.py:build", "--run", "x"], "/nowhere/x.py"),
+    ],
+)
+def test_a_wrong_name_or_path_is_told_before_anything_is_fetched(more, word, online, capsys):
+    assert word in refused(["run", "hest-kidney", *more], capsys, online)
 
 
-def test_slides_that_a_mirror_lacks_end_a_run_before_it_starts(
-    papers_index, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setenv("PEKA_MIRROR", str(tmp_path))
-    monkeypatch.setattr(places, "root", lambda: tmp_path)
+def test_slides_that_a_mirror_lacks_end_a_run_before_it_starts(papers_index, home, capsys):
     run = ["run", "hest-breast", "-p", "encoder=mini", "--run", "x"]
-    assert main(run) == 1 and "HEST_v1_1_0.csv" in capsys.readouterr().err  # not even the index
-    (tmp_path / "hest").mkdir()
-    shutil.copy(papers_index / "hest/HEST_v1_1_0.csv", tmp_path / "hest")
-    assert main(run) == 1
-    assert (
-        "st/" in (said := capsys.readouterr().err)
-        and "PEKA_MIRROR" in said
-        and not (tmp_path / "runs").exists()
-    )
+    assert "HEST_v1_1_0.csv" in refused(run, capsys, home)  # not even the index
+    (home / "hest").mkdir()
+    shutil.copy(papers_index / "hest/HEST_v1_1_0.csv", home / "hest")
+    said = refused(run, capsys, home)
+    assert "st/" in said and "PEKA_MIRROR" in said
 
 
-def test_a_missing_index_of_ones_own_is_told_as_such(tmp_path, monkeypatch):
-    monkeypatch.delenv("PEKA_MIRROR", raising=False)
-    with pytest.raises(PekaError, match="/nowhere/i.csv: missing"):
+def test_a_missing_index_of_ones_own_is_told_as_such(online):
+    with pytest.raises(PekaError, match=r"/nowhere/i\.csv"):
         hest.preflight("breast", index="/nowhere/i.csv")
 
 
-def test_a_refused_run_has_not_asked_for_the_teacher(tmp_path, monkeypatch, capsys):
+def test_a_refused_run_has_not_asked_for_the_teacher(online, monkeypatch, capsys):
     monkeypatch.setattr(encoder_files, "preflight", lambda *_: None)
     monkeypatch.setattr(hest, "preflight", lambda **_: None)
-    monkeypatch.setattr(
-        scfoundation, "fetch_files", lambda *_: pytest.fail("1.4 GB were asked for first")
-    )
-    monkeypatch.setattr(places, "root", lambda: tmp_path)
-    assert main(["run", "hest-kidney", "-p", "epochs=2"]) == 1
-    assert "add --run NAME" in capsys.readouterr().err
+    assert "--run NAME" in refused(["run", "hest-kidney", "-p", "epochs=2"], capsys, online)
 
 
 @pytest.mark.parametrize(
@@ -113,35 +103,20 @@ def test_timm_is_asked_for_names_that_are_its_own(name, known):
     assert encoder_files._timm_has(name) == known
 
 
-def test_a_ladder_needs_its_rungs_encoders_too(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("PEKA_MIRROR", str(tmp_path))
-    monkeypatch.setattr(places, "root", lambda: tmp_path)
-    path = tmp_path / "mine.yaml"
+def test_a_ladder_needs_its_rungs_encoders_too(home, capsys):
+    path = home / "mine.yaml"
     path.write_text("base: smoke\ntitle: x\nladder: [{name: x, method: none, encoder: uni}]\n")
-    assert main(["ladder", str(path)]) == 1
-    assert "encoder 'uni' has no weights here" in capsys.readouterr().err
+    assert "'uni'" in refused(["ladder", str(path)], capsys, home)
 
 
-def test_a_fetch_brings_what_it_can_and_then_tells_what_is_closed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("PEKA_MIRROR", str(tmp_path))
+def test_a_fetch_brings_what_it_can_and_names_what_is_closed(home, monkeypatch, capsys):
+    assert main(["fetch", "her2st-real", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"encoder {name}: not in the mirror" in said for name in REAL)
     monkeypatch.setattr(her2st, "fetch", lambda **_: print("sections are here"))
     assert main(["fetch", "her2st-real"]) == 1
     said = capsys.readouterr()
-    assert "sections are here" in said.out
-    assert all(
-        f"encoder {name!r} has no weights here" in said.err
-        for name in ("kaiko-vits16", "resnet50", "phikon")
-    )
-
-
-def test_a_fetch_names_encoders_too(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("PEKA_MIRROR", str(tmp_path))
-    assert main(["fetch", "her2st-real", "--dry-run"]) == 0
-    said = capsys.readouterr().out
-    assert all(
-        f"encoder {name}: not in the mirror" in said
-        for name in ("kaiko-vits16", "resnet50", "phikon")
-    )
+    assert "sections are here" in said.out and all(f"{name!r}" in said.err for name in REAL)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +141,7 @@ def mirror(tmp_path_factory):
 def test_students_of_real_shapes_are_aligned_and_scored_beside_frozen_others(
     mirror, tmp_path, monkeypatch
 ):
-    """The demo's drawn tissue in the place of her2st; encoders, adapters and rows of the profile her2st-real."""
+    """The demo's drawn tissue stands for her2st; encoders and rows are those of her2st-real."""
     monkeypatch.setenv("PEKA_MIRROR", str(mirror))
     monkeypatch.setenv("PEKA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(places, "root", lambda: tmp_path)
