@@ -161,17 +161,14 @@ def test_students_of_real_shapes_are_aligned_and_scored_beside_frozen_others(
             if row[0] == "encoder"
         ],
     )
-    assert table.groupby("label")["encoder"].first().str.partition("@")[0].to_dict() == {
-        "frozen encoder": "kaiko-vits16", "ResNet-50, frozen": "resnet50", "Phikon, frozen": "phikon",
-    }  # fmt: skip
-    widths = {
-        name: stages.space_of(work, Rung("none", encoder=name), "").shape[1]
-        for name in ("kaiko-vits16", "resnet50", "phikon")
-    }
-    assert widths == {"kaiko-vits16": 384, "resnet50": 2048, "phikon": 768}
+    named = table.groupby("label")["encoder"].first().str.partition("@")[0].to_dict()
+    others = {"ResNet-50, frozen": "resnet50", "Phikon, frozen": "phikon"}
+    assert named == {"frozen encoder": "kaiko-vits16"} | others
+    widths = [stages.space_of(work, Rung("none", encoder=name)).shape[1] for name in REAL]
+    assert widths == [384, 2048, 768]
     frozen, aligned = (stages.space_of(work, rung, split) for rung in ("frozen", "bat"))
     assert frozen.shape == aligned.shape and not np.allclose(frozen, aligned)
-    student = stages.score(work, "bat", PROTOCOLS["strict"], split=split)
+    student = stages.score(work, "bat", PROTOCOLS["strict"], splits=[split])
     assert (
         student.scores["protocol"].iloc[0] == "strict" and np.isfinite(student.scores["pcc"]).any()
     )
