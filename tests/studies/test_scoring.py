@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from test_cohort import damage
+from damage import zero_middle
 
 from peka_core.cohort import open_cohort
 from peka_core.commands.command_line import main
@@ -249,7 +249,7 @@ def test_embeddings_without_rows_or_names_are_refused(drawn, datasets):
 @pytest.mark.parametrize("name", ["embeddings", "barcodes"])
 def test_damaged_embeddings_are_named(drawn, name):
     path = drawn / "embeddings" / "P2A.h5"
-    damage(path, name)
+    zero_middle(path, name)
     with pytest.raises(PekaError, match=rf"embeddings/P2A\.h5.*`{name}`"):
         score(task=drawn)
     path.write_bytes(b"half")
