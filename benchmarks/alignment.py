@@ -27,10 +27,10 @@ from teacher import product_flops
 
 from peka_core.alignment import align
 from peka_core.commands.plan import cost_of, meta_encoder
-from peka_core.device import best_device, has_bfloat16
+from peka_core.common.device import best_device, has_bfloat16
+from peka_core.common.errors import PekaError
+from peka_core.common.files import write_whole
 from peka_core.encoders import Encoder, load_encoder, precision_on
-from peka_core.errors import PekaError
-from peka_core.files import write_whole
 from peka_core.models import backbones
 from peka_core.models.encoder_files import rows
 from peka_core.recipe import Recipe

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from cohorts import RESULTS, SPLIT, in_each, parser
 
-from peka_core.errors import PekaError
+from peka_core.common.errors import PekaError
 from peka_core.protocols import PROTOCOLS
 from peka_core.runner import stages
 from peka_core.runner.run import Run

@@ -24,7 +24,7 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import KFold
 from sklearn.pipeline import make_pipeline
 
-from peka_core.files import write_whole
+from peka_core.common.files import write_whole
 from peka_core.head import fit_predict
 from peka_core.runner.cost import Cost
 

@@ -32,7 +32,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from peka_core.commands.plan import ATTENTION
-from peka_core.files import write_whole
+from peka_core.common.files import write_whole
 from peka_core.models.scfoundation import ScFoundation
 from peka_core.models.scfoundation_network import ScFoundationNetwork
 

@@ -51,7 +51,7 @@ def run(policy: str) -> float:
 
 def main() -> None:
     """Measure the four combinations and write them."""
-    from peka_core.device import device_name
+    from peka_core.common.device import device_name
 
     rows = []
     for beside in (0, 1):

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .batches import batches, pieces
-from .checkpoint import TrainingState
 from .classifier import fit_classifier
-from .errors import PekaError
+from .common.errors import PekaError
 from .losses import batch_losses
-from .memory import advise_batch_size
 from .recipe import Recipe
 from .student import Student
+from .training.batches import batches, pieces
+from .training.checkpoint import TrainingState
+from .training.memory import advise_batch_size
 from .training_data import TrainingData
 
 LOSSES = ("kd", "struct", "mse", "total")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .errors import PekaError
+from .common.errors import PekaError
 
 
 def bone_weight(weight: Tensor, blocks: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from .errors import PekaError
+from .common.errors import PekaError
 from .layout import checks
 from .layout.gene_columns import joined_genes, on_genes
 from .layout.sections import Section, open_section, read_counts, read_spots

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from .batches import in_batches, pieces
-from .device import check_device, has_bfloat16
-from .errors import PekaError
-from .files import sha256
+from .common.device import check_device, has_bfloat16
+from .common.errors import PekaError
+from .common.files import sha256
 from .models import backbones, own_file
 from .models.encoder_files import BUNDLED, MINI_WEIGHTS, Row, find_weights, rows, weights_digest
+from .training.batches import in_batches, pieces
 
 Preprocess = Callable[[np.ndarray], Tensor | np.ndarray]
 

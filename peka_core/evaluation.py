@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from .cohort import Cohort
-from .errors import PekaError
-from .files import write_whole
+from .common.errors import PekaError
+from .common.files import write_whole
 from .head import N_COMPONENTS, choose_alpha, fit_predict
 from .protocols import PROTOCOLS, Protocol, Task, make_tasks
 from .statistics import MIN_SECTION_SPOTS, mean_defined, partial_pearson, pearson

@@ -18,7 +18,7 @@ from PIL import Image
 from scipy.spatial import cKDTree
 
 from .cohort import Cohort, Split
-from .files import write_whole
+from .common.files import write_whole
 
 PALETTE = {
     "oracle": "#000000", "frozen": "#0072B2", "random": "#999999", "bat": "#D55E00",

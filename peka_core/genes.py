@@ -8,7 +8,7 @@ import pandas as pd
 import scanpy as sc
 from scipy import sparse
 
-from .errors import PekaError
+from .common.errors import PekaError
 from .layout.gene_columns import joined_genes
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .device import autocast
+from .common.device import autocast
 from .recipe import Recipe
 
 

@@ -14,12 +14,12 @@ from scipy import sparse
 from sklearn.model_selection import KFold, train_test_split
 
 from .cohort import Cohort, Split
-from .errors import PekaError
+from .common.errors import PekaError
+from .common.values import prefixed_errors
 from .genes import authors_genes, log_cp10k, variable_genes
 from .layout.gene_columns import columns_of
 from .layout.tables import originals
 from .recipe import mixes_patients
-from .values import prefixed_errors
 
 HELD_OUT = {"patients": "group", "sections": "sample"}  # scheme -> column that no split may share
 

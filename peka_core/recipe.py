@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from .errors import PekaError
-from .values import fitted_fields
+from .common.errors import PekaError
+from .common.values import fitted_fields
 
 METHODS = {
     "none": "frozen encoder",

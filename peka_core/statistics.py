@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .errors import PekaError
+from .common.errors import PekaError
 
 MIN_PATIENTS = 3
 MIN_SECTION_SPOTS = 10  # a section with fewer scored spots has no PCC

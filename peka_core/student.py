@@ -13,13 +13,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from . import adapters
-from .batches import in_batches
-from .device import versions
+from .common.device import versions
+from .common.errors import PekaError
+from .common.files import sha256, write_json, write_whole
 from .encoders import Encoder
-from .errors import PekaError
-from .files import sha256, write_json, write_whole
 from .models.weight_files import load_safely
 from .recipe import METHODS, Recipe
+from .training.batches import in_batches
 
 # a transform that leaves pixels at 0..255
 RAW = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3, "preprocess": None}

@@ -8,7 +8,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from .errors import PekaError
+from .common.errors import PekaError
 
 
 def permuted_teacher(

@@ -13,8 +13,8 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.neighbors import KNeighborsClassifier
 
-from .device import check_device
-from .errors import PekaError
+from .common.device import check_device
+from .common.errors import PekaError
 from .genes import log_cp10k
 from .models.scfoundation import ScFoundation  # torch is imported when its network is
 

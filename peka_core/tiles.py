@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .errors import PekaError
+from .common.errors import PekaError
 from .layout.patches import TILE, TILE_UM_PER_PX, as_pixels, read_rows
 
 KEEP_IN_MEMORY = 2e9  # bytes

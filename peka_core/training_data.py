@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .errors import PekaError
+from .common.errors import PekaError
 from .recipe import Recipe
 
 

@@ -32,8 +32,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from tqdm.auto import tqdm
 
+from peka_core.common.files import sha256, write_whole
 from peka_core.drawn import drawing, painting
-from peka_core.files import sha256, write_whole
 from peka_core.models.encoder_files import MINI_WEIGHTS
 from peka_core.models.mini import MINI_DIM, MINI_MEAN, MINI_STD, build_mini
 

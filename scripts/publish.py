@@ -17,7 +17,7 @@ import nbformat
 import pandas as pd
 
 from peka_core.cohort import open_cohort
-from peka_core.files import write_whole
+from peka_core.common.files import write_whole
 from peka_core.runner.provenance import commit
 from peka_core.runner.run import PUBLISHED
 from peka_core.runner.units import AGAIN

@@ -20,10 +20,10 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from peka_core import places
 from peka_core.cohort import write_cohort_tables, write_sample
+from peka_core.common import places
+from peka_core.common.files import sha256
 from peka_core.downloads import manifest
-from peka_core.files import sha256
 from peka_core.runner.run import open_run
 from peka_core.sources import hest_index
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from peka_core.cohort import open_cohort
-from peka_core.errors import PekaError
+from peka_core.common.errors import PekaError
 
 
 def edit_h5ad(path, change):

@@ -14,7 +14,7 @@ from draw_hest import write_index as write_rows
 from scipy import sparse
 
 from peka_core.cohort import write_sample
-from peka_core.files import sha256
+from peka_core.common.files import sha256
 from peka_core.sources import hest
 
 GENES = [f"G{i:03d}" for i in range(120)]

@@ -11,9 +11,9 @@ from urllib.parse import parse_qs
 
 import pytest
 
+from peka_core.common.files import sha256
 from peka_core.downloads.network import VARIABLES
 from peka_core.downloads.record import git_blob_sha1
-from peka_core.files import sha256
 
 COMMIT = "c0ffee" + "0" * 34
 SMALL = (".json", ".txt")  # the hub keeps these in git, and knows their blob instead of a sha256

@@ -10,7 +10,7 @@ from test_alignment import data, one_thread, train  # noqa: F401
 from torch import nn
 
 from peka_core import adapters, alignment
-from peka_core.errors import PekaError
+from peka_core.common.errors import PekaError
 from peka_core.recipe import Recipe
 
 RECIPE = dataclasses.replace(

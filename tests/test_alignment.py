@@ -12,11 +12,11 @@ from torch import nn
 
 from peka_core import alignment, losses
 from peka_core.alignment import align, learning_rate
-from peka_core.batches import batches, orient
-from peka_core.errors import PekaError
+from peka_core.common.errors import PekaError
 from peka_core.quality import alignment_quality
 from peka_core.recipe import Recipe
 from peka_core.student import Student, embed_tiles
+from peka_core.training.batches import batches, orient
 from peka_core.training_data import TrainingData
 
 N = 40

@@ -9,7 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from peka_core.bone import WEIGHTS, BlockLinear, inject, merge, unmerge
-from peka_core.errors import PekaError
+from peka_core.common.errors import PekaError
 
 PEFT = {"bone": True, "bat": "bat"}
 both = pytest.mark.parametrize("method", ["bone", "bat"])

@@ -15,11 +15,11 @@ from damage import edit_h5ad, edit_samples, keep_tiles
 from scipy import sparse
 
 from peka_core.cohort import open_cohort
-from peka_core.errors import PekaError
-from peka_core.files import sha256
+from peka_core.common.errors import PekaError
+from peka_core.common.files import sha256
+from peka_core.common.places import cache_folder
 from peka_core.genes import log_cp10k
 from peka_core.layout import duplicates
-from peka_core.places import cache_folder
 
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")
 

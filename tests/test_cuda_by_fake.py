@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from peka_core.alignment import batch_sums, clip_gradients
 from peka_core.classifier import fit_classifier
-from peka_core.device import autocast
+from peka_core.common.device import autocast
 from peka_core.encoders import load_encoder
 from peka_core.losses import batch_losses
 from peka_core.models import scfoundation_network as sc

@@ -10,11 +10,12 @@ from safetensors.torch import save_file
 from timm.data import create_transform
 from timm.models.vision_transformer import VisionTransformer
 
-from peka_core import device, encoders, places
-from peka_core.device import autocast
+from peka_core import encoders
+from peka_core.common import device, places
+from peka_core.common.device import autocast
+from peka_core.common.errors import PekaError
+from peka_core.common.files import sha256
 from peka_core.encoders import Encoder, load_encoder
-from peka_core.errors import PekaError
-from peka_core.files import sha256
 from peka_core.models.encoder_files import check_names
 from peka_core.runner import stages
 from peka_core.runner.profile import load_profile

@@ -11,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from peka_core.cohort import Split
-from peka_core.errors import PekaError
+from peka_core.common.errors import PekaError
 from peka_core.evaluation import Evaluation, evaluate, predict_with_head
 from peka_core.protocols import PROTOCOLS, make_tasks
 from peka_core.statistics import MIN_SECTION_SPOTS, paired, summarise

@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 
 from peka_core.cohort import open_cohort, write_cohort_tables, write_sample
-from peka_core.errors import PekaError
-from peka_core.files import TEMPORARY, one_name, write_json, write_whole
+from peka_core.common.errors import PekaError
+from peka_core.common.files import TEMPORARY, one_name, write_json, write_whole
 from peka_core.layout.writing import write_tiles
 from peka_core.sources import building, hest, hest_index
 
@@ -128,8 +128,8 @@ from pathlib import Path
 import h5py
 from peka_core.cohort import open_cohort
 from peka_core.commands import command_line
-from peka_core.errors import PekaError
-from peka_core.files import told_when_full
+from peka_core.common.errors import PekaError
+from peka_core.common.files import told_when_full
 cohort, name = Path(sys.argv[1]), sys.argv[2]
 def read(file):
     h5py.File(file) if file.suffix.startswith(".h5") else file.read_text()

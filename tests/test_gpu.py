@@ -14,9 +14,9 @@ from test_scfoundation import vocabulary as vocabulary  # a fixture
 from peka_core import alignment
 from peka_core.alignment import align
 from peka_core.bone import BlockLinear
-from peka_core.device import autocast
+from peka_core.common.device import autocast
+from peka_core.common.errors import PekaError
 from peka_core.encoders import load_encoder
-from peka_core.errors import PekaError
 from peka_core.recipe import RECIPES, Recipe
 from peka_core.student import Student, embed_tiles
 from peka_core.teachers import load_teacher

@@ -9,8 +9,8 @@ from fake_cohort import draw
 from sklearn.model_selection import KFold
 
 from peka_core.cohort import Split, open_cohort
+from peka_core.common.errors import PekaError
 from peka_core.drawn.oracle import oracle
-from peka_core.errors import PekaError
 from peka_core.genes import log_cp10k, section_table, variable_genes
 from peka_core.layout.gene_columns import columns_of
 from peka_core.protocols import PROTOCOLS, make_tasks

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from conftest import SMALL
 
-from peka_core import places
-from peka_core.errors import PekaError
+from peka_core.common import places
+from peka_core.common.errors import PekaError
 from peka_core.recipe import CHOICES, RANGES, RECIPES, Recipe, name_of_recipe
 from peka_core.runner import run as workspace
 from peka_core.runner import stages

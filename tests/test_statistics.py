@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from peka_core.errors import PekaError
+from peka_core.common.errors import PekaError
 from peka_core.protocols import PROTOCOLS
 from peka_core.statistics import (
     mean_defined,

@@ -10,7 +10,7 @@ from test_encoders import smooth_tiles, tiny_encoder
 from torch import nn
 
 from peka_core import adapters
-from peka_core.errors import PekaError
+from peka_core.common.errors import PekaError
 from peka_core.recipe import METHODS, RECIPES, Recipe
 from peka_core.student import Student, count_parameters, embed_tiles
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from peka_core.errors import PekaError
+from peka_core.common.errors import PekaError
 from peka_core.teachers import Embedded, embed_spots, fit_pseudo_labels, load_teacher
 
 

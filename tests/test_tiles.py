@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from peka_core.errors import PekaError
+from peka_core.common.errors import PekaError
 from peka_core.tiles import cut_tile, cut_tiles
 
 

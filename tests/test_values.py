@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from peka_core.errors import PekaError
-from peka_core.values import absolute, fitted, options_of, read_mapping, read_yaml
+from peka_core.common.errors import PekaError
+from peka_core.common.values import absolute, fitted, options_of, read_mapping, read_yaml
 
 
 @pytest.mark.parametrize("text, value", [

@@ -16,16 +16,16 @@ import sys
 import time
 from pathlib import Path
 
-from .. import places
-from ..device import check_device
-from ..errors import PekaError
-from ..files import CANNOT_WRITE, no_access, write_json
+from ..common import places
+from ..common.device import check_device
+from ..common.errors import PekaError
+from ..common.files import CANNOT_WRITE, no_access, write_json
+from ..common.values import absolute, read_yaml
 from ..recipe import METHODS
 from ..runner.cohort_folder import has_cohort
 from ..runner.profile import Profile, load_profile, profile_titles
 from ..runner.profile_checks import check_complete, source_of
 from ..runner.run import Run, open_run, run_folder
-from ..values import absolute, read_yaml
 from .interrupts import LastingStream, interrupted_once
 from .notebooks import CHAPTERS, execute
 

@@ -16,10 +16,10 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from .. import places
-from ..device import best_device, device_name
-from ..errors import PekaError
-from ..files import TEMPORARY, free_bytes
+from ..common import places
+from ..common.device import best_device, device_name
+from ..common.errors import PekaError
+from ..common.files import TEMPORARY, free_bytes
 from ..models import own_file
 from ..models.encoder_files import BUNDLED, can_download, check_names, location, needs_token, rows
 from ..runner.profile import Profile, load_profile

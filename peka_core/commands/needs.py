@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import torch
 
+from ..common.errors import PekaError
 from ..downloads.manifest import load_manifest
 from ..drawn.worlds import OWN
 from ..encoders import Encoder, load_encoder
-from ..errors import PekaError
 from ..models import backbones, own_file, scfoundation
 from ..models.encoder_files import BUNDLED, location, rows
 from ..recipe import mixes_patients

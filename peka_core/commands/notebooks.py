@@ -5,8 +5,8 @@ import sys
 import time
 from pathlib import Path
 
-from .. import places
-from ..files import alone
+from ..common import places
+from ..common.files import alone
 
 CHAPTERS = ("01_data", "02_teacher_embeddings", "03_alignment", "04_evaluation", "05_figures")
 WIDGET = "application/vnd.jupyter.widget-view+json"  # a progress bar

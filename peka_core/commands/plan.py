@@ -13,8 +13,8 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from ..common.errors import PekaError
 from ..encoders import Encoder, embeds_in_bfloat16
-from ..errors import PekaError
 from ..models import own_file
 from ..models.encoder_files import check_names, location, rows
 from ..recipe import METHODS, Recipe

@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 
 import pooch
 
-from ..errors import PekaError
-from ..files import CANNOT_WRITE, alone, free_bytes, told_when_full
-from ..places import cache_folder
+from ..common.errors import PekaError
+from ..common.files import CANNOT_WRITE, alone, free_bytes, told_when_full
+from ..common.places import cache_folder
 from .manifest import Download, mirror
 from .network import check_network, has_token, variables_set, without_secrets
 from .record import DIGESTS, Record, verify

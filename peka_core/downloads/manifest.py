@@ -6,8 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from ..errors import PekaError
-from ..places import PACKAGE, cache_folder
+from ..common.errors import PekaError
+from ..common.places import PACKAGE, cache_folder
 
 NAME = "data_manifest.yaml"
 

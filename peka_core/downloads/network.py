@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from ..errors import PekaError
+from ..common.errors import PekaError
 
 HUB_CERTIFICATES = ("SSL_CERT_FILE",)  # read by httpx, the hub's client
 WEB_CERTIFICATES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # read by requests; the first wins

@@ -11,10 +11,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..errors import PekaError
-from ..file_kinds import PLACEHOLDERS, what_is
-from ..files import alone, sha256, write_json
-from ..places import cache_folder
+from ..common.errors import PekaError
+from ..common.file_kinds import PLACEHOLDERS, what_is
+from ..common.files import alone, sha256, write_json
+from ..common.places import cache_folder
 from .manifest import NAME, Download, load_manifest
 
 DIGESTS = ("blob", "sha256")

@@ -24,9 +24,9 @@ import pandas as pd
 from scipy import sparse
 from tqdm.auto import tqdm
 
-from ..code_digest import digest_of_code
-from ..errors import PekaError
-from ..files import link_whole, not_in_a_starting_worker, write_json, write_whole
+from ..common.code_digest import digest_of_code
+from ..common.errors import PekaError
+from ..common.files import link_whole, not_in_a_starting_worker, write_json, write_whole
 from ..layout.writing import write_cohort_tables, write_sample, write_tiles
 from . import drawing, law, painting
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from ..errors import PekaError
+from ..common.errors import PekaError
 from .duplicates import digest_by_barcode, has_digest
 from .sections import Section, open_section, read_counts, read_spots, stored_spots, tile_centres
 from .tables import originals, read_samples

@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from ..errors import PekaError
-from ..files import sha256, write_json
-from ..places import cache_folder
+from ..common.errors import PekaError
+from ..common.files import sha256, write_json
+from ..common.places import cache_folder
 from .hdf5 import open_h5
 from .patches import in_chunks, read_rows
 from .sections import Section, tile_barcodes

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from ..errors import PekaError
+from ..common.errors import PekaError
 
 
 def joined_genes(lists: list[pd.Index], join: str = "inner") -> pd.Index:

@@ -8,9 +8,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from ..errors import PekaError
-from ..file_kinds import PLACEHOLDERS, what_is
-from ..files import not_readable
+from ..common.errors import PekaError
+from ..common.file_kinds import PLACEHOLDERS, what_is
+from ..common.files import not_readable
 
 
 @contextlib.contextmanager

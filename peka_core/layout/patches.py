@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import PekaError
+from ..common.errors import PekaError
 from .hdf5 import open_h5, reading
 
 TILE = 224  # px

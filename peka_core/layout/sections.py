@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from ..errors import PekaError
+from ..common.errors import PekaError
 from .hdf5 import open_h5, positive, reading
 from .patches import TILE, TILE_UM_PER_PX
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..errors import PekaError
-from ..files import not_readable, one_name
+from ..common.errors import PekaError
+from ..common.files import not_readable, one_name
 
 COLUMNS = (
     "patient", "group", "duplicate_of", "organ", "disease", "technology", "um_per_px", "license",

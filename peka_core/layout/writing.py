@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from ..errors import PekaError
-from ..files import one_name, write_json, write_whole
+from ..common.errors import PekaError
+from ..common.files import one_name, write_json, write_whole
 from .patches import TILE, TILE_UM_PER_PX, as_pixels
 
 

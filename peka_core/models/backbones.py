@@ -10,8 +10,8 @@ import torch
 from timm.layers import SwiGLUPacked
 from torch import Tensor, nn
 
+from ..common.errors import PekaError
 from ..downloads.network import check_network, without_secrets
-from ..errors import PekaError
 from .encoder_files import Row, rows
 from .weight_files import given_weights, load_safely
 

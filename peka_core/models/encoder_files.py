@@ -8,13 +8,13 @@ import hashlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ..common.errors import PekaError
+from ..common.files import sha256, sha256_once
+from ..common.progress import say_once
 from ..downloads import fetch
 from ..downloads.manifest import Download, load_manifest, mirror
 from ..downloads.network import has_token
 from ..downloads.record import Record
-from ..errors import PekaError
-from ..files import sha256, sha256_once
-from ..progress import say_once
 from . import own_file
 from .weight_files import given_weights
 

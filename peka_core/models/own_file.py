@@ -11,8 +11,8 @@ import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ..errors import PekaError
-from ..values import absolute
+from ..common.errors import PekaError
+from ..common.values import absolute
 
 FORM = "FILE.py:FUNCTION"
 

@@ -18,12 +18,12 @@ import pandas as pd
 from scipy import sparse
 from tqdm.auto import tqdm
 
-from ..device import best_device
+from ..common.device import best_device
+from ..common.errors import PekaError
+from ..common.file_kinds import what_is
+from ..common.files import sha256_once
 from ..downloads.fetch import fetch
 from ..downloads.manifest import load_manifest, source_files
-from ..errors import PekaError
-from ..file_kinds import what_is
-from ..files import sha256_once
 from ..layout.gene_columns import on_genes
 
 SOURCE = "scfoundation"

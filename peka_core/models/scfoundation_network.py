@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import PekaError
+from ..common.errors import PekaError
 from .weight_files import load_safely
 
 # parts of the weights that no embedding of a spot uses: the decoder, and two special values

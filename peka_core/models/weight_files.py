@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from ..errors import PekaError
-from ..file_kinds import PICKLE, SAFETENSORS, ZIP, what_is
+from ..common.errors import PekaError
+from ..common.file_kinds import PICKLE, SAFETENSORS, ZIP, what_is
 
 
 def load_safely(path: Path, mmap: bool = False):

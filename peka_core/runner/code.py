@@ -8,7 +8,7 @@ that they import. The two modules that choose what a stage is given count for ev
 
 import hashlib
 
-from ..code_digest import digest_of_code, digest_of_module
+from ..common.code_digest import digest_of_code, digest_of_module
 
 TRAINED = ("alignment", "student", "targets", "teachers")
 STAGES = {  # stage -> modules in which its work begins; all read counts and tiles with cohort.py

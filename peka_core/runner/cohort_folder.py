@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import PekaError
-from ..files import alone, write_json, write_whole
+from ..common.errors import PekaError
+from ..common.files import alone, write_json, write_whole
 from .code import code_of_source
 from .profile_checks import source_of
 from .provenance import commit

@@ -7,9 +7,9 @@ import numpy as np
 
 from .. import targets
 from ..cohort import Split
+from ..common.errors import PekaError
+from ..common.files import sha256_of_rows
 from ..controls import CONTROLS, REFERENCES
-from ..errors import PekaError
-from ..files import sha256_of_rows
 from ..protocols import Protocol, Scope, aligned_on
 from ..recipe import Recipe
 from .run import Run

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..common.errors import PekaError
+from ..common.values import absolute, fitted, fitted_fields, prefixed_errors, read_mapping
 from ..drawn.worlds import OFF, OWN, World, few_patients
-from ..errors import PekaError
 from ..recipe import RECIPES, Recipe
-from ..values import absolute, fitted, fitted_fields, prefixed_errors, read_mapping
 from .profile_checks import (
     OPTION_GROUPS,
     RANGES,

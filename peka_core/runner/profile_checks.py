@@ -6,11 +6,11 @@ import inspect
 import typing
 from pathlib import Path
 
-from ..errors import PekaError
+from ..common.errors import PekaError
+from ..common.places import PACKAGE
+from ..common.values import absolute, fitted, fitted_fields, options_of, prefixed_errors, within
 from ..models import own_file
-from ..places import PACKAGE
 from ..recipe import ABOVE_0, FROM_0, FROM_1, FROM_2, METHODS, Recipe
-from ..values import absolute, fitted, fitted_fields, options_of, prefixed_errors, within
 from .rungs import Rung, read_rung
 
 OPTION_GROUPS = ("source_options", "teacher_options")

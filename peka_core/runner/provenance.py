@@ -6,8 +6,8 @@ import platform
 import subprocess
 from pathlib import Path
 
-from ..device import device_name, versions
-from ..places import PACKAGE
+from ..common.device import device_name, versions
+from ..common.places import PACKAGE
 
 
 @functools.cache

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import places
-from ..device import check_device
+from ..common import places
+from ..common.device import check_device
+from ..common.errors import PekaError
+from ..common.files import write_json, write_whole
+from ..common.values import absolute
 from ..drawn.worlds import OWN, World
-from ..errors import PekaError
-from ..files import write_json, write_whole
 from ..models import own_file
 from ..models.encoder_files import weights_digest
-from ..values import absolute
 from .code import code_of, code_of_source
 from .cohort_folder import build_cohort, claim_of, code_in
 from .profile import Profile, load_profile

@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
-from ..errors import PekaError
+from ..common.errors import PekaError
 from ..recipe import METHODS, Recipe
 
 TAUGHT_BY = ("teacher", "permuted_teacher", "genes")

@@ -24,12 +24,12 @@ import pandas as pd
 
 from .. import targets
 from ..cohort import Split
+from ..common.errors import PekaError
+from ..common.files import sha256_of_rows, write_json
 from ..controls import CONTROLS, REFERENCES, permuted_targets
 from ..drawn.oracle import oracle
 from ..drawn.worlds import OWN
-from ..errors import PekaError
 from ..evaluation import Evaluation, evaluate
-from ..files import sha256_of_rows, write_json
 from ..protocols import Protocol, Scope, genes_of_split, protocol_of
 from ..recipe import Recipe
 from . import inputs

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..device import versions
-from ..errors import PekaError
-from ..files import TEMPORARY, alone, link_whole, not_readable, told_when_full, write_json
-from ..progress import say_once
+from ..common.device import versions
+from ..common.errors import PekaError
+from ..common.files import TEMPORARY, alone, link_whole, not_readable, told_when_full, write_json
+from ..common.progress import say_once
 from ..recipe import Recipe
 from .code import code_of
 from .cost import Cost

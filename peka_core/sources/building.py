@@ -9,8 +9,8 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
-from ..errors import PekaError
-from ..files import TEMPORARY, one_name, write_json
+from ..common.errors import PekaError
+from ..common.files import TEMPORARY, one_name, write_json
 
 FOLDERS = ("adata", "patches", "splits")
 

@@ -10,8 +10,8 @@ import warnings
 from pathlib import Path
 
 from ..cohort import Cohort, open_cohort
-from ..errors import PekaError
-from ..files import link_whole, sha256, write_json
+from ..common.errors import PekaError
+from ..common.files import link_whole, sha256, write_json
 from ..layout.checks import is_drawn
 from . import building
 

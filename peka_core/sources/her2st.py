@@ -18,11 +18,11 @@ import pandas as pd
 from scipy import sparse, stats
 
 from ..cohort import open_cohort, write_cohort_tables, write_sample
+from ..common.errors import PekaError
+from ..common.file_kinds import what_is
 from ..downloads import fetch as downloads
 from ..downloads import manifest
 from ..downloads.network import without_secrets
-from ..errors import PekaError
-from ..file_kinds import what_is
 from ..genes import top_genes
 from ..tiles import cut_tiles
 from . import building

@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 
 from ..cohort import Cohort, open_cohort, write_cohort_tables
-from ..errors import PekaError
-from ..files import sha256
+from ..common.errors import PekaError
+from ..common.files import sha256
 from ..genes import top_genes
 from ..layout.duplicates import compare_tiles
 from ..layout.gene_columns import joined_genes

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..common.places import cache_folder
 from ..downloads import fetch
 from ..downloads.manifest import Download, load_manifest, mirror
-from ..places import cache_folder
 
 SUFFIXES = {"st": "h5ad", "patches": "h5", "metadata": "json", "wsis": "tif"}  # by folder
 TILE_BYTES, COUNT_BYTES = 150_528, 25_000  # of a spot: its tile, and roughly its counts

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..common.errors import PekaError
+from ..common.files import one_name, sha256
 from ..downloads.fetch import fetch
 from ..downloads.manifest import NAME as MANIFEST
 from ..downloads.manifest import source_files
 from ..downloads.record import verify
-from ..errors import PekaError
-from ..files import one_name, sha256
 from ..layout.tables import read_csv, read_gene_list
 from .hest_files import home
 

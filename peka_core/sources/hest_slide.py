@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from anndata.utils import make_index_unique
 
+from ..common.errors import PekaError
+from ..common.file_kinds import what_is
+from ..common.files import link_whole, write_whole
 from ..downloads.record import Record
-from ..errors import PekaError
-from ..file_kinds import what_is
-from ..files import link_whole, write_whole
 from ..layout.patches import TILE
 from ..layout.sections import names_of, open_h5, open_section, read_counts, tile_barcodes
 from ..layout.writing import write_tiles

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .. import places
+from ..common import places
 from ..layout.gene_columns import joined_genes
 from ..models import scfoundation
 from ..protocols import Protocol

@@ -14,14 +14,14 @@ import numpy as np
 import pandas as pd
 
 from ..cohort import Cohort, open_cohort
-from ..errors import PekaError
+from ..common.errors import PekaError
+from ..common.values import fitted, within
 from ..evaluation import Evaluation, evaluate
 from ..layout.hdf5 import open_h5, reading
 from ..layout.sections import Section, barcodes_in, tile_barcodes, tile_coords, unique
 from ..layout.tables import originals
 from ..protocols import PROTOCOLS, Protocol, Task, make_tasks
 from ..recipe import FROM_0, FROM_2
-from ..values import fitted, within
 
 SWITCHES = {  # --set NAME=VALUE -> type of the value, its limits, and the protocol's field
     "mask_zeros": (bool, None, "zeros"),

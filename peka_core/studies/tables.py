@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from .. import places
+from ..common import places
+from ..common.errors import PekaError
+from ..common.files import write_whole
 from ..controls import CONTROLS, REFERENCES
-from ..errors import PekaError
 from ..evaluation import Evaluation
-from ..files import write_whole
 from ..models import own_file
 from ..protocols import Protocol, Scope
 from ..recipe import name_of_recipe

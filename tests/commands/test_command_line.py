@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from small_notebooks import visible, write_notebook
 
-from peka_core import places
 from peka_core.commands import command_line as peka
-from peka_core.errors import PekaError
+from peka_core.common import places
+from peka_core.common.errors import PekaError
 from peka_core.models.encoder_files import MINI_WEIGHTS
 from peka_core.runner.run import open_run
 

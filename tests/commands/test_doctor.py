@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from peka_core import places
 from peka_core.commands import doctor, needs
 from peka_core.commands.command_line import main
+from peka_core.common import places
 from peka_core.runner.profile import load_profile
 
 

@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from peka_core.commands import needs, plan
 from peka_core.commands.command_line import main
+from peka_core.common.errors import PekaError
 from peka_core.encoders import Encoder
-from peka_core.errors import PekaError
 from peka_core.losses import batch_losses
 from peka_core.recipe import Recipe
 from peka_core.runner.profile import load_profile

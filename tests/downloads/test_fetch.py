@@ -8,13 +8,13 @@ from threading import Event
 import pytest
 from fake_hub import COMMIT, hub, kept  # noqa: F401
 
+from peka_core.common.errors import PekaError
+from peka_core.common.files import alone
 from peka_core.downloads import fetch as fetching
 from peka_core.downloads import record
 from peka_core.downloads.fetch import choose, fetch, preflight
 from peka_core.downloads.manifest import Download
 from peka_core.downloads.record import Record
-from peka_core.errors import PekaError
-from peka_core.files import alone
 
 # git's own digest: `printf 'hello\n' | git hash-object --stdin`
 HELLO = "ce013625030ba8dba906f756967f9e9ca394464a"

@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
+from peka_core.common.errors import PekaError
 from peka_core.downloads import manifest
-from peka_core.errors import PekaError
 
 
 def test_unknown_names_are_refused():

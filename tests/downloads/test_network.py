@@ -4,9 +4,9 @@ import os
 
 import pytest
 
+from peka_core.common.errors import PekaError
 from peka_core.downloads import network
 from peka_core.downloads.network import check_network, without_secrets
-from peka_core.errors import PekaError
 
 
 @pytest.fixture(autouse=True)

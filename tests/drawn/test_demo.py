@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from peka_core.cohort import open_cohort
+from peka_core.common.errors import PekaError
 from peka_core.drawn import demo, drawing, law, oracle, painting
-from peka_core.errors import PekaError
 
 SMALL = {"seed": 5, "patients": 4, "sections": 2, "spots": 6, "workers": 1}
 
@@ -255,7 +255,7 @@ def test_a_script_without_a_guard_ends_with_what_to_do(tmp_path, first):
     """Each worker runs the script again; it must not wait for its parent nor start workers."""
     script, path = tmp_path / "mine.py", str(tmp_path / "cohort")
     script.write_text(
-        "from peka_core.files import alone\nfrom peka_core.drawn import demo\n"
+        "from peka_core.common.files import alone\nfrom peka_core.drawn import demo\n"
         "demo.ONE_PROCESS = 0\n"
         f"{first.format(path=path)}\n    demo.build({path!r}, **{SMALL | {'workers': 2}})\n"
     )
@@ -263,7 +263,7 @@ def test_a_script_without_a_guard_ends_with_what_to_do(tmp_path, first):
     last = done.stderr.rstrip().splitlines()[-1]
     assert (
         done.returncode
-        and last.startswith("peka_core.errors.PekaError")
+        and last.startswith("peka_core.common.errors.PekaError")
         and str(script) in last
         and 'if __name__ == "__main__"' in last
     )

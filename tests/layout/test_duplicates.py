@@ -6,8 +6,8 @@ import pytest
 from fake_hest import copy_tiles, recompressed
 
 from peka_core.cohort import open_cohort
+from peka_core.common.errors import PekaError
 from peka_core.drawn import demo
-from peka_core.errors import PekaError
 from peka_core.layout import duplicates, patches
 from peka_core.layout.duplicates import compare_tiles, difference_hash, tile_digests
 

@@ -22,7 +22,7 @@ from damage import (
 )
 
 from peka_core.cohort import open_cohort, write_cohort_tables, write_sample
-from peka_core.errors import PekaError
+from peka_core.common.errors import PekaError
 from peka_core.layout.sections import read_spots
 from peka_core.layout.tables import originals
 

@@ -20,9 +20,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from peka_core.device import autocast
+from peka_core.common.device import autocast
+from peka_core.common.errors import PekaError
 from peka_core.encoders import Encoder, load_encoder
-from peka_core.errors import PekaError
 from peka_core.models import backbones
 from peka_core.models.encoder_files import rows
 from peka_core.recipe import Recipe

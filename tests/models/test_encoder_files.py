@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 from test_backbones import cut, encoder_of, hf_vit, shallow
 from test_encoders import smooth_tiles
 
-from peka_core import files, places
 from peka_core.commands import doctor
+from peka_core.common import files, places
+from peka_core.common.errors import PekaError
+from peka_core.common.files import sha256
 from peka_core.encoders import load_encoder
-from peka_core.errors import PekaError
-from peka_core.files import sha256
 from peka_core.models import backbones, encoder_files
 from peka_core.models.encoder_files import find_weights, known_digest, location, preflight, rows
 from peka_core.runner import run as workspace
@@ -158,7 +158,8 @@ def test_token_free_encoders_load_from_a_mirror_and_from_a_given_file(
 
 def test_a_real_try_without_a_network_ends_quickly_in_one_message(tmp_path):
     """The hub's own client, in its offline mode: the message is the whole of what is said."""
-    lines = "from peka_core.files import PekaError\nfrom peka_core.encoders import load_encoder\n"
+    lines = "from peka_core.common.errors import PekaError\n"
+    lines += "from peka_core.encoders import load_encoder\n"
     lines += "try:\n load_encoder('phikon', device='cpu')\nexcept PekaError as e:\n print(e)"
     env = os.environ | {"HF_HUB_OFFLINE": "1", "PEKA_CACHE": str(tmp_path / "cache")}
     words = [sys.executable, "-c", lines]

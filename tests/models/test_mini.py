@@ -7,9 +7,9 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
+from peka_core.common.files import sha256
 from peka_core.drawn import drawing, painting
 from peka_core.encoders import load_encoder
-from peka_core.files import sha256
 from peka_core.models.encoder_files import MINI_WEIGHTS
 from peka_core.models.mini import MINI_MEAN, MINI_STD, build_mini
 

@@ -9,9 +9,9 @@ from conftest import SMALL
 from safetensors.torch import save_file
 from test_backbones import hf_names, hf_vit
 
-from peka_core import places
 from peka_core.commands.command_line import main
-from peka_core.errors import PekaError
+from peka_core.common import places
+from peka_core.common.errors import PekaError
 from peka_core.models import backbones, encoder_files, scfoundation
 from peka_core.models.encoder_files import rows
 from peka_core.protocols import PROTOCOLS

@@ -19,10 +19,10 @@ import torch
 from conftest import FILES, SHARED
 from scipy import sparse
 
-from peka_core import places
+from peka_core.common import places
+from peka_core.common.errors import PekaError
+from peka_core.common.files import sha256
 from peka_core.downloads import manifest
-from peka_core.errors import PekaError
-from peka_core.files import sha256
 from peka_core.models import scfoundation
 from peka_core.models.scfoundation_network import Layout, build_network, read_checkpoint
 from peka_core.teachers import embed_spots, load_teacher

@@ -5,18 +5,18 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "peka_core"
-GROUND = ("errors", "files", "file_kinds", "values", "device", "progress", "places", "code_digest")
 ALLOWED = {
-    "commands": "studies runner sources drawn core models downloads layout ground",
-    "studies": "runner sources drawn core models layout ground",
-    "runner": "sources drawn core models downloads layout ground",
-    "sources": "core models downloads layout ground",
-    "drawn": "core models downloads layout ground",
-    "core": "models layout ground",
-    "models": "downloads layout ground",
-    "layout": "ground",
-    "downloads": "ground",
-    "ground": "",
+    "commands": "studies runner sources drawn core training models downloads layout common",
+    "studies": "runner sources drawn core training models layout common",
+    "runner": "sources drawn core training models downloads layout common",
+    "sources": "core training models downloads layout common",
+    "drawn": "core training models downloads layout common",
+    "core": "training models layout common",
+    "models": "downloads layout common",
+    "layout": "common",
+    "downloads": "common",
+    "training": "models common",
+    "common": "",
 }
 SCORING = {"protocols", "evaluation", "head"}  # a source never imports how its spots are scored
 FREE = {"peka_core", "peka_core.__main__"}  # the doors into the package
@@ -53,11 +53,11 @@ def imports(module: str, path: Path, known: dict[str, Path]) -> set[str]:
 
 
 def wing(module: str) -> str:
-    """The folder of a module, or `core` or `ground` for a flat file."""
+    """The folder of a module, or `core` for a flat file."""
     parts = module.split(".")
     if len(parts) > 2 or (PACKAGE / parts[-1]).is_dir():
         return parts[1]
-    return "ground" if parts[1] in GROUND else "core"
+    return "core"
 
 
 def circle(graph: dict[str, set[str]]) -> list[str]:
@@ -114,7 +114,7 @@ def test_a_planted_import_is_noticed():
         ("sources.her2st", "head", "imports"),  # a source never imports scoring
         ("sources.her2st", "drawn.demo", "imports"),
         ("losses", "alignment", "circle"),
-        ("errors", "files", "circle"),
+        ("common.errors", "common.files", "circle"),
     ):
         graph = graph_of(PACKAGE)
         graph[f"peka_core.{module}"].add(f"peka_core.{planted}")

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from peka_core import places
 from peka_core.commands.notebooks import CHAPTERS, working_folder
+from peka_core.common import places
+from peka_core.common.errors import PekaError
 from peka_core.downloads import manifest
-from peka_core.errors import PekaError
 
 ROOT = Path(__file__).parents[2]
 

@@ -19,9 +19,9 @@ import pandas as pd
 import psutil
 import pytest
 
-from peka_core import places
 from peka_core.cohort import open_cohort
 from peka_core.commands.notebooks import CHAPTERS
+from peka_core.common import places
 from peka_core.runner.profile import load_profile
 
 ROOT = Path(__file__).parents[2]

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from peka_core import code_digest, places
-from peka_core.code_digest import _closure, digest_of_code
 from peka_core.cohort import Split
+from peka_core.common import code_digest, places
+from peka_core.common.code_digest import _closure, digest_of_code
+from peka_core.common.errors import PekaError
+from peka_core.common.places import PACKAGE
 from peka_core.drawn import demo
-from peka_core.errors import PekaError
 from peka_core.models import encoder_files
-from peka_core.places import PACKAGE
 from peka_core.protocols import PROTOCOLS
 from peka_core.runner import code, inputs, stages, units
 from peka_core.runner import run as runs
@@ -58,7 +58,15 @@ def test_an_edit_counts_and_a_rewording_does_not(tmp_path, module, before, after
 
 def test_what_a_stage_runs_counts_and_machinery_does_not():
     trained = _closure(STAGES["alignment"], NONE, PACKAGE)
-    assert trained >= {"losses", "bone", "adapters", "batches", "teachers", "recipe", "encoders"}
+    assert trained >= {
+        "losses",
+        "bone",
+        "adapters",
+        "training.batches",
+        "teachers",
+        "recipe",
+        "encoders",
+    }
     scored = _closure(STAGES["evaluation"], NONE, PACKAGE)
     assert scored >= {"head", "evaluation", "statistics", "protocols", "controls"}
     assert not trained & {"files", "runner.units", "runner.run", "figures", "head"}
@@ -92,7 +100,7 @@ def test_who_teaches_has_a_part_and_who_does_not_has_none(field, values):
 RUN = """
 import sys
 from pathlib import Path
-from peka_core import places
+from peka_core.common import places
 from peka_core.runner import run, stages
 places.root = lambda: Path(sys.argv[1])
 small = {"patients": 4, "spots": 12, "folds": 2, "epochs": 1, "batch_size": 16}

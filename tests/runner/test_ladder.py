@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from peka_core.errors import PekaError
+from peka_core.common.errors import PekaError
 from peka_core.models.encoder_files import MINI_WEIGHTS
 from peka_core.protocols import PROTOCOLS
 from peka_core.recipe import RECIPES, Recipe

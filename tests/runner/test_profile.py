@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import yaml
 
-from peka_core.errors import PekaError
+from peka_core.common.errors import PekaError
 from peka_core.recipe import RECIPES, Recipe
 from peka_core.runner.profile import (
     load_profile,

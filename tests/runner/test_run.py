@@ -6,10 +6,11 @@ import json
 import pytest
 from conftest import SMALL
 
-from peka_core import device as devices
-from peka_core import load_encoder, load_teacher, places
+from peka_core import load_encoder, load_teacher
+from peka_core.common import device as devices
+from peka_core.common import places
+from peka_core.common.errors import PekaError
 from peka_core.drawn.worlds import OFF, OWN, few_patients
-from peka_core.errors import PekaError
 from peka_core.models.encoder_files import MINI_WEIGHTS
 from peka_core.runner import run as runs
 from peka_core.runner import stages

@@ -12,9 +12,9 @@ import time
 
 import pytest
 
-from peka_core import device
 from peka_core.alignment import Recipe
-from peka_core.errors import PekaError
+from peka_core.common import device
+from peka_core.common.errors import PekaError
 from peka_core.runner.units import Unit, find, make, partial
 
 FIELDS = {"stage": "features", "cohort": "c0ffee", "encoder": "mini@1", "method": "bat"}

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from peka_core.cohort import open_cohort
+from peka_core.common.errors import PekaError
 from peka_core.downloads import manifest, record
-from peka_core.errors import PekaError
 from peka_core.sources import her2st
 
 PITCH = (290.0, 292.0)  # px per 200 um
@@ -281,7 +281,7 @@ def test_an_image_above_opencvs_limit_says_how_to_raise_it(tmp_path, suffix):
     path = tmp_path / f"big.{suffix}"
     assert cv2.imwrite(str(path), np.zeros((64, 60, 3), np.uint8))
     code = "import sys\nfrom peka_core.sources.her2st import read_image\n"
-    code += "from peka_core.errors import PekaError\n"
+    code += "from peka_core.common.errors import PekaError\n"
     code += "try: print(read_image(sys.argv[1]).shape)\nexcept PekaError as e: print(e)"
     said = []
     for limit in ("1000", "3840"):

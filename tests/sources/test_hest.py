@@ -26,10 +26,10 @@ from fake_hest import (  # noqa: F401
 )
 
 from peka_core.cohort import open_cohort
+from peka_core.common.errors import PekaError
+from peka_core.common.files import link_whole, sha256
 from peka_core.encoders import load_encoder
-from peka_core.errors import PekaError
 from peka_core.evaluation import evaluate
-from peka_core.files import link_whole, sha256
 from peka_core.genes import log_cp10k, variable_genes
 from peka_core.layout.sections import open_section, read_counts
 from peka_core.protocols import PROTOCOLS

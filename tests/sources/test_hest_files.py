@@ -7,12 +7,12 @@ import pytest
 from fake_hest import IDS, build, drawn_mirror, mirror, state  # noqa: F401
 from fake_hub import hub, kept  # noqa: F401
 
-from peka_core import places
 from peka_core.cohort import open_cohort
 from peka_core.commands.command_line import main
+from peka_core.common import places
+from peka_core.common.errors import PekaError
+from peka_core.common.files import sha256
 from peka_core.downloads.record import Record
-from peka_core.errors import PekaError
-from peka_core.files import sha256
 from peka_core.runner import run as workspace
 from peka_core.sources import hest
 

@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 from conftest import write_tiny_cohort
 
-from peka_core import open_cohort, places
+from peka_core import open_cohort
 from peka_core.commands import command_line as run
-from peka_core.errors import PekaError
-from peka_core.files import sha256
+from peka_core.common import places
+from peka_core.common.errors import PekaError
+from peka_core.common.files import sha256
 from peka_core.runner import run as workspace
 from peka_core.sources import directory
 

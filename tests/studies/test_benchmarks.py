@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 from conftest import SMALL
 
-from peka_core import Recipe, places
-from peka_core.errors import PekaError
+from peka_core import Recipe
+from peka_core.common import places
+from peka_core.common.errors import PekaError
 from peka_core.protocols import PROTOCOLS
 from peka_core.runner import stages
 from peka_core.runner.rungs import Rung

@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from peka_core import places
-from peka_core.errors import PekaError
+from peka_core.common import places
+from peka_core.common.errors import PekaError
 from peka_core.models import scfoundation
 from peka_core.protocols import PROTOCOLS
 from peka_core.runner import stages

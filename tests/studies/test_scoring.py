@@ -13,8 +13,8 @@ from damage import zero_middle
 
 from peka_core.cohort import open_cohort
 from peka_core.commands.command_line import main
+from peka_core.common.errors import PekaError
 from peka_core.encoders import load_encoder
-from peka_core.errors import PekaError
 from peka_core.evaluation import evaluate
 from peka_core.protocols import PROTOCOLS, make_tasks
 from peka_core.studies.scoring import score_embeddings

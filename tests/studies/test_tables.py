@@ -2,9 +2,9 @@ import json
 
 import pytest
 
+from peka_core.common.errors import PekaError
+from peka_core.common.files import sha256
 from peka_core.drawn.worlds import OWN
-from peka_core.errors import PekaError
-from peka_core.files import sha256
 from peka_core.protocols import PROTOCOLS
 from peka_core.runner import stages
 from peka_core.runner.profile import load_profile

@@ -2,13 +2,16 @@
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from .files import write_whole
-from .models.weight_files import load_safely
-from .student import Student
+from ..common.files import write_whole
+from ..models.weight_files import load_safely
+
+if TYPE_CHECKING:
+    from ..student import Student
 
 NUMBERS = ("history", "step", "lowest", "kept", "best")
 
@@ -24,7 +27,7 @@ class TrainingState:
 
     def __init__(
         self,
-        student: Student,
+        student: "Student",
         classifier: nn.Module,
         optimiser: torch.optim.Optimizer,
         generator: torch.Generator,

@@ -6,7 +6,7 @@ from pathlib import Path
 CHECKOUT = "data_manifest.yaml"  # the file by which a checkout is known
 
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 
 
 def root() -> Path:

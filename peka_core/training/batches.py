@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .device import autocast
-from .errors import PekaError
+from ..common.device import autocast
+from ..common.errors import PekaError
 
 if TYPE_CHECKING:
-    from .encoders import Encoder
+    from ..encoders import Encoder
 
 
 def batches(

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pandas as pd
 import torch
 
-from .errors import PekaError
+from ..common.errors import PekaError
 
 
 def advise_batch_size(align: Callable[..., pd.DataFrame]) -> Callable[..., pd.DataFrame]:

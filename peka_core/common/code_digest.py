@@ -16,16 +16,17 @@ AT_START = {path: path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.
 
 # Wings and modules that only store, fetch, check, print or start work. They move no number, because
 # a unit names what they read (cohort, weights, the teacher's files) by its own digest.
-WINGS_WITHOUT_NUMBERS = {"commands", "downloads", "drawn", "runner", "sources", "studies"}
-GROUND = {"code_digest", "errors", "figures", "files", "places", "progress", "values"}
-FILE_FORMATS = {
+WINGS_WITHOUT_NUMBERS = {"commands", "common", "downloads", "drawn", "runner", "sources", "studies"}
+WITHOUT_NUMBERS = {
+    "figures",
     "layout.checks",
     "layout.hdf5",
     "layout.writing",
     "models.encoder_files",
     "models.weight_files",
 }
-WITHOUT = frozenset(WINGS_WITHOUT_NUMBERS | GROUND | FILE_FORMATS)
+WITHOUT = frozenset(WINGS_WITHOUT_NUMBERS | WITHOUT_NUMBERS)
+WITH = frozenset({"common.device"})  # the precision in which a network computes
 
 
 @functools.cache
@@ -83,8 +84,8 @@ def _imports(package: Path, name: str) -> frozenset[str]:
 
 def _counts(module: str, importer: str) -> bool:
     """Whether an imported module counts; those of a source's own wing count for that source."""
-    if module in WITHOUT:
-        return False
+    if module in WITHOUT or module in WITH:
+        return module in WITH
     wing = module.partition(".")[0]
     return wing not in WITHOUT or wing == importer.rpartition(".")[0]
 
