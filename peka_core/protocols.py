@@ -15,7 +15,7 @@ from sklearn.model_selection import KFold, train_test_split
 
 from .cohort import Cohort, Split
 from .common.errors import PekaError
-from .common.values import prefixed_errors
+from .common.typed_values import prefixed_errors
 from .genes import authors_genes, log_cp10k, variable_genes
 from .layout.gene_columns import columns_of
 from .layout.tables import originals

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from .common.errors import PekaError
-from .common.values import fitted_fields
+from .common.typed_values import fitted_fields
 
 METHODS = {
     "none": "frozen encoder",

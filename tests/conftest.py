@@ -21,7 +21,7 @@ import pytest
 from scipy import sparse
 
 from peka_core.cohort import write_cohort_tables, write_sample
-from peka_core.common import places
+from peka_core.common import folders
 from peka_core.common.files import sha256
 from peka_core.downloads import manifest
 from peka_core.runner.run import open_run
@@ -168,5 +168,5 @@ def work(tmp_path_factory):
     """A run of a very small drawn cohort in its own checkout, shared by a module's tests."""
     root = tmp_path_factory.mktemp("root")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(places, "root", lambda: root)
+        patch.setattr(folders, "root", lambda: root)
         yield open_run("smoke", "small", "cpu", {}, SMALL)

@@ -17,7 +17,7 @@ from scipy import sparse
 from peka_core.cohort import open_cohort
 from peka_core.common.errors import PekaError
 from peka_core.common.files import sha256
-from peka_core.common.places import cache_folder
+from peka_core.common.folders import cache_folder
 from peka_core.genes import log_cp10k
 from peka_core.layout import duplicates
 

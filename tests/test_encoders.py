@@ -11,7 +11,7 @@ from timm.data import create_transform
 from timm.models.vision_transformer import VisionTransformer
 
 from peka_core import encoders
-from peka_core.common import device, places
+from peka_core.common import device, folders
 from peka_core.common.device import autocast
 from peka_core.common.errors import PekaError
 from peka_core.common.files import sha256
@@ -304,7 +304,7 @@ def test_names_of_files_are_checked_and_made_absolute_before_a_run(own):
 
 
 def test_a_run_embeds_with_it_and_an_edit_makes_new_units(own, monkeypatch):
-    monkeypatch.setattr(places, "root", lambda: own.parent)
+    monkeypatch.setattr(folders, "root", lambda: own.parent)
     changes = SMALL | {"encoder": "my_file.py:build"}
     work = open_run("smoke", "mine", "cpu", {}, changes)
     first = stages.features(work, "frozen").obsm["X_encoder"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import SMALL
 
-from peka_core.common import places
+from peka_core.common import folders
 from peka_core.common.errors import PekaError
 from peka_core.recipe import CHOICES, RANGES, RECIPES, Recipe, name_of_recipe
 from peka_core.runner import run as workspace
@@ -69,7 +69,7 @@ def test_a_split_that_mixes_patients_has_no_validation_groups(by):
 
 
 def test_a_projector_trained_on_raw_pixels_is_not_given_normalised_features(tmp_path, monkeypatch):
-    monkeypatch.setattr(places, "root", lambda: tmp_path)
+    monkeypatch.setattr(folders, "root", lambda: tmp_path)
     work = workspace.open_run("smoke", "raw", "cpu", {}, SMALL | {"pixels": "raw"})
     split = work.cohort().splits[0].name
     made = stages.features(work, "projector_only", split).obsm

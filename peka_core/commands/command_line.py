@@ -16,11 +16,11 @@ import sys
 import time
 from pathlib import Path
 
-from ..common import places
+from ..common import folders
 from ..common.device import check_device
 from ..common.errors import PekaError
 from ..common.files import CANNOT_WRITE, no_access, write_json
-from ..common.values import absolute, read_yaml
+from ..common.typed_values import absolute, read_yaml
 from ..recipe import METHODS
 from ..runner.cohort_folder import has_cohort
 from ..runner.profile import Profile, load_profile, profile_titles
@@ -185,7 +185,7 @@ def _run(arguments: argparse.Namespace) -> int:
         "weights": work.weights,
         "overrides": work.profile.overrides,
     }
-    started, folder = time.perf_counter(), places.bundled("notebooks")
+    started, folder = time.perf_counter(), folders.bundled("notebooks")
     for chapter in CHAPTERS:
         if not execute(folder / f"{chapter}.ipynb", work.folder / "notebooks", parameters):
             return 1

@@ -16,7 +16,7 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from ..common import places
+from ..common import folders
 from ..common.device import best_device, device_name
 from ..common.errors import PekaError
 from ..common.files import TEMPORARY, free_bytes
@@ -36,8 +36,8 @@ def examine(profile: str = "") -> Iterator[Line]:
     yield from packages()
     yield "ok", "device", f"{best_device()}: {device_name()}"
     yield _enough("memory", memory_gb(), MEMORY_GB)
-    yield _disk("disk of runs", places.root() / "runs", if_refused="problem")
-    yield _disk("disk of downloads", places.cache_folder(), if_refused="note")
+    yield _disk("disk of runs", folders.root() / "runs", if_refused="problem")
+    yield _disk("disk of downloads", folders.cache_folder(), if_refused="note")
     yield _mirror()
     if os.environ.get("HF_TOKEN"):
         yield "ok", "HF_TOKEN", "set (not shown)"
@@ -59,7 +59,7 @@ def packages(constraints: Path | None = None) -> Iterator[Line]:
 
     Another version is a note, not a problem: the results were made with the pinned ones.
     """
-    path = constraints or places.bundled("constraints.txt")
+    path = constraints or folders.bundled("constraints.txt")
     text = path.read_text() if path.exists() else ""
     pins = {canonicalize_name(name): v for name, v in re.findall(r"^([\w.-]+)==(\S+)$", text, re.M)}
     if not pins:
@@ -124,7 +124,7 @@ def _mirror() -> Line:
     mirror = os.environ.get("PEKA_MIRROR")
     if mirror and not Path(mirror).is_dir():
         return "problem", "PEKA_MIRROR", f"{mirror} is no folder: correct or unset it"
-    return "ok", "PEKA_MIRROR", mirror or f"not set: downloads go to {places.cache_folder()}"
+    return "ok", "PEKA_MIRROR", mirror or f"not set: downloads go to {folders.cache_folder()}"
 
 
 def _encoder(name: str) -> Line:
@@ -157,7 +157,7 @@ def room(profile: Profile, weights: dict[str, str] | None = None) -> Iterator[Li
     found = f"about {need.ram:.1f} GB; {memory:.0f} GB are here ({assumed})"
     yield "ok" if memory >= need.ram else "problem", "profile: memory", found
     mirror = os.environ.get("PEKA_MIRROR")
-    runs, downloads = places.root() / "runs", Path(mirror or places.cache_folder())
+    runs, downloads = folders.root() / "runs", Path(mirror or folders.cache_folder())
     fetched = 0.0 if mirror else need.downloads
     shared = len({_existing(folder).stat().st_dev for folder in (runs, downloads)}) == 1
     for name, folder, gb, other, other_gb in (

@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from ..common import places
+from ..common import folders
 from ..common.files import alone
 
 CHAPTERS = ("01_data", "02_teacher_embeddings", "03_alignment", "04_evaluation", "05_figures")
@@ -72,7 +72,7 @@ def _execute(notebook: Path, folder: Path, parameters: dict) -> bool:
 
 def working_folder(notebook: Path) -> Path:
     """The folder in which a notebook runs: its own, or the user's for an installed notebook."""
-    return places.root() if notebook.is_relative_to(places.PACKAGE) else notebook.parent
+    return folders.root() if notebook.is_relative_to(folders.PACKAGE) else notebook.parent
 
 
 def _clean(path: Path) -> None:

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from .places import PACKAGE
+from .folders import PACKAGE
 
 # The modules as they were when this process started: an edit during a run is not what runs.
 AT_START = {path: path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}

@@ -12,7 +12,7 @@ import pooch
 
 from ..common.errors import PekaError
 from ..common.files import CANNOT_WRITE, alone, free_bytes, told_when_full
-from ..common.places import cache_folder
+from ..common.folders import cache_folder
 from .manifest import Download, mirror
 from .network import check_network, has_token, variables_set, without_secrets
 from .record import DIGESTS, Record, verify

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from ..common.errors import PekaError
-from ..common.places import PACKAGE, cache_folder
+from ..common.folders import PACKAGE, cache_folder
 
 NAME = "data_manifest.yaml"
 

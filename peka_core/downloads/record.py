@@ -14,7 +14,7 @@ from typing import Any
 from ..common.errors import PekaError
 from ..common.file_kinds import PLACEHOLDERS, what_is
 from ..common.files import alone, sha256, write_json
-from ..common.places import cache_folder
+from ..common.folders import cache_folder
 from .manifest import NAME, Download, load_manifest
 
 DIGESTS = ("blob", "sha256")

@@ -12,7 +12,7 @@ import pandas as pd
 
 from ..common.errors import PekaError
 from ..common.files import sha256, write_json
-from ..common.places import cache_folder
+from ..common.folders import cache_folder
 from .hdf5 import open_h5
 from .patches import in_chunks, read_rows
 from .sections import Section, tile_barcodes

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..common.errors import PekaError
-from ..common.values import absolute
+from ..common.typed_values import absolute
 
 FORM = "FILE.py:FUNCTION"
 

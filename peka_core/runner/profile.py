@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..common.errors import PekaError
-from ..common.values import absolute, fitted, fitted_fields, prefixed_errors, read_mapping
+from ..common.typed_values import absolute, fitted, fitted_fields, prefixed_errors, read_mapping
 from ..drawn.worlds import OFF, OWN, World, few_patients
 from ..recipe import RECIPES, Recipe
 from .profile_checks import (

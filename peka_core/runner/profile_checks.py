@@ -7,8 +7,15 @@ import typing
 from pathlib import Path
 
 from ..common.errors import PekaError
-from ..common.places import PACKAGE
-from ..common.values import absolute, fitted, fitted_fields, options_of, prefixed_errors, within
+from ..common.folders import PACKAGE
+from ..common.typed_values import (
+    absolute,
+    fitted,
+    fitted_fields,
+    options_of,
+    prefixed_errors,
+    within,
+)
 from ..models import own_file
 from ..recipe import ABOVE_0, FROM_0, FROM_1, FROM_2, METHODS, Recipe
 from .rungs import Rung, read_rung

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 from ..common.device import device_name, versions
-from ..common.places import PACKAGE
+from ..common.folders import PACKAGE
 
 
 @functools.cache

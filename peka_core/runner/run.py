@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..common import places
+from ..common import folders
 from ..common.device import check_device
 from ..common.errors import PekaError
 from ..common.files import write_json, write_whole
-from ..common.values import absolute
+from ..common.typed_values import absolute
 from ..drawn.worlds import OWN, World
 from ..models import own_file
 from ..models.encoder_files import weights_digest
@@ -103,7 +103,7 @@ def run_folder(run: str | int | None, profile: Profile) -> Path:
             f"run name {name!r}: expected the name of one folder under runs/: letters, digits, "
             "- _ . + = @, no / and no dot first; --run NAME"
         )
-    return places.root() / "runs" / name
+    return folders.root() / "runs" / name
 
 
 def _folder_for_this_code(folder: Path, source: str) -> Path:

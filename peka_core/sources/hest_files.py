@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..common.places import cache_folder
+from ..common.folders import cache_folder
 from ..downloads import fetch
 from ..downloads.manifest import Download, load_manifest, mirror
 

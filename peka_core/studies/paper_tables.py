@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..common import places
+from ..common import folders
 from ..layout.gene_columns import joined_genes
 from ..models import scfoundation
 from ..protocols import Protocol
@@ -28,7 +28,7 @@ SAME_SLIDES = {"kidney": "CCRCC"}  # the paper's cohort -> HEST-Benchmark's task
 
 def published() -> pd.DataFrame:
     """Published values: table, cohort, encoder, method, pcc, source (`results/published.csv`)."""
-    return pd.read_csv(places.results_folder() / "published.csv")
+    return pd.read_csv(folders.results_folder() / "published.csv")
 
 
 def method_of(predictor: Rung | str, recipe: str) -> str:
@@ -132,7 +132,7 @@ def beside_paper() -> pd.DataFrame:
 def _finished_scores() -> pd.DataFrame:
     """Headline scores under `peka_paper` of the runs that score one of the paper's cohorts."""
     tables = []
-    for path in sorted((places.root() / "runs").glob("*/results/scores.csv")):
+    for path in sorted((folders.root() / "runs").glob("*/results/scores.csv")):
         table = pd.read_csv(path)
         if "paper_cohort" in table:
             tables.append(table.assign(run=path.parents[1].name))

@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..cohort import Cohort, open_cohort
 from ..common.errors import PekaError
-from ..common.values import fitted, within
+from ..common.typed_values import fitted, within
 from ..evaluation import Evaluation, evaluate
 from ..layout.hdf5 import open_h5, reading
 from ..layout.sections import Section, barcodes_in, tile_barcodes, tile_coords, unique

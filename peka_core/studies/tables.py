@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from ..common import places
+from ..common import folders
 from ..common.errors import PekaError
 from ..common.files import write_whole
 from ..controls import CONTROLS, REFERENCES
@@ -234,7 +234,7 @@ def read_result(name: str) -> pd.DataFrame:
     Raises:
         PekaError: there is no such table.
     """
-    path = places.results_folder() / f"{name}.csv"
+    path = folders.results_folder() / f"{name}.csv"
     if not path.is_file():
         raise PekaError(
             f"{path} is missing; expected a table that comes with the repository. Restore it from "
@@ -256,7 +256,7 @@ def read_table(work: Run, name: str) -> pd.DataFrame:
     """
     path = work.folder / "results" / f"{name}.csv"
     if not path.exists() and (work.folder / PUBLISHED).exists():
-        path = places.results_folder() / f"{work.profile.name}_{name}.csv"
+        path = folders.results_folder() / f"{work.profile.name}_{name}.csv"
     if not path.exists():
         raise PekaError(
             f"{path} is missing; expected the table of an earlier chapter. Run notebooks 01 to 04 "

@@ -9,7 +9,7 @@ import pytest
 from small_notebooks import visible, write_notebook
 
 from peka_core.commands import command_line as peka
-from peka_core.common import places
+from peka_core.common import folders
 from peka_core.common.errors import PekaError
 from peka_core.models.encoder_files import MINI_WEIGHTS
 from peka_core.runner.run import open_run
@@ -18,7 +18,7 @@ from peka_core.runner.run import open_run
 @pytest.fixture
 def empty_root(tmp_path, monkeypatch):
     """A checkout without runs, so that a refused command can be seen to leave nothing."""
-    monkeypatch.setattr(places, "root", lambda: tmp_path)
+    monkeypatch.setattr(folders, "root", lambda: tmp_path)
     return tmp_path
 
 
@@ -93,7 +93,7 @@ def test_a_failing_notebook_ends_the_run_with_its_message_last(empty_root, monke
 
 def test_a_disk_that_takes_no_files_ends_in_one_message(tmp_path, monkeypatch, capsys):
     (tmp_path / "runs").write_text("a file where the folder should be")
-    monkeypatch.setattr(places, "root", lambda: tmp_path)
+    monkeypatch.setattr(folders, "root", lambda: tmp_path)
     assert peka.main(["run", "smoke"]) == 1
     said = capsys.readouterr().err
     assert said.startswith("peka: ") and str(tmp_path / "runs") in said

@@ -8,7 +8,7 @@ import pytest
 
 from peka_core.commands import doctor, needs
 from peka_core.commands.command_line import main
-from peka_core.common import places
+from peka_core.common import folders
 from peka_core.runner.profile import load_profile
 
 
@@ -65,7 +65,7 @@ def test_a_folder_that_may_not_be_written_is_noticed(monkeypatch):
 
 
 def test_trying_to_write_leaves_nothing(monkeypatch, tmp_path):
-    monkeypatch.setattr(places, "root", lambda: tmp_path)
+    monkeypatch.setattr(folders, "root", lambda: tmp_path)
     monkeypatch.setenv("PEKA_CACHE", str(tmp_path / "cache"))
     assert states(doctor.examine())["disk of runs"] == "ok" and list(tmp_path.iterdir()) == []
 

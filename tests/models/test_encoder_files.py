@@ -15,7 +15,7 @@ from test_backbones import cut, encoder_of, hf_vit, shallow
 from test_encoders import smooth_tiles
 
 from peka_core.commands import doctor
-from peka_core.common import files, places
+from peka_core.common import files, folders
 from peka_core.common.errors import PekaError
 from peka_core.common.files import sha256
 from peka_core.encoders import load_encoder
@@ -169,7 +169,7 @@ def test_a_real_try_without_a_network_ends_quickly_in_one_message(tmp_path):
 
 
 def test_given_weights_are_hashed_once_and_recorded_in_the_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(places, "root", lambda: tmp_path)
+    monkeypatch.setattr(folders, "root", lambda: tmp_path)
     path, name = tmp_path / "vits.pth", "kaiko-vits16"
     torch.save(backbones.build(rows()[name], "cpu").state_dict(), path)
     run = lambda file: workspace.open_run("smoke", "own", "cpu", {name: file}, {"encoder": name})
@@ -187,7 +187,7 @@ def test_given_weights_are_hashed_once_and_recorded_in_the_run(tmp_path, monkeyp
 
 
 def test_the_name_of_a_unit_needs_no_loaded_encoder_once_the_digest_is_known(tmp_path, monkeypatch):
-    monkeypatch.setattr(places, "root", lambda: tmp_path)
+    monkeypatch.setattr(folders, "root", lambda: tmp_path)
     digest = find_weights(rows()[PHIKON])[2]
     work = workspace.open_run("smoke", "own", "cpu", {}, {"encoder": PHIKON})
     assert work.encoder_name().startswith(f"phikon@{digest[:12]}")

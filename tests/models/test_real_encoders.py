@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from test_backbones import hf_names, hf_vit
 
 from peka_core.commands.command_line import main
-from peka_core.common import places
+from peka_core.common import folders
 from peka_core.common.errors import PekaError
 from peka_core.models import backbones, encoder_files, scfoundation
 from peka_core.models.encoder_files import rows
@@ -30,7 +30,7 @@ def home(tmp_path, monkeypatch):
     """A checkout without runs, and an empty mirror; 1.4 GB of teacher must not be asked for."""
     monkeypatch.setenv("PEKA_MIRROR", str(tmp_path))
     monkeypatch.setenv("PEKA_CACHE", str(tmp_path))
-    monkeypatch.setattr(places, "root", lambda: tmp_path)
+    monkeypatch.setattr(folders, "root", lambda: tmp_path)
     asked = lambda *_: pytest.fail("1.4 GB were asked for first")
     monkeypatch.setattr(scfoundation, "fetch_files", asked)
     return tmp_path
@@ -144,7 +144,7 @@ def test_students_of_real_shapes_are_aligned_and_scored_beside_frozen_others(
     """The demo's drawn tissue stands for her2st; encoders and rows are those of her2st-real."""
     monkeypatch.setenv("PEKA_MIRROR", str(mirror))
     monkeypatch.setenv("PEKA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(places, "root", lambda: tmp_path)
+    monkeypatch.setattr(folders, "root", lambda: tmp_path)
     real = load_profile("her2st-real")
     own = {name: getattr(real.recipe, name) for name in ("block", "hidden")}
     work = workspace.open_run(
@@ -176,6 +176,6 @@ def test_students_of_real_shapes_are_aligned_and_scored_beside_frozen_others(
 
 def test_an_encoder_that_is_not_there_names_the_way(tmp_path, monkeypatch):
     monkeypatch.setenv("PEKA_MIRROR", str(tmp_path))
-    monkeypatch.setattr(places, "root", lambda: tmp_path)
+    monkeypatch.setattr(folders, "root", lambda: tmp_path)
     with pytest.raises(PekaError, match="phikon"):
         workspace.open_run("smoke", "x", "cpu", {}, SMALL | {"encoder": "phikon"}).encoder()

@@ -19,7 +19,7 @@ import torch
 from conftest import FILES, SHARED
 from scipy import sparse
 
-from peka_core.common import places
+from peka_core.common import folders
 from peka_core.common.errors import PekaError
 from peka_core.common.files import sha256
 from peka_core.downloads import manifest
@@ -404,7 +404,7 @@ def test_the_real_vocabulary_has_the_drawn_genes_at_their_places(shared, teacher
 
 def test_real_weights_give_the_values_that_the_authors_printed(shared):
     """Runs where the 1.4 GB are: in PEKA_MIRROR, or in the cache of downloads."""
-    home = Path(os.environ.get("PEKA_MIRROR") or places.cache_folder())
+    home = Path(os.environ.get("PEKA_MIRROR") or folders.cache_folder())
     if not (path := home / scfoundation.FILES["checkpoint"]).exists():
         pytest.skip(f"needs scFoundation's weights (1.4 GB, non-commercial) at {path}")
     folder = shared / "fixtures/scfoundation"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from peka_core.commands.notebooks import CHAPTERS, working_folder
-from peka_core.common import places
+from peka_core.common import folders
 from peka_core.common.errors import PekaError
 from peka_core.downloads import manifest
 
@@ -20,8 +20,8 @@ ROOT = Path(__file__).parents[2]
 def test_in_a_checkout_everything_is_the_checkouts(monkeypatch, tmp_path):
     for here in (ROOT, ROOT / "notebooks", tmp_path):  # elsewhere: the checkout of the package
         monkeypatch.chdir(here)
-        assert places.root() == ROOT and places.results_folder() == ROOT / "results"
-        assert places.bundled("notebooks") == ROOT / "notebooks"
+        assert folders.root() == ROOT and folders.results_folder() == ROOT / "results"
+        assert folders.bundled("notebooks") == ROOT / "notebooks"
         assert manifest.load_manifest()["encoders"]
 
 
@@ -32,19 +32,19 @@ def test_an_installed_package_reads_its_own_copy_and_runs_go_elsewhere(monkeypat
         folder.mkdir(parents=True)
     (bundled / "data_manifest.yaml").write_text("sources: {}\nencoders: {}\n")
     (run.parent / "run.json").write_text("{}")
-    monkeypatch.setattr(places, "PACKAGE", package)
+    monkeypatch.setattr(folders, "PACKAGE", package)
     monkeypatch.setattr(manifest, "PACKAGE", package)
     for folder in (here, run):
         monkeypatch.chdir(folder)
-        assert places.root() == here
-    assert places.results_folder() == bundled / "results"
-    assert places.bundled("notebooks") == bundled / "notebooks"
+        assert folders.root() == here
+    assert folders.results_folder() == bundled / "results"
+    assert folders.bundled("notebooks") == bundled / "notebooks"
     assert manifest.load_manifest() == {"sources": {}, "encoders": {}}
     monkeypatch.chdir(here)
     assert working_folder(bundled / "notebooks/01_data.ipynb") == here
     assert working_folder(here / "mine.ipynb") == here
     monkeypatch.chdir(bundled / "notebooks")  # no checkout, though a manifest lies above
-    assert places.root() == bundled / "notebooks"
+    assert folders.root() == bundled / "notebooks"
     (bundled / "data_manifest.yaml").unlink()
     with pytest.raises(PekaError, match="data_manifest"):
         manifest.load_manifest()
@@ -81,9 +81,9 @@ def test_a_built_wheel_works_in_an_empty_folder(tmp_path):
     said = call(peka, "doctor", "smoke", cwd=here)
     assert "constraints.txt" not in said and str(here / "runs") in said  # versions were compared
     code = (
-        "from peka_core import places; from peka_core.studies import paper_tables\n"
-        "books = sorted(p.name for p in places.bundled('notebooks').iterdir())\n"
-        "print(places.PACKAGE, len(paper_tables.published()), *books)"
+        "from peka_core.common import folders; from peka_core.studies import paper_tables\n"
+        "books = sorted(p.name for p in folders.bundled('notebooks').iterdir())\n"
+        "print(folders.PACKAGE, len(paper_tables.published()), *books)"
     )
     package, rows, *books = call(python, "-c", code, cwd=here).split()
     assert Path(package).is_relative_to(packages) and int(rows) > 50

@@ -21,7 +21,7 @@ import pytest
 
 from peka_core.cohort import open_cohort
 from peka_core.commands.notebooks import CHAPTERS
-from peka_core.common import places
+from peka_core.common import folders
 from peka_core.runner.profile import load_profile
 
 ROOT = Path(__file__).parents[2]
@@ -183,7 +183,7 @@ def test_her2st_runs_end_to_end(monkeypatch, request):
     beside, folder = ROOT.parent / "shared/data", fresh(HER2ST_RUN or "test-her2st")
     if not os.environ.get("PEKA_MIRROR") and (beside / "her2st").is_dir():
         monkeypatch.setitem(ENV, "PEKA_MIRROR", str(beside))
-    home = Path(ENV.get("PEKA_MIRROR") or places.cache_folder()) / "her2st/data/ST-cnts"
+    home = Path(ENV.get("PEKA_MIRROR") or folders.cache_folder()) / "her2st/data/ST-cnts"
     sections = load_profile("her2st").source_options["sections"]
     missing = [name for name in sections if not (home / f"{name}.tsv.gz").exists()]
     marks = request.config.getoption("-m")

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from peka_core.cohort import Split
-from peka_core.common import code_digest, places
+from peka_core.common import code_digest, folders
 from peka_core.common.code_digest import _closure, digest_of_code
 from peka_core.common.errors import PekaError
-from peka_core.common.places import PACKAGE
+from peka_core.common.folders import PACKAGE
 from peka_core.drawn import demo
 from peka_core.models import encoder_files
 from peka_core.protocols import PROTOCOLS
@@ -100,9 +100,9 @@ def test_who_teaches_has_a_part_and_who_does_not_has_none(field, values):
 RUN = """
 import sys
 from pathlib import Path
-from peka_core.common import places
+from peka_core.common import folders
 from peka_core.runner import run, stages
-places.root = lambda: Path(sys.argv[1])
+folders.root = lambda: Path(sys.argv[1])
 small = {"patients": 4, "spots": 12, "folds": 2, "epochs": 1, "batch_size": 16}
 work = run.open_run("smoke", "small", "cpu", {}, small)
 print("FOUND", stages.align(work, "bat", "patients/0", needs="history.csv").name, flush=True)
@@ -252,7 +252,7 @@ def published(work, tmp_path, monkeypatch):
     folder = shutil.copytree(work.folder, tmp_path / "runs" / "small")
     names = "\n".join(path.parent.name for path in folder.glob("units/*/unit.json"))
     (folder / runs.PUBLISHED).write_text(f"made by the runner\n{names}\n")
-    monkeypatch.setattr(places, "root", lambda: tmp_path)
+    monkeypatch.setattr(folders, "root", lambda: tmp_path)
     return folder
 
 
@@ -311,7 +311,7 @@ def test_a_cohort_of_other_code_is_built_again_or_stays(work, published, monkeyp
 
 
 def test_files_that_no_source_built_are_never_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr(places, "root", lambda: tmp_path)
+    monkeypatch.setattr(folders, "root", lambda: tmp_path)
     mine = tmp_path / "runs/small/cohort/notes-of-mine.txt"
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")

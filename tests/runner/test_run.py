@@ -8,7 +8,7 @@ from conftest import SMALL
 
 from peka_core import load_encoder, load_teacher
 from peka_core.common import device as devices
-from peka_core.common import places
+from peka_core.common import folders
 from peka_core.common.errors import PekaError
 from peka_core.drawn.worlds import OFF, OWN, few_patients
 from peka_core.models.encoder_files import MINI_WEIGHTS
@@ -87,7 +87,7 @@ def test_an_alignment_never_sees_the_copy_of_a_held_out_section(work):
 @pytest.fixture
 def empty_root(tmp_path, monkeypatch):
     """A checkout without runs."""
-    monkeypatch.setattr(places, "root", lambda: tmp_path)
+    monkeypatch.setattr(folders, "root", lambda: tmp_path)
     return tmp_path
 
 

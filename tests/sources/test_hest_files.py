@@ -9,7 +9,7 @@ from fake_hub import hub, kept  # noqa: F401
 
 from peka_core.cohort import open_cohort
 from peka_core.commands.command_line import main
-from peka_core.common import places
+from peka_core.common import folders
 from peka_core.common.errors import PekaError
 from peka_core.common.files import sha256
 from peka_core.downloads.record import Record
@@ -55,7 +55,7 @@ def test_a_profile_of_hest_is_fetched_and_opened(mirror, tmp_path, capsys, monke
     profile.write_text(json.dumps(facts | {"chapters": {"cues_off_splits": 0, "few": {}}}))
     assert main(["fetch", str(profile), "--dry-run"]) == 0
     assert "18 files" in capsys.readouterr().out and not (tmp_path / "runs").exists()
-    monkeypatch.setattr(places, "root", lambda: tmp_path)
+    monkeypatch.setattr(folders, "root", lambda: tmp_path)
     with pytest.warns(UserWarning, match="TENX23"):
         cohort = workspace.open_run(str(profile), device="cpu").cohort(tiles=True)
     assert cohort.path == tmp_path / "runs/hest-breast/cohort"

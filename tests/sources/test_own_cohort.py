@@ -10,7 +10,7 @@ from conftest import write_tiny_cohort
 
 from peka_core import open_cohort
 from peka_core.commands import command_line as run
-from peka_core.common import places
+from peka_core.common import folders
 from peka_core.common.errors import PekaError
 from peka_core.common.files import sha256
 from peka_core.runner import run as workspace
@@ -29,7 +29,7 @@ def contents(folder):
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """A checkout without runs."""
-    monkeypatch.setattr(places, "root", lambda: tmp_path / "checkout")
+    monkeypatch.setattr(folders, "root", lambda: tmp_path / "checkout")
     (tmp_path / "checkout").mkdir()
     return tmp_path / "checkout"
 
@@ -210,9 +210,9 @@ def test_a_cohort_of_ones_own_runs_through_all_chapters(tmp_path, capsys):
         assert (
             run.main(["run", "own", "--cohort", str(own), "--run", name, "-p", "epochs=1"]) == 0
         ), capsys.readouterr().err
-        summary = pd.read_csv(places.root() / "runs" / name / "results/summary.csv")
+        summary = pd.read_csv(folders.root() / "runs" / name / "results/summary.csv")
         assert {"frozen encoder", "bat, encoder"} <= set(summary["label"]) and contents(
             own
         ) == before
     finally:
-        shutil.rmtree(places.root() / "runs" / name, ignore_errors=True)
+        shutil.rmtree(folders.root() / "runs" / name, ignore_errors=True)

@@ -10,7 +10,7 @@ import pytest
 from conftest import SMALL
 
 from peka_core import Recipe
-from peka_core.common import places
+from peka_core.common import folders
 from peka_core.common.errors import PekaError
 from peka_core.protocols import PROTOCOLS
 from peka_core.runner import stages
@@ -55,7 +55,7 @@ def test_waiting_head_and_teacher(benchmark, monkeypatch, capsys, tmp_path):
 
 def test_drawn_cohorts(benchmark, tmp_path, monkeypatch):
     """Two seeds of one rung on one small cohort; ladder.py asks another study of it."""
-    monkeypatch.setattr(places, "root", lambda: tmp_path)
+    monkeypatch.setattr(folders, "root", lambda: tmp_path)
     cohorts, components = benchmark("cohorts"), benchmark("components")
     study = lambda work: components.seeds(work, components.RUNGS[:1], cohorts.SPLIT, (0, 1))
     made = cohorts.in_each(Namespace(first=1001, cohorts=1), "tiny", study, SMALL)

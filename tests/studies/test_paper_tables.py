@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from peka_core.common import places
+from peka_core.common import folders
 from peka_core.common.errors import PekaError
 from peka_core.models import scfoundation
 from peka_core.protocols import PROTOCOLS
@@ -114,7 +114,7 @@ def scored(cohort, **columns):
 def root(tmp_path, monkeypatch):
     (tmp_path / "results").mkdir()
     tables.save_table(paper_tables.published(), tmp_path / "results", "published")
-    monkeypatch.setattr(places, "root", lambda: tmp_path)
+    monkeypatch.setattr(folders, "root", lambda: tmp_path)
     return tmp_path
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from peka_core.common.errors import PekaError
-from peka_core.common.values import absolute, fitted, options_of, read_mapping, read_yaml
+from peka_core.common.typed_values import absolute, fitted, options_of, read_mapping, read_yaml
 
 
 @pytest.mark.parametrize("text, value", [
