@@ -4,9 +4,12 @@ import re
 import tomllib
 from pathlib import Path
 
+import anndata as ad
+import numpy as np
 import pytest
 import yaml
 
+from peka_core import open_cohort
 from peka_core.commands.command_line import CHAPTERS, _parser
 
 ROOT = Path(__file__).parents[2]
@@ -65,11 +68,32 @@ def test_a_workflows_token_only_reads_and_its_actions_are_commits(path):
     assert text.count("persist-credentials: false") == text.count("actions/checkout@")
 
 
-def test_the_lines_for_your_tissue_run(tiny_cohort, monkeypatch):
-    code = re.search(r"```python\n(.*?)```", README, re.S)[1]
-    assert "epochs=10" in code
-    monkeypatch.chdir(tiny_cohort.parent)
-    tiny_cohort.rename("my_cohort")
-    names = {}
-    exec(code.replace("epochs=10", "epochs=1"), names)
-    assert len(names["history"]) == 1 and names["features"]["encoder"].shape == (96, 128)
+def test_the_map_lists_every_file_of_the_core_once():
+    table = re.search(r"^\| in the figure.*?\n\n", README, re.M | re.S)[0]
+    listed = re.findall(r"`(\w+\.py)`", table)
+    files = [path.name for path in (ROOT / "peka_core").glob("*.py")]
+    assert sorted(listed) == sorted(name for name in files if not name.startswith("__"))
+    order = "cohort teachers encoders bone student losses alignment head evaluation figures"
+    assert [name[:-3] for name in listed if name[:-3] in order.split()] == order.split()
+
+
+def test_the_lines_for_your_tissue_run(tmp_path, monkeypatch):
+    """Drawn slides become a cohort, a file becomes an encoder, and both go through the core."""
+    slides, encoder, core = re.findall(r"```python\n(.*?)```", README, re.S)
+    monkeypatch.chdir(tmp_path)
+    rng, names = np.random.default_rng(0), {"slides": {}}
+    for patient in "ABC":
+        image = rng.integers(0, 256, (60, 60, 3), np.uint8).repeat(20, 0).repeat(20, 1)
+        xy = np.stack(np.meshgrid([200, 500, 900], [300, 700]), -1).reshape(-1, 2)  # (6, 2)
+        spots = ad.AnnData(rng.poisson(3.0, (6, 60)).astype(np.float32), obsm={"spatial": xy})
+        names["slides"][f"S{patient}"] = patient, image, spots, 0.5
+    exec(slides, names)
+    cohort, side = open_cohort("my_cohort"), 224
+    assert len(cohort.genes) == 50 and len(cohort.splits) == 3
+    shown = names["slides"]["SA"][1][300 - side // 2 :, 200 - side // 2 :][:side, :side]
+    assert np.array_equal(cohort.tiles()[0][0], shown)  # the tile is centred on its spot
+    Path("my_file.py").write_text(encoder)
+    assert "epochs=10" in core and 'load_encoder("mini")' in core
+    core = core.replace('load_encoder("mini")', 'load_encoder("my_file.py:build")')
+    exec(core.replace("epochs=10", "epochs=1"), names)
+    assert len(names["history"]) == 1 and names["features"]["encoder"].shape == (18, 192)
