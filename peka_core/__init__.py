@@ -1,6 +1,7 @@
-"""PEKA, reproduced and taught: spots in, tables and figures out.
+"""PEKA, reproduced and taught.
 
-See README.md for the map of the package.
+README.md has a table of the files here, in the order of the paper's Fig. 1. CONTRIBUTING.md has a
+map of the folders.
 """
 
 import importlib

@@ -1,4 +1,4 @@
 """The `peka` command line: run, ladder, plan, fetch, score and doctor.
 
-Commands check what they are given, call the wings below and print what came out.
+A command checks what the user gave, calls the other folders and prints the result.
 """

@@ -1,3 +1,4 @@
-"""What every part stands on: the one error, whole files, checks of values, devices.
+"""Tools that every other folder uses: the error class, safe files, checks of values, devices.
 
-Nothing here knows of tissue, encoders or scores, and nothing here imports another part."""
+Nothing here knows about tissue, encoders or scores, and nothing here imports another folder.
+"""

@@ -1,4 +1,4 @@
 """The drawn demo: tissue and counts that follow a known law, painted as H&E tiles.
 
-Its law gives the oracle, which says how well any image model could do.
+Because the law is known, an oracle can say how well the best possible image model would do.
 """

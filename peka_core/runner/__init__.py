@@ -1,4 +1,4 @@
-"""Runs: profiles, and units of work that are stored under `runs/` and found again.
+"""Runs, their profiles, and their units: pieces of work that are stored and found again.
 
-A thin layer of stages asks a unit for its inputs, calls the core and stores what it returns.
+`stages.py` asks a unit for its inputs, calls the core and stores what it returns.
 """

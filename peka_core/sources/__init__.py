@@ -1,4 +1,4 @@
-"""Raw data of others, made into a cohort directory: her2st, HEST-1k, or a directory of the user.
+"""Sources turn raw data into a cohort directory: her2st, HEST-1k, or a directory of the user.
 
-A source knows where files come from and what they mean, and nothing about how spots are scored.
+A source knows where files come from and what they mean. It does not know how spots are scored.
 """

@@ -1,3 +1,4 @@
-"""What the alignment loop needs and a reader of the paper does not: batches, checkpoints, memory.
+"""Helpers of the training loop, which the paper does not describe: batches, checkpoints, memory.
 
-The loop itself is `alignment.py`."""
+The loop itself is in `alignment.py`.
+"""
