@@ -1,14 +1,14 @@
-# make demo     the paper's experiment on the bundled demo, in runs/mine
+# make demo     the paper's experiment on drawn tissue, in runs/mine
 # make test     all tests, with the notebooks end to end on smoke and her2st
 # make lint     ruff and mypy: layout, imports and types
-# make weekly   the runs that make test leaves out for time
+# make weekly   the long tests that make test leaves out
 # make her2st   the same experiment on real public tissue, in runs/her2st
-# make smoke    the whole line in under a minute, in runs/smoke
-# make ladder   what did the work? every rung, scope effects and curves on the demo; about an hour
-# make lab      JupyterLab on the notebooks
-# make publish  run demo and her2st afresh; their notebooks, tables and runs/demo become the committed ones
-# make clean    remove .venv and caches; runs/ stays
-# Another Python: make demo PYTHON=python3.12; tests one after the other: make test WORKERS=0
+# make smoke    all chapters on very little tissue in a minute, in runs/smoke
+# make ladder   which part of PEKA did the work? all studies on the demo, about an hour
+# make lab      open the notebooks in JupyterLab
+# make publish  run demo and her2st again, and put their notebooks and tables into the repository
+# make clean    remove .venv and caches, but not runs/
+# For another Python: make demo PYTHON=python3.12. For tests one after the other: make test WORKERS=0
 
 PYTHON ?= python3
 ARGS ?=

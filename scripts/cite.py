@@ -1,16 +1,23 @@
-"""Every result in README and chapters stands for one cell of a table: check it, or write it anew.
+"""Check that every result in README and chapters equals its cell of a table, or renew it.
 
     python scripts/cite.py                # complaints; exit code 1 where there are any
     python scripts/cite.py --write        # first give every number its cell's value
     python scripts/cite.py --find=-.133   # cells that a number could stand for
 
-`scripts/cited.yaml` says which cell. For each file it lists pieces of text with `{}` where a number
-stands, and for each `{}` a cell, "table | column: {column: value, ...}". Several columns of one row
-are "table | mean | low | high: {...}". In front may stand `minus`, or `count` (of the rows that a
-pandas query finds). `difference: [cell, cell]` subtracts the second. `paired: [cell, cell]` is
-mean, low and high of the differences between two cells that list values by patient or cohort. A
-piece without `{}` holds constants, with the reason why they are no results. A piece occurs once in
-its file, whatever its line breaks. Decimals, sign and leading zero are those of the text.
+`scripts/cited.yaml` says which cell. For each file it lists pieces of text, with `{}` in the place
+of each number. A piece must occur exactly once in its file; line breaks do not matter. For each
+`{}` it gives a cell in one of these forms:
+
+    table | column: {column: value, ...}       one column of the row with these values
+    table | mean | low | high: {...}           several columns of that row
+    minus table | column: {...}                the value with the other sign
+    count table: "pandas query"                the number of rows that the query finds
+    difference: [cell, cell]                   the first minus the second
+    paired: [cell, cell]                       mean, low and high of the differences between two
+                                               cells that list values by patient or cohort
+
+A piece without `{}` holds constants, with the reason why they are not results. The text decides
+about decimals, sign and leading zero.
 """
 
 import argparse
@@ -77,7 +84,7 @@ class Citation(NamedTuple):
 
 
 def parts_of(path: Path) -> list[str]:
-    """The prose of a file: a notebook's markdown cells, or one text."""
+    """The prose of a file: the markdown cells of a notebook, or the whole text."""
     if path.suffix != ".ipynb":
         return [path.read_text(encoding="utf-8")]
     return [
@@ -88,7 +95,7 @@ def parts_of(path: Path) -> list[str]:
 
 
 def scores_of(text: str) -> list[re.Match]:
-    """Numbers that look like scores: decimals below 1 of two digits or more, outside code."""
+    """Numbers that look like scores: below 1, with two decimals or more, and not in code."""
     for pattern in ASIDE:
         text = re.sub(pattern, lambda found: re.sub(r"[^\n]", " ", found[0]), text, flags=re.S)
     return list(SCORE.finditer(text))
@@ -96,7 +103,7 @@ def scores_of(text: str) -> list[re.Match]:
 
 @cache
 def table(root: Path, name: str) -> pd.DataFrame:
-    """A table of results/ as text; `demo_histories`: the last epochs of runs/demo's alignments."""
+    """A table of results/ as text. `demo_histories` has the last epoch of each alignment."""
     if name != "demo_histories":
         return pd.read_csv(root / "results" / f"{name}.csv", dtype=str, keep_default_na=False)
     worlds = table(root, "demo_scores").drop_duplicates("cohort").set_index("cohort")["world"]
@@ -153,7 +160,7 @@ def texts_of(root: Path, name: str, columns: list[str], row: dict) -> list[str]:
 
 
 def replicates(root: Path, cell: dict) -> pd.Series:
-    """A column "1001:0.012 1002:…": one value a patient or cohort, by its name."""
+    """Read "1001:0.012 1002:…" as one value for each patient or cohort."""
     ((words, row),) = cell.items()
     name, column = words.split(" | ")
     (text,) = texts_of(root, name, [column], row)
@@ -237,7 +244,7 @@ def complaints_of(parts: list[str], entries: dict, root: Path = ROOT) -> list[st
 
 
 def refreshed(parts: list[str], entries: dict, root: Path = ROOT) -> tuple[list[str], list[str]]:
-    """The parts of a file with the numbers of their cells, and a line for each that changed."""
+    """Put the values of the cells into the parts of a file; a line for each number that changed."""
     parts, lines = list(parts), []
     for cited in sorted(
         citations(parts, entries, root)[0], key=lambda cited: (cited.part, cited.span), reverse=True
@@ -251,7 +258,7 @@ def refreshed(parts: list[str], entries: dict, root: Path = ROOT) -> tuple[list[
 
 
 def write_parts(path: Path, parts: list[str]) -> None:
-    """Put the prose of a file back; outputs, code and ids of a notebook stay."""
+    """Write the prose of a file; outputs, code and ids of a notebook stay as they are."""
     if path.suffix != ".ipynb":
         path.write_text(parts[0], encoding="utf-8")
         return
@@ -264,7 +271,7 @@ def write_parts(path: Path, parts: list[str]) -> None:
 
 
 def candidates(written: str, root: Path = ROOT) -> list[str]:
-    """Cells of results/ whose value is written like this, as lines for cited.yaml."""
+    """All cells of results/ that this number could stand for, as lines for cited.yaml."""
     lines = []
     for path in sorted((root / "results").glob("*.csv")):
         rows = table(root, path.stem)
@@ -284,12 +291,12 @@ def candidates(written: str, root: Path = ROOT) -> list[str]:
 
 
 def as_number(written: str) -> float:
-    """The value of a number in prose."""
+    """The value of a number that was written in prose."""
     return float(written.replace("−", "-").replace(",", ""))
 
 
 def entries_of(root: Path = ROOT) -> dict[str, dict]:
-    """scripts/cited.yaml, every value as text (`on` is a world, not true)."""
+    """Read scripts/cited.yaml with every value as text, because `on` is a world and not true."""
     return yaml.load(
         (root / "scripts" / "cited.yaml").read_text(encoding="utf-8"), Loader=yaml.BaseLoader
     )

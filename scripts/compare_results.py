@@ -2,14 +2,15 @@
 
     python scripts/compare_results.py demo_=runs/mine/results her2st_=runs/her2st-ci/results
 
-`results/demo_scores.csv` is compared with `runs/mine/results/scores.csv`, and so are summary and
-differences. Rows are matched by what they score. Versions, commit, device, digests, notes and p
-values are not compared. Counts (n, spots, undefined genes) must be equal. Mean, low and high may
-differ by the tolerances below, which are well below the effect of bat on the demo (.031). On
-another device and torch (one H100, torch 2.11, against 2 CPU cores, torch 2.14), none of the demo's
-667 rows differed by more than .00024. The largest step that a last bit could cause is another
-penalty in one split: .0023 in the frozen encoder's strict score. A single patient may differ more
-than a mean.
+`results/demo_scores.csv` is compared with `runs/mine/results/scores.csv`, and summary and
+differences in the same way. Rows are matched by what they score. Counts (n, spots, undefined genes)
+must be equal. Mean, low and high may differ by the tolerances below, and single patients by more.
+Versions, commit, device, digests, notes and p values are not compared.
+
+The tolerances are far below the effect of bat on the demo (.031). Between one H100 with torch 2.11
+and 2 CPU cores with torch 2.14, none of the demo's 667 rows differed by more than .00024. A
+rounding error can make one split choose another ridge penalty. The largest such step that was found
+moved the frozen encoder's strict score by .0023.
 """
 
 import argparse
@@ -43,12 +44,12 @@ def keyed(path: Path) -> pd.DataFrame:
 
 
 def row_tolerance(key: tuple[str, ...], trained: float, untrained: float) -> float:
-    """Tolerance of one row: that of trained rows where a method is named in it."""
+    """The tolerance of one row; a row that names a method is a trained one."""
     return trained if TRAINED.search(" ".join(key)) else untrained
 
 
 def difference(ours: pd.Series, theirs: pd.Series) -> tuple[float, str]:
-    """Largest difference of two rows, and what no tolerance allows ("" where there is nothing)."""
+    """The largest difference of two rows, and a complaint about what no tolerance allows, or ""."""
     for column in EQUAL:
         if column in theirs and _counted(ours.get(column)) != _counted(theirs[column]):
             return 0.0, f"{column} is {ours.get(column)}, committed {theirs[column]}"
@@ -62,7 +63,7 @@ def difference(ours: pd.Series, theirs: pd.Series) -> tuple[float, str]:
 
 
 def _counted(value) -> str:
-    """A count or a unit as text: 20 and 20.0 are the same, whatever type pandas gave the column."""
+    """A count or a unit as text. 20 and 20.0 give the same text."""
     return f"{value:.0f}" if isinstance(value, float) else str(value)
 
 

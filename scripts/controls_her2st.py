@@ -1,11 +1,10 @@
-"""What predictors without pixels reach on 35 real sections (13,442 spots of 8 patients): writes
-results/controls_her2st.csv.
+"""Score predictors without pixels on 35 real sections; writes results/controls_her2st.csv.
 
     PEKA_MIRROR=../shared/data python scripts/controls_her2st.py        # two minutes
 
-Counts and spot positions alone are read. Protocols: `peka_official` as it is, and three that change
-one or two of its rules and have names of their own: zeros kept, patients held out, both. Section C6
-is left out: the mirror that this was made from has no counts of it.
+The sections have 13,442 spots of 8 patients. Only counts and spot positions are read. The protocols
+are `peka_official` and three variants with names of their own: zeros kept, patients held out, and
+both. Section C6 is left out, because the mirror that was used has no counts of it.
 """
 
 from dataclasses import replace
@@ -47,7 +46,7 @@ def counted() -> SimpleNamespace:
 
 
 def main() -> None:
-    """Score, print, write."""
+    """Score all predictors, print the table and write it."""
     cohort, rows = counted(), []
     kept = lambda rule: replace(rule, name=f"{rule.name}_zeros_kept", zeros="keep")
     for rule in (OFFICIAL, kept(OFFICIAL), HELD_OUT, kept(HELD_OUT)):

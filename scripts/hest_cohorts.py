@@ -1,7 +1,8 @@
-"""What the index of HEST-1k that the paper used has of its four cohorts, beside the paper's n:
-writes results/hest_cohorts.csv.
+"""Count the paper's four cohorts in the index of HEST-1k, with the paper's n beside them.
 
-PEKA_MIRROR=../shared/data python scripts/hest_cohorts.py
+It writes results/hest_cohorts.csv.
+
+    PEKA_MIRROR=../shared/data python scripts/hest_cohorts.py
 """
 
 from pathlib import Path
@@ -11,7 +12,7 @@ from peka_core.studies.tables import made_here, save_table
 
 
 def main() -> None:
-    """Count, print, write."""
+    """Count the cohorts, print the table and write it."""
     table = hest.counts_table()
     groups = {name: hest.groups(hest.slides(name)) for name in table.index}
     table["groups"] = [found["patient"].nunique() for found in groups.values()]

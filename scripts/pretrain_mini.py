@@ -1,15 +1,15 @@
-"""Pre-trains `mini` on drawn tissue: which share of each cell type does a crop show?
+"""Train `mini` on drawn tissue to predict which share of each cell type a crop shows.
 
     python scripts/pretrain_mini.py [--steps 900] [--threads 2] [--out mini.safetensors]
 
-It takes about ten minutes on a CPU. The tissue belongs to patients that no demo cohort contains
-(another seed), and no counts exist here. Nuclear size and chromatin are never labels, and scale and
-stain augmentation make both unreliable, so the features hold only part of them. That leaves room
-for an alignment to teach something: we designed it so.
+It takes about ten minutes on a CPU. The patients are in no demo cohort, because their seed is
+another one, and no counts are used. Nuclear size and chromatin are never labels, and changes of
+scale and stain make both unreliable. So the features contain only a part of them. We designed it in
+this way, so that an alignment has something to teach.
 
-Writes peka_core/models/weights/mini.safetensors (float16) and mini.json beside it (how it was made,
-digest, probes). Another run gives slightly other weights, since sums in bfloat16 depend on the
-machine and the number of threads.
+It writes peka_core/models/weights/mini.safetensors (float16), and mini.json with its digest, its
+probes and how it was made. Another run gives slightly different weights, because sums in bfloat16
+depend on the machine and the number of threads.
 """
 
 import argparse
@@ -116,7 +116,7 @@ def normalise(x):
 
 
 def half_size(model):
-    """Let the network take tissue at 1 µm/px, without the averaging at its start."""
+    """Remove the averaging at the start of the network, so that it takes tissue at 1 µm/px."""
     model.patch_embed.halve = nn.Identity()
     return model.to(memory_format=torch.channels_last)
 

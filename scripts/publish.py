@@ -1,9 +1,12 @@
-"""Make a finished demo run (and her2st's tables) the committed ones: `make publish`, never by hand.
+"""Put a finished demo run and her2st's tables into the repository. `make publish` calls this.
 
-After `peka run demo` (into an empty runs/demo) and `peka run her2st`: removes from runs/demo what
-is large and can be made again (tiles, the other worlds, features, predictions, most adapters),
-compresses the rest, marks it as published, copies executed notebooks -> notebooks/, tables ->
-results/, one picture -> results/figures/, and brings the numbers in prose to their cells.
+It needs `peka run demo` in an empty runs/demo, and `peka run her2st`. It then
+
+1. removes from runs/demo what is large and can be made again: tiles, the other worlds, features,
+   predictions and most adapters;
+2. compresses the rest and marks it as published;
+3. copies executed notebooks to notebooks/, tables to results/ and one picture to results/figures/;
+4. renews the numbers in prose (cite.py).
 """
 
 import json
@@ -47,9 +50,7 @@ def kept(unit: dict, name: str, main_digest: str) -> bool:
 
 
 def repack(path: Path, target: Path) -> None:
-    """An AnnData file again: compressed, in HDF5's compact newer format, with strings of fixed
-    length.
-    """
+    """Write an AnnData file again: compressed, in HDF5's newer format, with fixed strings."""
     with h5py.File(path) as source, h5py.File(target, "w", libver="latest") as compact:
         compact.attrs.update(source.attrs)
 
@@ -71,7 +72,7 @@ def repack(path: Path, target: Path) -> None:
 
 
 def shorten(path: Path, target: Path) -> None:
-    """A table again, with six decimals."""
+    """Write a table again with six decimals."""
     pd.read_csv(path, dtype=str, keep_default_na=False).map(_six).to_csv(target, index=False)
 
 
@@ -110,9 +111,7 @@ def prune(run: Path) -> None:
 
 
 def copy_notebook(path: Path) -> None:
-    """An executed notebook without papermill's cell of injected parameters: it opens with its own
-    defaults.
-    """
+    """Copy an executed notebook without papermill's cell of parameters, so its defaults hold."""
     book = nbformat.read(path, as_version=4)
     book.cells = [
         cell for cell in book.cells if "injected-parameters" not in cell.metadata.get("tags", [])
