@@ -1,14 +1,17 @@
-"""Bone and Bat from scratch: the block adapters of Eq. 3.
+"""Bone and Bat from scratch: two block adapters for Linear layers.
 
-A frozen weight W (out, in) is cut into b x b blocks W[j, n]; j counts blocks of outputs, n blocks
-of inputs. All blocks of row j share one trainable matrix B[j] (b, b), so a layer trains out * b
-values:
+`bat` is Eq. 3 of the paper, the block affine transformation; the paper calls that formulation Bone.
+`bone` is the simpler, additive adapter that the authors' code selects.
 
-    bone   W'[j, n] = W[j, n] + B[j]                   what the authors' code uses
-    bat    W'[j, n] = W[j, n] + W[j, n] B[j] + B[j]    the paper's Eq. 3
+A frozen weight W (out, in) is cut into b x b blocks W[j, n], where j counts blocks of outputs and n
+blocks of inputs. All blocks with the same j share one trainable matrix B[j] (b, b), so a layer has
+out x b trainable values. The layer then multiplies by W' instead of W:
 
-B starts at zero, so a new adapter changes nothing. peft has the same functions: `MissConfig` with
-`init_weights=True` (bone) and `"bat"`. The last class of this file only saves memory.
+    bone   W'[j, n] = W[j, n] + B[j]
+    bat    W'[j, n] = W[j, n] + W[j, n] B[j] + B[j]
+
+B starts at zero, so a new adapter changes nothing. peft has the same two functions: `MissConfig`
+with `init_weights=True` (bone) and `"bat"` (bat). The class at the end only saves memory.
 """
 
 import re
@@ -23,33 +26,40 @@ from .common.errors import PekaError
 
 
 def bone_weight(weight: Tensor, blocks: Tensor) -> Tensor:
-    """W' of bone: B[j] is added to each block W[j, n].
+    """Return W' of bone: B[j] is added to each block W[j, n].
 
     Args:
         weight: W, (out, in).
         blocks: B, (out/b, b, b).
     """
-    j, b, _ = blocks.shape
-    grid = weight.reshape(j, b, -1, b)  # (out/b, b, in/b, b)
+    n_blocks, b, _ = blocks.shape
+    grid = weight.reshape(n_blocks, b, -1, b)  # (out/b, b, in/b, b)
     return (grid + blocks[:, :, None, :]).reshape(weight.shape)  # (out, in)
 
 
 def bat_weight(weight: Tensor, blocks: Tensor) -> Tensor:
-    """W' of bat, Eq. 3: W[j, n] B[j] and B[j] are added to each block W[j, n]."""
-    j, b, _ = blocks.shape
-    rows = weight.reshape(j, -1, b)  # (out/b, b * in/b, b): the rows of W[j, 0], W[j, 1], ...
-    product = torch.bmm(rows, blocks)  # (out/b, b * in/b, b)
-    return bone_weight(weight + product.reshape(weight.shape), blocks)
+    """Return W' of bat (Eq. 3): W[j, n] B[j] and B[j] are added to each block W[j, n]."""
+    n_blocks, b, _ = blocks.shape
+    rows = weight.reshape(n_blocks, -1, b)  # (out/b, b * in/b, b): the rows of all blocks W[j, n]
+    product = torch.bmm(rows, blocks).reshape(weight.shape)  # W B, (out, in)
+    return bone_weight(weight + product, blocks)  # (W + W B) + B
 
 
-WEIGHTS = {"bone": bone_weight, "bat": bat_weight}
+WEIGHT_FUNCTIONS = {"bone": bone_weight, "bat": bat_weight}
+
+
+def adapted_weight(weight: Tensor, blocks: Tensor, method: str) -> Tensor:
+    """Return W' (out, in) in the type of `blocks`, also under autocast."""
+    with torch.autocast(weight.device.type, enabled=False):
+        return WEIGHT_FUNCTIONS[method](weight.to(blocks.dtype), blocks)
 
 
 class BlockLinear(nn.Module):
     """A frozen Linear layer with trainable blocks B: y = x W'^T + bias.
 
-    It has no attribute `weight` on purpose. A network that reads a layer's weight, instead of
-    calling the layer, would leave out the adapter; so it fails at once.
+    It has no attribute `weight` on purpose. Some networks read a layer's weight instead of calling
+    the layer. Such a network would ignore the adapter without any message; without the attribute it
+    stops with an error.
 
     Args:
         base: the Linear layer, which is frozen.
@@ -57,7 +67,7 @@ class BlockLinear(nn.Module):
         method: `bone` or `bat`.
     """
 
-    unmerged: Tensor | None  # W, while W' is in its place
+    frozen_weight: Tensor | None  # the original W, kept while the layer is merged; None otherwise
 
     def __init__(self, base: nn.Linear, block: int, method: str):
         super().__init__()
@@ -65,34 +75,30 @@ class BlockLinear(nn.Module):
         shape = (base.out_features // block, block, block)
         self.base, self.method = base.requires_grad_(False), method
         self.blocks = nn.Parameter(torch.zeros(shape, dtype=dtype, device=base.weight.device))
-        self.register_buffer("unmerged", None, persistent=False)
+        self.register_buffer("frozen_weight", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out), in the type of autocast where autocast is on."""
-        if self.unmerged is not None:
+        """Map x (..., in) to (..., out), in the type of autocast where autocast is on."""
+        if self.frozen_weight is not None:
             return self.base(x)
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         bias = None if self.base.bias is None else self.base.bias.to(dtype)
         return _BlockProduct.apply(x.to(dtype), self.base.weight, bias, self.blocks, self.method)
 
-    def full_weight(self) -> Tensor:
-        """W' (out, in), in the type of B."""
-        return _full_weight(self.base.weight, self.blocks, self.method)
-
     def extra_repr(self) -> str:
         return f"{self.method}, blocks={tuple(self.blocks.shape)}"
 
 
 def inject(model: nn.Module, targets: tuple[str, ...], method: str, block: int) -> list[str]:
-    """Replace the Linear layers that `targets` name by `BlockLinear`, in place.
+    """Replace the Linear layers whose names end in one of `targets` by `BlockLinear`, in place.
 
     Returns:
         The full names of the replaced layers.
 
     Raises:
-        PekaError: the model has an adapter already, a target names no Linear layer, or `block` does
-            not divide the features of a layer. Nothing is replaced then.
+        PekaError: the model has an adapter already, no Linear layer has such a name, or `block`
+            does not divide the features of a layer. Nothing is replaced then.
     """
     if any(isinstance(module, BlockLinear) for module in model.modules()):
         raise PekaError("this model already has a block adapter; load the encoder again")
@@ -111,50 +117,55 @@ def inject(model: nn.Module, targets: tuple[str, ...], method: str, block: int) 
 
 
 def linear_targets(model: nn.Module, targets: tuple[str, ...]) -> list[str]:
-    """Full names of the Linear layers whose names end with one of `targets`, in whole words.
+    """Full names of the Linear layers whose names end in one of `targets`.
 
-    `attn.qkv` finds `blocks.0.attn.qkv`. A convolution that has such a name is not found.
+    Whole parts between dots must match: `qkv` finds `blocks.0.attn.qkv`, but not `my_qkv`. Layers
+    of other types, such as convolutions, are left out.
 
     Raises:
-        PekaError: a target names no Linear layer.
+        PekaError: no Linear layer has a name that ends in one of the targets.
     """
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    found = {t: [name for name in linears if f".{name}".endswith(f".{t}")] for t in targets}
-    for target, names in found.items():
-        if not names:
+    ends_in = lambda name, target: f".{name}".endswith(f".{target}")  # a dot begins a whole part
+    for target in targets:
+        if not any(ends_in(name, target) for name in linears):
+            # A number between dots becomes *, so that equal layers of all depths are listed once.
             known = sorted({re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in linears})
             raise PekaError(
                 f"target {target!r} names no Linear layer of this model. It has: "
                 f"{', '.join(known) or 'none'}. The method projector_only needs none."
             )
-    return [name for name in linears if any(name in names for names in found.values())]
+    return [name for name in linears if any(ends_in(name, target) for target in targets)]
 
 
 @torch.no_grad()
 def merge(model: nn.Module) -> None:
-    """Put W' in the place of W in every adapted layer, so that inference costs what it cost before.
+    """Put W' in the place of W in every adapted layer, and keep W for `unmerge`.
 
-    W is kept for `unmerge`. Tensors that another model shares are exchanged, never written to.
+    A merged network costs as much as one without an adapter. The frozen tensors may be shared with
+    other students, so this function replaces them and never changes them in place.
 
     Raises:
         PekaError: a weight W' is NaN or infinite. Nothing is merged then.
     """
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, BlockLinear)}
-    layers = {name: layer for name, layer in layers.items() if layer.unmerged is None}
-    full = {name: layer.full_weight() for name, layer in layers.items()}
-    for name, weight in full.items():
-        check_finite(name, weight)
-    for name, layer in layers.items():
-        layer.unmerged = layer.base.weight.data
-        layer.base.weight = nn.Parameter(full[name].to(layer.unmerged.dtype), requires_grad=False)
+    merged = []
+    for name, layer in model.named_modules():
+        if isinstance(layer, BlockLinear) and layer.frozen_weight is None:
+            weight = adapted_weight(layer.base.weight, layer.blocks, layer.method)
+            check_finite(name, weight)
+            merged.append((layer, weight))
+    for layer, weight in merged:
+        layer.frozen_weight = layer.base.weight.data
+        weight = weight.to(layer.frozen_weight.dtype)
+        layer.base.weight = nn.Parameter(weight, requires_grad=False)
 
 
 def unmerge(model: nn.Module) -> None:
-    """Put W back into every merged layer, bit by bit."""
+    """Put W back exactly into every merged layer."""
     for layer in model.modules():
-        if isinstance(layer, BlockLinear) and layer.unmerged is not None:
-            layer.base.weight = nn.Parameter(layer.unmerged, requires_grad=False)
-            layer.unmerged = None
+        if isinstance(layer, BlockLinear) and layer.frozen_weight is not None:
+            layer.base.weight = nn.Parameter(layer.frozen_weight, requires_grad=False)
+            layer.frozen_weight = None
 
 
 def check_finite(name: str, weight: Tensor) -> None:
@@ -166,45 +177,41 @@ def check_finite(name: str, weight: Tensor) -> None:
         )
 
 
-def _full_weight(weight: Tensor, blocks: Tensor, method: str) -> Tensor:
-    """W' (out, in) in the type of `blocks`, also under autocast."""
-    with torch.autocast(weight.device.type, enabled=False):
-        return WEIGHTS[method](weight.to(blocks.dtype), blocks)
-
-
 class _BlockProduct(torch.autograd.Function):
     """y = x W'^T + bias, with gradients for x and B.
 
-    Plain autograd would keep every W' for the backward pass. This function computes it again, and
-    keeps only x (bat) or the sums of x over the blocks of inputs (bone).
+    Plain autograd would store every W' for the backward pass. This function computes W' again
+    instead. For bat it stores x. For bone all blocks of inputs meet the same B[j], so their sum is
+    enough.
     """
 
     @staticmethod
     def forward(
         ctx, x: Tensor, weight: Tensor, bias: Tensor | None, blocks: Tensor, method: str
     ) -> Tensor:
-        kept = x  # (..., in)
+        saved = x  # (..., in)
         if method == "bone":
-            # dtype: CUDA's autocast would make the sum float32, which backward could not multiply
-            # with a bfloat16 gradient
-            kept = x.unflatten(-1, (-1, blocks.shape[-1])).sum(-2, dtype=x.dtype)  # (..., b)
-        ctx.save_for_backward(kept, weight, blocks)
+            # Under CUDA's autocast, sum returns float32 by default. Backward multiplies this sum
+            # with a bfloat16 gradient, and both must have one type.
+            saved = x.unflatten(-1, (-1, blocks.shape[-1])).sum(-2, dtype=x.dtype)  # (..., b)
+        ctx.save_for_backward(saved, weight, blocks)
         ctx.method = method
-        return F.linear(x, _full_weight(weight, blocks, method).to(x.dtype), bias)  # (..., out)
+        return F.linear(x, adapted_weight(weight, blocks, method).to(x.dtype), bias)  # (..., out)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        kept, weight, blocks = ctx.saved_tensors
-        j, b, _ = blocks.shape
+        saved, weight, blocks = ctx.saved_tensors
+        n_blocks, b, _ = blocks.shape
         grad_x = grad_blocks = None
         if ctx.needs_input_grad[0]:
-            grad_x = grad @ _full_weight(weight, blocks, ctx.method).to(grad.dtype)  # (..., in)
+            grad_x = grad @ adapted_weight(weight, blocks, ctx.method).to(grad.dtype)  # (..., in)
         if ctx.needs_input_grad[3]:
-            outer = grad.flatten(0, -2).mT @ kept.flatten(0, -2)  # (out, b) or, for bat, (out, in)
+            outer = grad.flatten(0, -2).mT @ saved.flatten(0, -2)  # bone (out, b), bat (out, in)
             outer = outer.to(blocks.dtype)
-            grad_blocks = outer.reshape(j, b, -1, b).sum(2)  # (out/b, b, b): through + B
-            if ctx.method == "bat":  # and through + W B
-                rows = weight.to(blocks.dtype).reshape(j, -1, b)  # (out/b, b * in/b, b)
-                grad_blocks = grad_blocks + torch.bmm(rows.mT, outer.reshape(j, -1, b))
+            # gradient of the term B, (out/b, b, b)
+            grad_blocks = outer.reshape(n_blocks, b, -1, b).sum(2)
+            if ctx.method == "bat":  # gradient of the term W B
+                rows = weight.to(blocks.dtype).reshape(n_blocks, -1, b)  # (out/b, b * in/b, b)
+                grad_blocks = grad_blocks + torch.bmm(rows.mT, outer.reshape(n_blocks, -1, b))
         return grad_x, None, None, grad_blocks, None

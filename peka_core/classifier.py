@@ -1,6 +1,6 @@
 """The first phase of the authors' code: a classifier that predicts pseudo-labels from X_teacher.
 
-In their second phase it is frozen, and both losses compare the logits that it gives to S and to T.
+In their second phase it is frozen. Both losses then use the logits that it computes from S and T.
 """
 
 import torch
@@ -17,8 +17,8 @@ def fit_classifier(
 
     Args:
         x_teacher, labels: (n, d_t) and (n,), on one device.
-        recipe: `classifier_epochs` passes; k, hidden, batch_size and lr are read too.
-        seed: draws weights and order.
+        recipe: its classifier_epochs, k, hidden, batch_size and lr are used.
+        seed: random seed for the first weights and the order.
     """
     width, generator = recipe.hidden, torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):

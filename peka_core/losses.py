@@ -1,7 +1,12 @@
-"""The losses of Eq. 4 to 6, and how they are computed for one batch.
+"""The two losses of Eq. 4 to 6, and how they are computed for one batch.
 
-L_KD compares the student's projection with the teacher's embedding of the same spots. L_struct asks
-whether a classifier can tell from the projection to which pseudo-label a spot belongs.
+L_KD (Eq. 5) compares a vector of the student with a vector of the teacher for the same spots. The
+paper compares the student's projection with the teacher's embedding. In the two phases of the
+authors' code, a frozen classifier turns both into logits, and L_KD compares these.
+L_struct (Eq. 6) is the cross entropy between the spots' pseudo-labels and the logits that the
+classifier computes from the projection.
+
+`alignment.py` makes the classifier, and adds AdaLoRA's penalty to the total.
 """
 
 from typing import Any
@@ -13,17 +18,17 @@ from .common.device import autocast
 from .recipe import Recipe
 
 
-def kd_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float = 1.0) -> Tensor:
+def kd_loss(student_vectors: Tensor, teacher_vectors: Tensor, tau: float = 1.0) -> Tensor:
     """KL(softmax(T / tau) || softmax(S / tau)), averaged over the batch: Eq. 5.
 
-    Softmax ignores a constant that is added to a row, so S learns T up to one number for each spot.
-    Eq. 5 has no factor in front; the authors' code multiplies by tau squared.
+    Softmax ignores a constant that is added to a row, so S can differ from T by one constant per
+    spot. Eq. 5 has no factor in front; the authors' code multiplies by tau squared.
 
     Args:
-        student_logits, teacher_logits: S and T, (n, d_t). The paper takes embeddings as logits.
+        student_vectors, teacher_vectors: S and T, embeddings (n, d_t) or logits (n, k).
     """
-    student = F.log_softmax(student_logits.float() / tau, dim=1)  # (n, d_t)
-    teacher = F.log_softmax(teacher_logits.float() / tau, dim=1)  # (n, d_t)
+    student = F.log_softmax(student_vectors.float() / tau, dim=1)  # (n, d_t)
+    teacher = F.log_softmax(teacher_vectors.float() / tau, dim=1)  # (n, d_t)
     return F.kl_div(student, teacher, log_target=True, reduction="batchmean")
 
 
@@ -35,7 +40,7 @@ def structure_loss(logits: Tensor, labels: Tensor) -> Tensor:
 def total_loss(
     kd: Tensor | None, struct: Tensor | None, lambda_kd: float = 0.5, lambda_struct: float = 0.5
 ) -> Tensor | float:
-    """lambda_1 L_KD + lambda_2 L_struct: Eq. 4. A loss of weight 0 is not looked at."""
+    """lambda_1 L_KD + lambda_2 L_struct: Eq. 4. A loss of weight 0 is ignored and may be None."""
     total: Tensor | float = 0.0
     if lambda_kd and kd is not None:
         total = total + lambda_kd * kd
@@ -55,30 +60,29 @@ def batch_losses(
     """Forward pass and losses of one batch. Training and validation both call this function.
 
     Args:
-        classifier: gives logits (n, k) of the pseudo-labels from the student's projection.
+        classifier: computes logits (n, k) of the pseudo-labels from the student's projection.
         tiles: uint8 (n, h, w, 3); targets, labels: of the same spots, (n, d_t) and (n,).
 
     Returns:
-        losses: `kd`, `struct` and `mse` where the recipe gives them a weight, and their `total`.
+        losses: `kd`, `struct` and `mse`, each only if the recipe gives it a weight, and their
+            weighted sum `total`.
         projected: the student's projection (n, d_t).
     """
     with autocast(student.device):
         _, projected = student(tiles)  # (n, d_t)
         logits = classifier(projected)  # (n, k)
-        if recipe.classifier_epochs:  # the authors' code compares the logits of one classifier
-            student_logits, teacher_logits = logits, classifier(targets)  # (n, k)
-        else:  # the paper compares the embeddings themselves
-            student_logits, teacher_logits = projected, targets  # (n, d_t)
+        vectors = projected, targets  # the paper: embeddings, (n, d_t)
+        if recipe.classifier_epochs:  # the authors' two phases: logits of one classifier, (n, k)
+            vectors = logits, classifier(targets)
     losses: dict[str, Any] = {}
     if recipe.lambda_kd:
-        losses["kd"] = kd_loss(student_logits, teacher_logits, recipe.tau)
+        losses["kd"] = kd_loss(*vectors, recipe.tau)
         if recipe.tau_squared:
             losses["kd"] = losses["kd"] * recipe.tau**2
     if recipe.lambda_struct:
         losses["struct"] = structure_loss(logits, labels)
-    total: Any = total_loss(
-        losses.get("kd"), losses.get("struct"), recipe.lambda_kd, recipe.lambda_struct
-    )
+    kd, struct = losses.get("kd"), losses.get("struct")
+    total: Any = total_loss(kd, struct, recipe.lambda_kd, recipe.lambda_struct)
     if recipe.lambda_mse:
         losses["mse"] = F.mse_loss(projected.float(), targets)
         total = total + recipe.lambda_mse * losses["mse"]

@@ -19,49 +19,41 @@ def alignment_quality(
     x_teacher_test: np.ndarray,
     k: int = 10,
 ) -> dict[str, float]:
-    """R2 of X_teacher from the features, and agreement of neighbours, on held-out spots.
+    """R2 of X_teacher from the features, and overlap of neighbours, on held-out spots.
 
     Args:
         features_train, features_test: (n, d) and (m, d).
-        x_teacher_train, x_teacher_test: (n, d_t) and (m, d_t); a row with NaN is a spot that the
+        x_teacher_train, x_teacher_test: (n, d_t) and (m, d_t). A row with NaN is a spot that the
             teacher could not use, and is left out.
 
     Returns:
-        r2: of a ridge from standardised features to X_teacher; components count by their variance,
-        and the penalty is chosen by leave-one-out on the training spots. neighbour_overlap: share
-        of a spot's k nearest neighbours in feature space that are among its k nearest in teacher
-        space.
-        chance: the same for random neighbours. n_train, n_test, k. NaN where a side has fewer than
-        two spots.
+        r2: of a ridge from standardised features to X_teacher, which weighs components by their
+            variance. Its penalty is chosen by leave-one-out on the training spots.
+        neighbour_overlap: share of a spot's k nearest neighbours in feature space that are among
+            its k nearest in teacher space; chance: the same for random neighbours.
+        n_train, n_test, k. The numbers are NaN if a side has fewer than two spots.
     """
     usable, usable_test = np.isfinite(x_teacher_train).all(1), np.isfinite(x_teacher_test).all(1)
     features_train, x_teacher_train = features_train[usable], x_teacher_train[usable]
     features_test, x_teacher_test = features_test[usable_test], x_teacher_test[usable_test]
-    if min(len(features_train), len(features_test)) < 2:
+    n, m = len(features_train), len(features_test)
+    if min(n, m) < 2:
         unknown = dict.fromkeys(("r2", "neighbour_overlap", "chance"), math.nan)
-        return unknown | {"n_train": len(features_train), "n_test": len(features_test), "k": k}
+        return unknown | {"n_train": n, "n_test": m, "k": k}
     scaler = StandardScaler().fit(features_train)
     ridge = make_pipeline(scaler, RidgeCV(np.logspace(-1, 5, 13)))
     ridge.fit(features_train, x_teacher_train)
     r2 = r2_score(x_teacher_test, ridge.predict(features_test), multioutput="variance_weighted")
-    m = len(features_test)
     k = min(k, m - 1)
-    here = _neighbours(scaler.transform(features_test), k)  # (m, k)
-    there = _neighbours(x_teacher_test, k)  # (m, k)
-    shared = np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(here, there, strict=True)])
-    return {
-        "r2": float(r2), "neighbour_overlap": float(shared), "chance": k / (m - 1),
-        "n_train": len(features_train), "n_test": m, "k": k,
-    }  # fmt: skip
-
-
-def _neighbours(x: np.ndarray, k: int) -> np.ndarray:
-    """Rows of the k nearest other rows, (m, k)."""
-    return NearestNeighbors(n_neighbors=k).fit(x).kneighbors(return_distance=False)
+    nearest = lambda x: NearestNeighbors(n_neighbors=k).fit(x).kneighbors(return_distance=False)
+    pairs = zip(nearest(scaler.transform(features_test)), nearest(x_teacher_test), strict=True)
+    overlap = np.mean([len(np.intersect1d(a, b)) / k for a, b in pairs])  # over (m, k) and (m, k)
+    scores = {"r2": float(r2), "neighbour_overlap": float(overlap), "chance": k / (m - 1)}
+    return scores | {"n_train": n, "n_test": m, "k": k}
 
 
 def umap_points(features: np.ndarray, spots: pd.Index) -> pd.DataFrame:
-    """Two UMAP coordinates `x`, `y` of each spot, from features (n, d). scanpy, seed 0."""
+    """UMAP coordinates `x` and `y` of each spot from features (n, d), by scanpy with seed 0."""
     import scanpy as sc
 
     table = ad.AnnData(obs=pd.DataFrame(index=spots), obsm={"X_features": features})

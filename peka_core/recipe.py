@@ -8,7 +8,7 @@ from .common.typed_values import fitted_fields
 METHODS = {
     "none": "frozen encoder",
     "bat": "block-affine adapter, W + W_g B_g + B_g (Eq. 3)",
-    "bone": "the additive tiling alone, W + B_g",
+    "bone": "additive block adapter, W + B_g (the authors' code)",
     "lora": "low-rank adapter, W + (alpha / r) B A, by peft",
     "adalora": "low-rank adapter whose ranks move between layers while training, by peft",
     "full": "every weight of the encoder, no adapter",
@@ -18,40 +18,37 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyper-parameters of one alignment.
+    """Hyper-parameters of one alignment, checked for their types, for `CHOICES` and for `RANGES`.
 
-    A default never changes, because a value that equals it is no part of a unit's name. Each value
-    is checked for its type, for `CHOICES` and for `RANGES`. A whole number becomes a float where a
-    float is declared, so that 2 and 2.0 name the same unit.
+    A default never changes, because a value that equals its default is not part of a unit's name. A
+    whole number becomes a float if a float is declared, so 2 and 2.0 name the same unit.
 
     Attributes:
         epochs, lr, batch_size: Adam goes `epochs` times over all training spots.
         warmup: number of steps in which the learning rate rises to `lr`.
         schedule: of the learning rate after that: `cosine` falls to 0 at the last step, `constant`
-            stays, `step` falls to a tenth every ten epochs.
-        tau: temperature of Eq. 5.
-        tau_squared: multiply Eq. 5 by tau squared, which keeps the size of its gradient.
+            stays, `step` divides by ten every ten epochs.
+        tau, tau_squared: temperature of Eq. 5; whether the loss is multiplied by its square.
         lambda_kd, lambda_struct: weights of the losses in Eq. 4.
-        lambda_mse: weight of the squared error to the targets, for students that learn genes. It is
-            not in the paper.
+        lambda_mse: weight of the squared error, which the paper lacks, for students of genes.
         k: number of pseudo-labels.
-        labels: `kmeans` with k clusters, as in the authors' code; or `leiden`, communities of the
-            graph of nearest neighbours, at most k.
-        classifier_epochs: 0 trains in a single phase. Otherwise the authors' first phase trains a
-            classifier of pseudo-labels for so many epochs, through which both losses then look.
+        labels: `kmeans` with k clusters, as in the authors' code; or `leiden`, at most k
+            communities of the graph of nearest neighbours.
+        classifier_epochs: 0 trains in a single phase. Otherwise a first phase trains a classifier
+            of pseudo-labels for this many epochs (classifier.py).
         block: side b of an adapter block.
         targets: ends of the names of the Linear layers that get an adapter.
-        rank, alpha: of LoRA and AdaLoRA, whose change is scaled by alpha / rank. Rank 9 trains as
-            many values on `mini` as block 16.
+        rank, alpha: of LoRA and AdaLoRA, whose change is scaled by alpha / rank. Rank 9 has as many
+            trainable values on `mini` as block 16.
         reallocate: AdaLoRA moves ranks between layers; otherwise each layer keeps its rank.
-        adapter_dropout: of the input of LoRA's and AdaLoRA's factors, in training.
-        hidden, dropout: hidden width and dropout of the projector.
-        projector: its activation, `gelu` or, as in the authors' code, `relu`.
+        adapter_dropout: dropout at the input of LoRA's and AdaLoRA's factors.
+        hidden, dropout, projector: hidden width, dropout and activation of the projector; the
+            authors' code has `relu`.
         clip, clip_by: limit for the `norm` of all gradients, or for each `value`; 0 is no limit.
         pixels: what the student sees: `normalised` as for the frozen encoder, or `raw`, 0 to 255.
         flips: show each tile in a random one of its eight orientations.
-        validation_share: share of the training groups that are not trained on but choose the epoch.
-        validation_by: whether validation takes each whole `group` or single spots (`spot`).
+        validation_share: share of the training patients that only choose the epoch.
+        validation_by: `group` validates on whole patients, `spot` on single spots.
         keep: the `best` epoch by validation loss, or the `last`.
     """
 
@@ -86,33 +83,26 @@ class Recipe:
     projector: str = "gelu"
 
     def __post_init__(self):
-        """Refuse values that no alignment could use.
-
-        Raises:
-            PekaError: a value of another type, an unknown word, or a number out of its range.
-        """
         for name, value in fitted_fields(self, RANGES).items():
             if name in CHOICES and value not in CHOICES[name]:
                 raise PekaError(f"{name} {value!r} is unknown: {' or '.join(CHOICES[name])}")
             object.__setattr__(self, name, value)
 
     def for_split(self, mixed: bool) -> "Recipe":
-        """This recipe on a split, without validation groups where spots of tested sections train.
+        """This recipe for a split; no patients validate if spots of tested sections are trained on.
 
-        Then the scopes nested and all differ in their spots alone. A recipe that validates by
-        single spots does so on every split.
+        So scopes differ in their spots alone. A recipe that validates by single spots stays as is.
         """
-        return (
-            replace(self, validation_share=0.0) if mixed and self.validation_by == "group" else self
-        )
+        without = mixed and self.validation_by == "group"
+        return replace(self, validation_share=0.0) if without else self
 
 
 def mixes_patients(split: str) -> bool:
-    """Whether a split of this name has spots of the same patients on both sides, or is `all`."""
+    """Whether a split of this name has the same patients in training and test, or is `all`."""
     return split == "all" or split.startswith("spots/")
 
 
-CHOICES = {  # fields that are one of a few words
+CHOICES = {  # the words that a field may be
     "schedule": ("cosine", "constant", "step"),
     "labels": ("kmeans", "leiden"),
     "clip_by": ("norm", "value"),
@@ -134,19 +124,17 @@ RANGES = {  # what the other fields may be: in words, and as a test
 }
 
 RECIPES = {
-    # The paper's Methods. They give no tau, k, batch size, schedule, clipping, nor what chooses the
-    # epoch; k and batch size are those of the authors' code, the others are left out. "KNN
-    # clustering" is read as k-means, as in the code; `labels: leiden` is the other reading. Dropout
-    # .1 is "for the low rank adaptation".
+    # The paper's Methods. They do not give tau, k, batch size, schedule, clipping, or what chooses
+    # the epoch. k and batch size are those of the authors' code. "KNN clustering" is read as
+    # k-means, as in the code. Dropout 0.1 is "for the low rank adaptation".
     "as_written": Recipe(
         epochs=50, lr=1e-4, batch_size=32, warmup=0, schedule="constant", k=100, block=256,
         rank=256, alpha=32.0, adapter_dropout=0.1, clip=0.0, flips=False,
         validation_share=0.0, keep="last",
     ),
-    # The authors' code (RunningStone/PEKA bf9c6f5), whose method is the additive `bone`. Its "best"
-    # checkpoint is the last. One thing is not repeated: its steps run under float16 autocast
-    # without a loss scaler, so small gradients become 0. Here it is bfloat16 where the GPU has it,
-    # else float32.
+    # The authors' code (RunningStone/PEKA bf9c6f5), whose method is `bone`. Its "best" checkpoint
+    # is the last. One thing is not repeated: it uses float16 autocast without a loss scaler, so
+    # small gradients become 0. Here it is bfloat16 if the GPU has it, otherwise float32.
     "as_run": Recipe(
         epochs=10, lr=1e-4, batch_size=32, warmup=0, schedule="step", tau=2.0, tau_squared=True,
         k=100, classifier_epochs=20, block=256, rank=256, alpha=32.0, reallocate=False, clip=1.0,
@@ -157,7 +145,7 @@ RECIPES = {
 
 
 def name_of_recipe(recipe: Recipe) -> str:
-    """`as_written` or `as_run`, if a recipe is it but for the batch size; otherwise ""."""
+    """`as_written` or `as_run` if a recipe equals it in all but the batch size; otherwise ""."""
     for name, known in RECIPES.items():
         if replace(recipe, batch_size=known.batch_size) == known:
             return name

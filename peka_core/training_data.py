@@ -1,4 +1,4 @@
-"""What a student learns from, checked before training starts, and which groups validate it."""
+"""What a student learns from, checked before training starts, and which spots validate it."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,14 +16,14 @@ class TrainingData:
 
     Attributes:
         tiles: uint8 (n, h, w, 3), an array or a reader that takes an array of row numbers.
-        targets: X_teacher (n, d_t), or other values that the projector shall predict.
+        targets: X_teacher (n, d_t), or other values that the projector should predict.
         labels: pseudo-labels (n,), whole numbers from 0 to k - 1.
-        groups: patient of each spot (n,), or its section where all spots are of one patient.
-        rows: the training spots, as row numbers or as a mask (n,); None stands for all n. The other
-            spots are never looked at.
+        groups: patient of each spot (n,), or its section if there is one patient.
+        rows: the training spots, as row numbers or as a mask (n,); None means all n. Nothing is
+            learned from the other spots.
 
     Raises:
-        PekaError: lengths that differ, or rows that are no spots.
+        PekaError: lengths differ, or `rows` are not different row numbers of these spots.
     """
 
     tiles: Any
@@ -33,34 +33,38 @@ class TrainingData:
     rows: Any = None
 
     def __post_init__(self) -> None:
-        """Turn `rows` into row numbers, and refuse lengths that differ."""
         names = ("tiles", "targets", "labels", "groups")
         lengths = {name: len(getattr(self, name)) for name in names}
+        n = lengths["groups"]
         if len(set(lengths.values())) > 1:
             raise PekaError(f"training data need one row for each spot everywhere, not {lengths}")
-        object.__setattr__(self, "rows", _row_numbers(self.rows, len(self.groups)))
+        rows = np.arange(n) if self.rows is None else np.asarray(self.rows)
+        if rows.dtype == bool and rows.shape == (n,):
+            rows = np.flatnonzero(rows)
+        numbers = rows.ndim == 1 and len(rows) and rows.dtype.kind in "iu"
+        if not numbers or rows.min() < 0 or rows.max() >= n or len(np.unique(rows)) < len(rows):
+            raise PekaError(
+                f"rows must be a mask ({n},) with a training spot, or different whole numbers from "
+                f"0 to {n - 1}, at least one; got {rows.dtype} {rows.shape}"
+            )
+        object.__setattr__(self, "rows", rows)
 
     def check(self, student: Any, recipe: Recipe) -> None:
         """Refuse data that this student cannot learn from.
 
         Raises:
-            PekaError: a student without anything to train, targets or labels of the training spots
-                that do not fit the student or the recipe, or a recipe that weighs no loss.
+            PekaError: the method trains nothing, the recipe gives no loss a weight, or targets or
+                labels of the training spots do not fit the student or the recipe.
         """
         if student.projector is None:
-            raise PekaError(
-                f"method {student.method!r} trains nothing; take projector_only, or the features "
-                "of the encoder"
-            )
+            raise PekaError(f"method {student.method!r} trains nothing; take projector_only")
         if not (recipe.lambda_kd or recipe.lambda_struct or recipe.lambda_mse):
             raise PekaError(
                 "lambda_kd, lambda_struct and lambda_mse are all 0: give at least one loss a weight"
             )
         shape = np.shape(self.targets)
         if len(shape) != 2 or shape[1] != student.d_teacher:
-            raise PekaError(
-                f"targets must be (n, {student.d_teacher}) for this student, not {shape}"
-            )
+            raise PekaError(f"targets must be (n, {student.d_teacher}) here, not {shape}")
         if not np.isfinite(np.asarray(self.targets)[self.rows]).all():
             raise PekaError(
                 "targets have NaN or infinite values on training spots: leave out the spots that "
@@ -83,10 +87,10 @@ class TrainingData:
     def draw_validation(
         self, recipe: Recipe, generator: torch.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Row numbers to train on, and row numbers that only choose the epoch.
+        """Row numbers of the spots to train on, and of the spots that only choose the epoch.
 
-        Whole groups are drawn (single spots where `validation_by` is `spot`): the share that the
-        recipe asks for, but at least one group, and none where there is only one.
+        Whole patients are drawn (single spots if `validation_by` is `spot`): the recipe's share of
+        them, but at least one, and none if there is only one.
         """
         groups = self.rows
         if recipe.validation_by == "group":
@@ -97,19 +101,3 @@ class TrainingData:
         drawn = names[torch.randperm(len(names), generator=generator)[:count].numpy()]
         validates = np.isin(groups, drawn)
         return self.rows[~validates], self.rows[validates]
-
-
-def _row_numbers(rows: Any, n: int) -> np.ndarray:
-    """Row numbers of the training spots, given as numbers, as a mask (n,), or as None for all n."""
-    rows = np.arange(n) if rows is None else np.asarray(rows)
-    if rows.dtype == bool and rows.shape == (n,):
-        rows = np.flatnonzero(rows)
-    numbers = rows.ndim == 1 and len(rows) and rows.dtype.kind in "iu"
-    if not numbers or rows.min() < 0 or rows.max() >= n:
-        raise PekaError(
-            f"rows must be a mask ({n},) or whole numbers from 0 to {n - 1}, and at least one; got "
-            f"{rows.dtype} {rows.shape}"
-        )
-    if len(np.unique(rows)) < len(rows):
-        raise PekaError("rows has some spots more than once; each training spot may be there once")
-    return rows

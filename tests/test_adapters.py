@@ -48,7 +48,7 @@ def test_adalora_moves_ranks_between_layers(data):
     assert (ranks.sum().diff().iloc[1:] <= 0).all(), "the budget grew again"
     assert ranks[0].sum() > ranks[29].sum() == pytest.approx(4 * len(ranks), abs=2)
     assert ranks[29].nunique() > 1, "every layer kept the same rank"
-    assert student.allocation.ranks() == ranks[29].to_dict(), "another epoch's ranks are in use"
+    assert student.rank_schedule.ranks() == ranks[29].to_dict(), "another epoch's ranks are in use"
 
 
 def test_adalora_keeps_an_epoch_within_its_budget_even_where_an_earlier_one_was_better(
@@ -59,7 +59,7 @@ def test_adalora_keeps_an_epoch_within_its_budget_even_where_an_earlier_one_was_
     monkeypatch.setattr(alignment, "validate", worse)
     student, history = train(data, "adalora", RECIPE)
     assert history.loc[history["kept"], "epoch"].item() == 8, "the first one within the budget"
-    ranks = student.allocation.ranks()
+    ranks = student.rank_schedule.ranks()
     assert sum(ranks.values()) <= 4 * len(ranks) + 2
     assert train(data, "lora", RECIPE)[1]["kept"].iloc[0]
 
@@ -68,7 +68,7 @@ def test_adalora_keeps_an_epoch_within_its_budget_even_where_an_earlier_one_was_
 def test_adalora_of_very_few_steps_meets_its_budget(data, steps):
     few = {"epochs": 1, "batch_size": -(-40 // steps), "validation_share": 0.0}
     student, _ = train(data, "adalora", dataclasses.replace(RECIPE, **few))
-    ranks = student.allocation.ranks()
+    ranks = student.rank_schedule.ranks()
     assert sum(ranks.values()) <= (4 if steps > 1 else 6) * len(ranks) + 2
 
 

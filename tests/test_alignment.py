@@ -134,6 +134,15 @@ def test_without_validation_groups_the_last_epoch_is_kept(data, change):
     assert history["validation_total"].isna().all() and "last" in history["choice"].iloc[0]
 
 
+@pytest.mark.parametrize("method", ["bat", "adalora"])
+def test_a_run_without_an_eligible_epoch_keeps_the_last_and_says_so(data, monkeypatch, method):
+    recipe = replace(RECIPE, epochs=1, batch_size=N)  # AdaLoRA never meets its budget in one step
+    if method == "bat":
+        monkeypatch.setattr(alignment, "validate", lambda *_: {"validation_total": np.nan})
+    _, history = train(data, method, recipe)
+    assert history["kept"].tolist() == [True] and "last" in history["choice"].item()
+
+
 def test_genes_can_teach_through_the_squared_error(data):
     genes = {"lambda_kd": 0.0, "lambda_struct": 0.0, "lambda_mse": 1.0}
     _, history = train(data, "bat", replace(RECIPE, **genes, epochs=6, lr=1e-2))

@@ -8,7 +8,7 @@ from peft import MissConfig, get_peft_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from peka_core.bone import WEIGHTS, BlockLinear, inject, merge, unmerge
+from peka_core.bone import WEIGHT_FUNCTIONS, BlockLinear, adapted_weight, inject, merge, unmerge
 from peka_core.common.errors import PekaError
 
 PEFT = {"bone": True, "bat": "bat"}
@@ -57,7 +57,7 @@ def test_forward_and_gradients_equal_peft(method, shape, dtype, close):
 def test_weight_is_equation_3_block_by_block(method):
     torch.manual_seed(0)
     weight, blocks, b = torch.randn(12, 8), torch.randn(3, 4, 4), 4
-    full = WEIGHTS[method](weight, blocks)
+    full = WEIGHT_FUNCTIONS[method](weight, blocks)
     for j in range(3):
         for n in range(2):
             part = slice(j * b, (j + 1) * b), slice(n * b, (n + 1) * b)
@@ -97,7 +97,7 @@ def test_merge_refuses_weights_that_are_not_finite_and_merges_nothing():
     model[1].blocks.data[0, 0, 0] = torch.inf
     with pytest.raises(PekaError, match=r"\b1\b"):
         merge(model)
-    assert model[0].unmerged is None
+    assert model[0].frozen_weight is None
 
 
 @both
@@ -107,7 +107,7 @@ def test_bfloat16_autocast_is_close_to_float32(method):
     exact = gradients(ours, x, ours[0].blocks)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = ours(x)
-    weight = ours[0].full_weight().bfloat16()
+    weight = adapted_weight(ours[0].base.weight, ours[0].blocks, method).bfloat16()
     once = nn.functional.linear(x.bfloat16(), weight, ours[0].base.bias.bfloat16())
     assert torch.equal(y, once), "W' is rounded before it is complete"
     weights = torch.linspace(-1, 1, y.numel()).view_as(y).cos()

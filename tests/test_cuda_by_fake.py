@@ -10,7 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from peka_core.alignment import batch_sums, clip_gradients
+from peka_core.alignment import clip_gradients, results_of_batch
 from peka_core.classifier import fit_classifier
 from peka_core.common.device import autocast
 from peka_core.encoders import load_encoder
@@ -103,16 +103,16 @@ def test_a_step_of_every_method(method, recipe):
         classifier = fit_classifier(targets, labels, recipe)
     named = [*student.named_parameters(), *classifier.named_parameters()]
     trained, seen = {n: p for n, p in named if p.requires_grad}, []
-    student.train().allocation.start(steps=100)
+    student.train().rank_schedule.start(steps=100)
     student.network.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     optimiser = torch.optim.SGD(trained.values(), lr=recipe.lr)
     losses, projected = batch_losses(student, classifier, TILES, targets, labels, recipe)
-    (losses["total"] + student.allocation.penalty()).backward()
+    (losses["total"] + student.rank_schedule.penalty()).backward()
     clip_gradients(list(trained.values()), recipe)
     optimiser.step()
-    student.allocation.after_step(0)
+    student.rank_schedule.after_step(0)
     assert len(seen) == 1 and on_gpu([*seen, projected], torch.bfloat16)
-    assert on_gpu([losses["total"], batch_sums(losses, projected, targets)])
+    assert on_gpu([losses["total"], results_of_batch(losses, projected, targets)])
     gradients = [p.grad for name, p in trained.items() if "ranknum" not in name]
     assert on_gpu([*student.parameters(), *classifier.parameters(), *gradients])
 

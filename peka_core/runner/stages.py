@@ -191,11 +191,11 @@ def _frozen(work: Run, rung: Rung) -> np.ndarray:
 
 def space_of(work: Run, rung: Rung | str, split: Split | str = "") -> np.ndarray:
     """Features (n, d) of all spots in a rung's space."""
-    from ..student import in_space
-
     rung = as_rung(rung)
-    frozen = _frozen(work, rung) if rung.space == "concat" else None
-    return in_space(features(work, rung, split).obsm, rung.space, frozen)
+    spaces = features(work, rung, split).obsm
+    if rung.space == "concat":
+        return np.concatenate([_frozen(work, rung), spaces["X_projected"]], axis=1)  # (n, d + d_t)
+    return spaces[f"X_{rung.space}"]
 
 
 def quality(work: Run, rung: Rung | str, split: Split | str) -> dict:

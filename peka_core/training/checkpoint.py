@@ -1,4 +1,4 @@
-"""The state of an alignment after an epoch, and the file from which a killed alignment goes on."""
+"""The state of an alignment after an epoch, and the file from which it can be resumed."""
 
 import math
 from pathlib import Path
@@ -17,12 +17,12 @@ NUMBERS = ("history", "step", "lowest", "kept", "best")
 
 
 class TrainingState:
-    """All that changes while a student is trained.
+    """Everything that changes while a student is trained.
 
     Attributes:
-        history: one row for each finished epoch.
-        step: number of optimiser steps done.
-        lowest: lowest validation loss so far; kept: its epoch (0: none); best: its weights.
+        history: one entry for each finished epoch.
+        step: number of finished optimiser steps.
+        lowest, kept, best: the lowest validation loss so far, its epoch (0: none), its weights.
     """
 
     def __init__(
@@ -43,21 +43,21 @@ class TrainingState:
         self.lowest, self.kept, self.best = validation_loss, epoch, self._weights()
 
     def restore_kept(self) -> int:
-        """Give the student the weights of the kept epoch, or leave the last; returns the epoch."""
+        """Give the student the weights of the best epoch, if any; return the kept epoch."""
         if self.best is None:
             return self.history[-1]["epoch"]
         self.student.load_state_dict(self.best, strict=False)
         return self.kept
 
     def save(self, path: str | Path) -> None:
-        """Write everything that `load` needs, whole or not at all."""
+        """Write everything that `load` needs. A killed process leaves the previous file."""
         device = self.student.device
         on_gpu = torch.device(device).type == "cuda"
         state = {name: getattr(self, name) for name in NUMBERS} | {
             "weights": self._weights(),
             "classifier": self.classifier.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "allocation": self.student.allocation.state(),
+            "ranks": self.student.rank_schedule.state(),
             "generator": self.generator.get_state(),
             "torch_rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(device) if on_gpu else None,
@@ -65,14 +65,14 @@ class TrainingState:
         write_whole(Path(path), lambda path: torch.save(state, path))
 
     def load(self, path: str | Path) -> None:
-        """Go on from a file that `save` wrote."""
-        # Everything is loaded on the CPU. Adam's step counts must stay there: on a GPU, each step
-        # would wait for each of them.
+        """Continue from a file that `save` wrote."""
+        # Everything is loaded on the CPU. Adam's step counts must stay there, because
+        # reading each of them from a GPU would slow down each step.
         state = load_safely(Path(path))
         self.student.load_state_dict(state["weights"], strict=False)
         self.classifier.load_state_dict(state["classifier"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.student.allocation.load_state(state["allocation"])
+        self.student.rank_schedule.load_state(state["ranks"])
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["torch_rng"])
         if state["cuda_rng"] is not None:
