@@ -15,7 +15,7 @@ from scipy.spatial import cKDTree
 from .cohort import Cohort
 from .evaluation import ByAlpha, Predictor, predict_with_head
 from .layout.patches import in_chunks
-from .protocols import Task
+from .tasks import Task
 
 NEIGHBOURS = 8
 
@@ -93,7 +93,7 @@ def nearest_spots(cohort: Cohort, k: int = NEIGHBOURS) -> Predictor:
 
 def _mean_of_nearest(task: Task, rows: np.ndarray, near: np.ndarray, k: int) -> np.ndarray:
     """Mean targets `(m, g)` of the `k` spots of `near` closest to each of the m `rows`."""
-    targets = task.fitted  # (n, g)
+    targets = task.fit_values  # (n, g)
     finite = np.isfinite(targets[near])  # (c, g)
     if finite.all():
         return _neighbour_mean(task.spatial, targets, rows, near, k)

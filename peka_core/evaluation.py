@@ -1,4 +1,4 @@
-"""From features, or from any predictor, to predictions and scores under one protocol."""
+"""Scores of features, or of any predictor, under one protocol."""
 
 import gzip
 from collections.abc import Callable
@@ -13,16 +13,19 @@ from .cohort import Cohort
 from .common.errors import PekaError
 from .common.files import write_whole
 from .head import N_COMPONENTS, choose_alpha, fit_predict
-from .protocols import PROTOCOLS, Protocol, Task, make_tasks
+from .protocols import PROTOCOLS, Protocol
 from .statistics import MIN_SECTION_SPOTS, mean_defined, partial_pearson, pearson
+from .tasks import Task, make_tasks
 
-# name of a ridge penalty ("chosen", "x0.1", "x10") -> its value, and predictions (m, g)
+# name of an alpha ("chosen", "x0.1", "x10") -> its value, and its predictions (m, g)
 ByAlpha = dict[str, tuple[float, np.ndarray]]
-# (task, training rows, test rows) -> predictions (m, g), or those of several penalties
+# a function of a task, its training rows and its test rows, which returns predictions (m, g) for
+# the test rows, or those of several alphas
 Predictor = Callable[[Task, np.ndarray, np.ndarray], np.ndarray | ByAlpha]
-# one set of scored spots: what tells it from others, and a row for each gene
+# a table with a row for each gene, scored on one set of spots (all test spots of a split, or those
+# of one section), and the columns of `Evaluation.scores` that name this set
 ScoredSpots = tuple[dict, pd.DataFrame]
-# the columns of scores and genes that hold text: an empty field or a section named 1 stays text
+# columns that are read as text, also if a field is empty or a section is named 1
 TEXT = ("protocol", "split", "scheme", "pooling", "patient", "section", "genes", "alpha", "gene",
         "group")  # fmt: skip
 
@@ -32,20 +35,25 @@ class Evaluation:
     """What `evaluate` returns.
 
     Attributes:
-        predictions: one row for each split and test spot (index `split|sample:barcode`; obs as the
-            cohort's, then split and spot) and one column for each target gene; layers observed and
-            predicted (at the chosen alpha), NaN where not scored; obsm spatial. None where it was
-            not kept on disk.
-        scores: one row for each split, pooling, section (patient and section are "" where pooled),
-            gene set and alpha. pcc is the mean over the genes with a defined PCC, NaN where none
-            is; beyond_depth is the same with log depth taken out of both sides; n_spots is the mean
-            number of scored spots of a gene; n_genes counts the scored genes, n_undefined those of
-            them without a defined PCC, n_skipped those that the zero rule's minimum left out.
-        genes: one row for each scheme and gene at the chosen alpha, in the protocol's own pooling.
-            pcc is a mean over n folds or patients (over sections within a patient first);
-            n_undefined counts the undefined values left out of it, n_splits the splits that have
-            the gene as a target.
-        made: commit, device, versions and code behind it, where it was read from a finished unit.
+        predictions: one row for each split and test spot, one column for each target gene:
+            index: `split|sample:barcode`;
+            obs: as the cohort's, then split and spot;
+            layers observed and predicted (at the chosen alpha): NaN if a value is not scored;
+            obsm spatial.
+            It is None if the file was not kept on disk.
+        scores: one row for each split, pooling, section, gene set and alpha, with the columns
+            patient, section: "" if pooled;
+            pcc: mean over the genes with a defined PCC, NaN if there is none;
+            beyond_depth: the same mean of partial correlations, given log depth;
+            n_spots: mean number of scored spots of a gene;
+            n_genes: number of scored genes;
+            n_undefined: number of scored genes without a defined PCC;
+            n_skipped: number of genes with fewer spots than the protocol's `min_spots`.
+        genes: one row for each scheme and gene at the chosen alpha, in the protocol's own pooling:
+            pcc: mean over n folds, or over n patients (first over the sections of each patient);
+            n_undefined: number of undefined values that this mean leaves out;
+            n_splits: number of splits that have the gene as a target.
+        made: commit, device, versions and code that computed it, if a finished unit was read.
     """
 
     predictions: ad.AnnData | None
@@ -54,7 +62,7 @@ class Evaluation:
     made: dict[str, str] = field(default_factory=dict)
 
     def save(self, folder: str | Path) -> None:
-        """Write predictions.h5ad, genes.csv and scores.csv.gz, each whole or not at all."""
+        """Write predictions.h5ad, genes.csv and scores.csv.gz. No file is ever half written."""
         folder = Path(folder)
         if self.predictions is not None:
             write_whole(folder / "predictions.h5ad", self.predictions.write_h5ad)
@@ -67,7 +75,14 @@ class Evaluation:
         """Read what `save` wrote; predictions.h5ad may be absent."""
         path = Path(folder) / "predictions.h5ad"
         predictions = ad.read_h5ad(path) if path.exists() else None
-        tables = (_read_table(path.parent / name) for name in ("scores.csv.gz", "genes.csv"))
+        tables = []
+        for name in ("scores.csv.gz", "genes.csv"):
+            header = pd.read_csv(path.parent / name, nrows=0).columns
+            text = {column: str for column in header if column in TEXT}
+            empty = {column: [""] for column in header if column not in TEXT}
+            options = {"dtype": text, "keep_default_na": False, "na_values": empty}
+            options["float_precision"] = "round_trip"
+            tables.append(pd.read_csv(path.parent / name, **options))
         return cls(predictions, *tables)
 
 
@@ -82,10 +97,10 @@ def evaluate(
 
     Args:
         cohort: an open cohort.
-        features: `(n, d)` over all spots of `cohort.obs`; or a dict of such arrays by the name of
-            the split, for encoders aligned per split; or a `Predictor` that needs no head.
+        features: `(n, d)` over all spots of `cohort.obs`; or a dict from the name of a split to
+            such an array, for encoders aligned per split; or a `Predictor` that needs no head.
         protocol: a protocol or its name.
-        tasks: `make_tasks(cohort, protocol)`, where it was called before.
+        tasks: the result of `make_tasks(cohort, protocol)`, if it is there already.
         alpha: one ridge penalty instead of the protocol's.
 
     Raises:
@@ -103,8 +118,8 @@ def evaluate(
                 f"{protocol.name}. Make them again."
             )
         predicted = _predict(features, task, alpha)
-        for name, (value, at_alpha) in predicted.items():
-            scored += _score(task, at_alpha, name, value)
+        for alpha_name, (value, at_alpha) in predicted.items():
+            scored += _score(task, at_alpha, alpha_name, value)
         tables.append(_prediction_table(task, predicted["chosen"][1]))
     predictions = ad.concat(tables, join="outer", merge="same", fill_value=np.nan)
     return Evaluation(predictions, _score_table(scored), _gene_table(scored, protocol))
@@ -140,85 +155,86 @@ def _predict(features, task: Task, alpha: float | None) -> ByAlpha:
 def predict_with_head(features: np.ndarray, task: Task, alpha: float | None = None) -> ByAlpha:
     """The head's test predictions `(m, g)` from features `(n, d)`.
 
-    `chosen` is the given penalty, the protocol's only one, or the best of several by inner
-    cross-validation on training spots; then `x0.1` and `x10` show the penalties beside it.
+    `chosen` is the given penalty, or the protocol's only one, or the best of several by inner
+    cross-validation on training spots. After such a choice, `x0.1` and `x10` show a tenth and ten
+    times the chosen penalty.
     """
     train, test = task.rows
-    features, targets, rules = np.asarray(features), task.fitted, task.protocol
-    choices = rules.alphas if alpha is None else (float(alpha),)
-    if not choices:
+    features, targets, rules = np.asarray(features), task.fit_values, task.protocol
+    alphas = rules.alphas if alpha is None else (float(alpha),)
+    if not alphas:
         components = min(N_COMPONENTS, len(train), features.shape[1])
-        choices = (100 / (components * len(task.genes)),)
-    named = {"chosen": choices[0]}
-    if len(choices) > 1:
-        best = choose_alpha(features, targets, train, task.obs, choices, rules.standardise)
+        alphas = (100 / (components * len(task.genes)),)
+    named = {"chosen": alphas[0]}
+    if len(alphas) > 1:
+        best = choose_alpha(features, targets, train, task.obs, alphas, rules.standardise)
         named = {"chosen": best, "x0.1": best / 10, "x10": best * 10}
-    alphas = list(named.values())
-    predicted = fit_predict(features, targets, train, test, alphas, rules.standardise)  # (a, m, g)
+    values = list(named.values())
+    predicted = fit_predict(features, targets, train, test, values, rules.standardise)  # (a, m, g)
     return {name: (value, predicted[i]) for i, (name, value) in enumerate(named.items())}
 
 
-def _score(task: Task, predicted: np.ndarray, alpha: str, value: float) -> list[ScoredSpots]:
+def _score(task: Task, predicted: np.ndarray, alpha_name: str, alpha: float) -> list[ScoredSpots]:
     """PCC of each gene in one split, pooled over its test spots and in each of its sections."""
     test = task.rows[1]
-    observed, spots = task.observed[test], task.obs.iloc[test]  # (m, g)
+    observed, spots = task.score_values[test], task.obs.iloc[test]  # (m, g)
     depth = np.log1p(spots["total_counts"].to_numpy(np.float64))  # (m,)
     samples, patients = spots["sample"].to_numpy(), spots["group"].to_numpy()
-    sets = [("pooled", "", "", slice(None), 2)]
-    for section in pd.unique(samples):
-        here = samples == section
-        sets.append(("section", patients[here][0], section, here, MIN_SECTION_SPOTS))
     scored = []
-    for pooling, patient, section, here, least in sets:
-        labels = dict(
+    for section in ("", *pd.unique(samples)):  # "" for all test spots
+        mask = samples == section if section else slice(None)
+        min_spots = MIN_SECTION_SPOTS if section else 2
+        names = dict(
             protocol=task.protocol.name, split=task.split.name, scheme=task.split.scheme,
-            pooling=pooling, patient=patient, section=section, genes="all", alpha=alpha,
-            alpha_value=value,
+            pooling="section" if section else "pooled",
+            patient=patients[mask][0] if section else "", section=section, genes="all",
+            alpha=alpha_name, alpha_value=alpha,
         )  # fmt: skip
+        true, guess = observed[mask], predicted[mask]
         genes = {
             "gene": task.genes,
             "group": task.gene_groups,
-            "pcc": pearson(observed[here], predicted[here], least),
-            "beyond_depth": partial_pearson(observed[here], predicted[here], depth[here], least),
-            "n_spots": np.isfinite(observed[here]).sum(0),
+            "pcc": pearson(true, guess, min_spots),
+            "beyond_depth": partial_pearson(true, guess, depth[mask], min_spots),
+            "n_spots": np.isfinite(true).sum(0),
             "skipped": ~np.isfinite(task.targets).any(0),
         }
-        scored.append((labels, pd.DataFrame(genes)))
+        scored.append((names, pd.DataFrame(genes)))
     return scored
 
 
 def _score_table(scored: list[ScoredSpots]) -> pd.DataFrame:
     """`Evaluation.scores`: means over all genes and over each gene group."""
     rows = []
-    for labels, genes in scored:
-        for name in ("all", *sorted(set(genes["group"]) - {""})):
-            part = genes if name == "all" else genes[genes["group"] == name]
-            used = part[~part["skipped"]]
-            pcc, beyond_depth = used["pcc"].to_numpy(), used["beyond_depth"].to_numpy()
+    for names, genes in scored:
+        for group in ("all", *sorted(set(genes["group"]) - {""})):
+            gene_set = genes if group == "all" else genes[genes["group"] == group]
+            used = gene_set[~gene_set["skipped"]]
             means = dict(
-                genes=name, pcc=float(mean_defined(pcc)),
-                beyond_depth=float(mean_defined(beyond_depth)),
+                genes=group, pcc=float(mean_defined(used["pcc"].to_numpy())),
+                beyond_depth=float(mean_defined(used["beyond_depth"].to_numpy())),
                 n_spots=round(used["n_spots"].mean()) if len(used) else 0, n_genes=len(used),
-                n_undefined=int(np.isnan(pcc).sum()), n_skipped=int(part["skipped"].sum()),
+                n_undefined=int(used["pcc"].isna().sum()),
+                n_skipped=int(gene_set["skipped"].sum()),
             )  # fmt: skip
-            rows.append(labels | means)
+            rows.append(names | means)
     return pd.DataFrame(rows)
 
 
 def _gene_table(scored: list[ScoredSpots], protocol: Protocol) -> pd.DataFrame:
-    """`Evaluation.genes`: mean PCC of each gene over folds, or over patients' means."""
+    """`Evaluation.genes`: mean PCC of each gene, averaged over folds, or over patients' means."""
     long = pd.concat(
         genes[~genes["skipped"]].assign(
-            scheme=labels["scheme"],
-            split=labels["split"],
-            unit=labels["patient"] or labels["split"],
+            scheme=names["scheme"],
+            split=names["split"],
+            averaged_over=names["patient"] or names["split"],
         )
-        for labels, genes in scored
-        if labels["alpha"] == "chosen" and labels["pooling"] == protocol.pooling
+        for names, genes in scored
+        if names["alpha"] == "chosen" and names["pooling"] == protocol.pooling
     )
     keys = ["scheme", "gene", "group"]
-    by_unit = long.groupby([*keys, "unit"], sort=False)["pcc"].mean()
-    table = by_unit.groupby(keys, sort=False).agg(pcc="mean", n="count")
+    means = long.groupby([*keys, "averaged_over"], sort=False)["pcc"].mean()
+    table = means.groupby(keys, sort=False).agg(pcc="mean", n="count")
     counts = long.groupby(keys, sort=False).agg(
         n_undefined=("pcc", lambda pcc: pcc.isna().sum()), n_splits=("split", "nunique")
     )
@@ -226,22 +242,13 @@ def _gene_table(scored: list[ScoredSpots], protocol: Protocol) -> pd.DataFrame:
 
 
 def _prediction_table(task: Task, predicted: np.ndarray) -> ad.AnnData:
-    """Observed and predicted targets of one split's test spots, NaN where not scored."""
+    """Observed and predicted targets of one split's test spots, NaN if they are not scored."""
     test, name = task.rows[1], task.split.name
-    spots, observed = task.obs.iloc[test], task.observed[test]
+    spots, observed = task.obs.iloc[test], task.score_values[test]
     predicted = np.where(np.isfinite(observed), predicted, np.nan).astype(np.float32)
     return ad.AnnData(
         obs=spots.assign(split=name, spot=spots.index).set_axis(name + "|" + spots.index),
         var=pd.DataFrame({"group": task.gene_groups}, index=pd.Index(task.genes, dtype=object)),
         layers={"observed": observed, "predicted": predicted},
         obsm={"spatial": task.spatial[test]},
-    )
-
-
-def _read_table(path: Path) -> pd.DataFrame:
-    header = pd.read_csv(path, nrows=0).columns
-    text = {column: str for column in header if column in TEXT}
-    numbers = {column: [""] for column in header if column not in TEXT}
-    return pd.read_csv(
-        path, dtype=text, keep_default_na=False, na_values=numbers, float_precision="round_trip"
     )

@@ -1,4 +1,4 @@
-"""The head of every score: StandardScaler, PCA and ridge, from features to all genes at once.
+"""The regression behind every score: StandardScaler, PCA and ridge, from features to all genes.
 
 PCA scores are uncorrelated, so ridge on them needs no further inverse: with squared singular values
 `l_j`, the coefficient of component j is `(z_j . y) / (l_j + alpha)`. One factorisation of the
@@ -27,20 +27,20 @@ class Head:
     """A fitted head with d features, k components and g genes; all arrays are float64."""
 
     mean: np.ndarray  # (d,)
-    scale: np.ndarray  # (d,) standard deviation, 1 where a feature is constant
+    scale: np.ndarray  # (d,) standard deviation, 1 if a feature is constant
     components: np.ndarray  # (d, k) orthonormal columns, leading first
-    power: np.ndarray  # (k,) squared singular values of the standardised features
-    moments: np.ndarray  # (k, g) component scores times centred targets
+    squared_singular: np.ndarray  # (k,) squared singular values of the standardised features
+    products: np.ndarray  # (k, g) products of component scores and centred targets
     intercept: np.ndarray  # (g,)
 
     def predict(self, x: np.ndarray, alpha: float) -> np.ndarray:
         """Targets `(m, g)` predicted for features `x (m, d)` with ridge penalty `alpha`."""
-        return self.path(x, [alpha])[0]
+        return self.predict_for_alphas(x, [alpha])[0]
 
-    def path(self, x: np.ndarray, alphas: Sequence[float]) -> np.ndarray:
+    def predict_for_alphas(self, x: np.ndarray, alphas: Sequence[float]) -> np.ndarray:
         """Predictions `(a, m, g)`, one for each of `a` penalties, from the same factorisation."""
-        shrink = 1 / (self.power + np.asarray(alphas, np.float64)[:, None])  # (a, k)
-        weights = shrink[..., None] * self.moments  # (a, k, g)
+        shrink = 1 / (self.squared_singular + np.asarray(alphas, np.float64)[:, None])  # (a, k)
+        weights = shrink[..., None] * self.products  # (a, k, g)
         blocks = _blocks(x, self.mean, self.scale)
         parts = [(z @ self.components) @ weights for z in blocks]  # (m, d)(d, k)(a, k, g)
         return np.concatenate(parts, axis=1) + self.intercept  # (a, m, g)
@@ -61,25 +61,24 @@ def fit_head(
     Args:
         x_train: features (n, d).
         y_train: targets (n, g).
-        n_components: the most components that the PCA keeps.
+        n_components: the largest number of components.
         standardise: whether features are divided by their standard deviation.
     """
     x, y = np.asarray(x_train), np.asarray(y_train, np.float64)
     (n, d), intercept = x.shape, y.mean(0)
     mean, scale = _mean_and_scale(x, standardise)
     if n > d:  # the (d, d) covariance is smaller than the (n, n) Gram matrix
-        covariance, moments = np.zeros((d, d)), np.zeros((d, y.shape[1]))
+        covariance, products = np.zeros((d, d)), np.zeros((d, y.shape[1]))
         for start, z in zip(range(0, n, BLOCK), _blocks(x, mean, scale), strict=True):
             covariance += z.T @ z  # (d, n)(n, d) = (d, d)
-            moments += z.T @ (y[start : start + BLOCK] - intercept)  # (d, n)(n, g) = (d, g)
-        power, components = _leading(covariance, min(n_components, d), n)
+            products += z.T @ (y[start : start + BLOCK] - intercept)  # (d, n)(n, g) = (d, g)
+        squared, components = _leading(covariance, min(n_components, d), n)
     else:
         z = np.concatenate(list(_blocks(x, mean, scale)))
-        power, vectors = _leading(z @ z.T, min(n_components, n), d)
-        components = z.T @ vectors / np.sqrt(power)  # (d, n)(n, k) = (d, k)
-        moments = z.T @ (y - intercept)  # (d, n)(n, g) = (d, g)
-    scores_by_genes = components.T @ moments  # (k, d)(d, g) = (k, g)
-    return Head(mean, scale, components, power, scores_by_genes, intercept)
+        squared, vectors = _leading(z @ z.T, min(n_components, n), d)
+        components = z.T @ vectors / np.sqrt(squared)  # (d, n)(n, k) = (d, k)
+        products = z.T @ (y - intercept)  # (d, n)(n, g) = (d, g)
+    return Head(mean, scale, components, squared, components.T @ products, intercept)
 
 
 def fit_predict(
@@ -92,19 +91,26 @@ def fit_predict(
 ) -> np.ndarray:
     """Fit on rows `train` and predict rows `test` for every alpha: `(a, m, g)`.
 
-    `features (n, d)`; `targets (n, g)` hold NaN where a gene is not fitted on a spot. Genes that
-    are fitted on the same rows share one head. A gene without any row is predicted as NaN.
+    Genes that are fitted on the same rows share one head. A gene without any row to fit on is
+    predicted as NaN.
+
+    Args:
+        features: `(n, d)`.
+        targets: `(n, g)`, NaN if a gene is not fitted on a spot.
+        train, test: row numbers.
+        alphas: ridge penalties.
+        standardise: as in `fit_head`.
     """
     usable = np.isfinite(targets[train])  # (t, g)
     if usable.all():
         head = fit_head(features[train], targets[train], standardise=standardise)
-        return head.path(features[test], alphas)
+        return head.predict_for_alphas(features[test], alphas)
     predicted = np.full((len(alphas), len(test), targets.shape[1]), np.nan)
     patterns, of_gene = np.unique(usable, axis=1, return_inverse=True)  # (t, patterns), (g,)
     for i in np.flatnonzero(patterns.any(0)):
         rows, genes = train[patterns[:, i]], np.flatnonzero(of_gene.ravel() == i)
         head = fit_head(features[rows], targets[np.ix_(rows, genes)], standardise=standardise)
-        predicted[..., genes] = head.path(features[test], alphas)
+        predicted[..., genes] = head.predict_for_alphas(features[test], alphas)
     return predicted
 
 
@@ -118,11 +124,12 @@ def choose_alpha(
 ) -> float:
     """The penalty with the best mean PCC per section in an inner cross-validation on `train`.
 
-    The inner folds hold out whole groups (patients); where there is one group they hold out
-    sections, and where there is one section, spots. `obs` has the columns group and sample. All
-    genes share one alpha. The features of an aligned student have seen the patients that an inner
-    fold holds out, so for them this choice leans towards small penalties; the test patients stay
-    unseen. The first of several equally good penalties is taken, so that rounding decides nothing.
+    The inner folds hold out whole groups (patients). If there is one group they hold out sections,
+    and if there is one section, spots. `obs` has the columns group and sample. All genes share one
+    alpha. Of several equally good penalties the first is taken, so that rounding decides nothing.
+
+    A student was trained on all training patients, also on those that an inner fold holds out. So
+    the chosen penalty is a little too small for students. Test patients are never used.
     """
     curve = []  # one (a,) for each section that an inner fold holds out
     samples = obs["sample"].to_numpy()
@@ -130,8 +137,8 @@ def choose_alpha(
         rows = train[held_out]
         predicted = fit_predict(features, targets, train[inside], rows, alphas, standardise)
         for section in np.unique(samples[rows]):
-            here = samples[rows] == section
-            pcc = pearson(targets[rows[here]], predicted[:, here], MIN_SECTION_SPOTS)  # (a, g)
+            mask = samples[rows] == section
+            pcc = pearson(targets[rows[mask]], predicted[:, mask], MIN_SECTION_SPOTS)  # (a, g)
             curve.append(mean_defined(pcc))
     quality = np.nan_to_num(mean_defined(np.array(curve).T), nan=-np.inf)  # (a,)
     return float(np.asarray(alphas)[np.argmax(quality >= quality.max() - TIE)])
@@ -139,10 +146,10 @@ def choose_alpha(
 
 def _inner_folds(obs: pd.DataFrame) -> list[tuple[np.ndarray, np.ndarray]]:
     for column in ("group", "sample"):
-        labels = obs[column].to_numpy()
-        n_groups = len(np.unique(labels))
+        names = obs[column].to_numpy()
+        n_groups = len(np.unique(names))
         if n_groups > 1:
-            return list(GroupKFold(min(INNER_FOLDS, n_groups)).split(obs, groups=labels))
+            return list(GroupKFold(min(INNER_FOLDS, n_groups)).split(obs, groups=names))
     return list(KFold(INNER_FOLDS, shuffle=True, random_state=0).split(obs))
 
 
@@ -166,8 +173,12 @@ def _mean_and_scale(x: np.ndarray, standardise: bool) -> tuple[np.ndarray, np.nd
 
 
 def _leading(square: np.ndarray, k: int, other: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` largest eigenvalues `(k,)` above rounding, and their vectors, leading first."""
+    """The `k` largest eigenvalues `(k,)` above rounding, and their vectors, leading first.
+
+    `other` is the length of the side of the data matrix that `square` does not have.
+    """
     size = len(square)
-    power, vectors = eigh(square, subset_by_index=(size - k, size - 1), overwrite_a=True)
-    keep = np.flatnonzero(power > power[-1] * max(size, other) * np.finfo(np.float64).eps)[::-1]
-    return power[keep], vectors[:, keep]
+    values, vectors = eigh(square, subset_by_index=(size - k, size - 1), overwrite_a=True)
+    rounding = values[-1] * max(size, other) * np.finfo(np.float64).eps
+    order = np.flatnonzero(values > rounding)[::-1]
+    return values[order], vectors[:, order]

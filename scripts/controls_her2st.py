@@ -17,15 +17,20 @@ import pandas as pd
 from peka_core import controls
 from peka_core.cohort import Split
 from peka_core.evaluation import evaluate
-from peka_core.protocols import PROTOCOLS, make_tasks
+from peka_core.protocols import PROTOCOLS
 from peka_core.sources import her2st
 from peka_core.statistics import summarise
 from peka_core.studies.tables import LABELS, made_here, save_table
+from peka_core.tasks import make_tasks
 
 ROOT = Path(__file__).parents[1]
 OFFICIAL = PROTOCOLS["peka_official"]
 HELD_OUT = replace(
-    OFFICIAL, name="peka_official_held_out", scheme="cohort", gene_folds=False, inner_holdout=False
+    OFFICIAL,
+    name="peka_official_held_out",
+    splits_from="cohort",
+    gene_folds=False,
+    inner_holdout=False,
 )
 PREDICTORS = ("slide_one_hot", "library_size", "slide_and_library_size", "nearest_spots")
 

@@ -10,8 +10,9 @@ from peka_core.cohort import open_cohort
 from peka_core.drawn import oracle as drawn_oracle
 from peka_core.evaluation import evaluate
 from peka_core.layout import patches
-from peka_core.protocols import PROTOCOLS, make_tasks
+from peka_core.protocols import PROTOCOLS
 from peka_core.statistics import summarise
+from peka_core.tasks import make_tasks
 
 PAPER = replace(PROTOCOLS["peka_paper"], n_genes=10)
 STRICT = replace(PROTOCOLS["strict"], n_genes=10)
@@ -82,7 +83,7 @@ def test_nearest_spots_equal_a_distance_matrix(protocol):
     task = make_tasks(cohort, protocol)[0]
     train, test = task.rows
     predicted = controls.nearest_spots(cohort)(task, train, test)
-    measured = train if protocol.scheme == "spots" else np.arange(len(cohort.obs))
+    measured = train if protocol.splits_from == "shuffle" else np.arange(len(cohort.obs))
     for i in range(0, len(test), 7):
         expected = [plain_nearest(cohort, task, gene, test[i], measured) for gene in (0, 4, 9)]
         np.testing.assert_allclose(predicted[i, [0, 4, 9]], expected, rtol=1e-5)

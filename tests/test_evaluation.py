@@ -13,8 +13,9 @@ from sklearn.preprocessing import StandardScaler
 from peka_core.cohort import Split
 from peka_core.common.errors import PekaError
 from peka_core.evaluation import Evaluation, evaluate, predict_with_head
-from peka_core.protocols import PROTOCOLS, make_tasks
+from peka_core.protocols import PROTOCOLS
 from peka_core.statistics import MIN_SECTION_SPOTS, paired, summarise
+from peka_core.tasks import make_tasks
 
 PAPER = replace(PROTOCOLS["peka_paper"], n_genes=10)
 STRICT = replace(PROTOCOLS["strict"], n_genes=10)

@@ -72,7 +72,7 @@ def test_without_penalty_the_head_is_least_squares_of_minimum_norm(n):
 
 def test_path_is_predict_at_each_alpha_and_genes_do_not_mix():
     x, y, new = drawn(200, 50)
-    path = fit_head(x, y).path(new, [0.5, 50])
+    path = fit_head(x, y).predict_for_alphas(new, [0.5, 50])
     np.testing.assert_allclose(path[1], sklearn_head(x, y, new, 50), atol=1e-8)
     alone = fit_head(x, y[:, [2]]).predict(new, 0.5)[:, 0]
     np.testing.assert_allclose(alone, path[0, :, 2], atol=1e-10)

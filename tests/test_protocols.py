@@ -13,8 +13,9 @@ from peka_core.common.errors import PekaError
 from peka_core.drawn.oracle import oracle
 from peka_core.genes import log_cp10k, section_table, variable_genes
 from peka_core.layout.gene_columns import columns_of
-from peka_core.protocols import PROTOCOLS, make_tasks
+from peka_core.protocols import PROTOCOLS
 from peka_core.studies.ceiling import split_half_ceiling
+from peka_core.tasks import make_tasks
 
 PAPER = replace(PROTOCOLS["peka_paper"], n_genes=10)
 STRICT = replace(PROTOCOLS["strict"], n_genes=10)

@@ -8,7 +8,7 @@ import pandas as pd
 from ..cohort import open_cohort
 from ..evaluation import Predictor
 from ..layout.gene_columns import columns_of
-from ..protocols import Task
+from ..tasks import Task
 from . import law
 
 

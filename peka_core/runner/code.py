@@ -34,7 +34,7 @@ def code_of(unit) -> str:
     if unit.taught_by:
         begin |= {*TRAINED}
     if unit.taught_by == "genes":
-        begin.add("protocols")  # chooses them
+        begin.add("tasks")  # chooses them
     if unit.teacher:
         begin |= {"teachers", "targets"}
     if unit.method == "oracle":

@@ -228,7 +228,7 @@ class Run:
 
     def tasks(self, protocol: "Protocol") -> list:
         """A protocol's splits with their target genes and values."""
-        from ..protocols import make_tasks
+        from ..tasks import make_tasks
 
         key = ("tasks", self.folder, self.world, protocol)
         return self._once(key, lambda: make_tasks(self.cohort(), protocol))

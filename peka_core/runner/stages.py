@@ -30,8 +30,9 @@ from ..controls import CONTROLS, REFERENCES, permuted_targets
 from ..drawn.oracle import oracle
 from ..drawn.worlds import OWN
 from ..evaluation import Evaluation, evaluate
-from ..protocols import Protocol, Scope, genes_of_split, protocol_of
+from ..protocols import Protocol, Scope, protocol_with_split
 from ..recipe import Recipe
+from ..tasks import targets_of_split
 from . import inputs
 from .inputs import recipe_of, seen_by, student_unit
 from .provenance import maker
@@ -82,8 +83,9 @@ def targets_and_labels(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Targets `(n, d_t)` and pseudo-labels `(n,)` of all spots for a rung's student."""
     rung, split = as_rung(rung), work.split(split)
-    needs_genes = rung.taught_by == "genes"
-    genes = genes_of_split(work.tasks(protocol_of(split.name)), split) if needs_genes else None
+    genes = None
+    if rung.taught_by == "genes":
+        genes = targets_of_split(work.tasks(protocol_with_split(split.name)), split)
     return targets.targets_and_labels(
         teacher(work, split, rung), rung.taught_by, work.profile.seed, genes
     )

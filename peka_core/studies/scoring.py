@@ -20,8 +20,9 @@ from ..evaluation import Evaluation, evaluate
 from ..layout.hdf5 import open_h5, reading
 from ..layout.sections import Section, barcodes_in, tile_barcodes, tile_coords, unique
 from ..layout.tables import originals
-from ..protocols import PROTOCOLS, Protocol, Task, make_tasks
+from ..protocols import PROTOCOLS, Protocol
 from ..recipe import FROM_0, FROM_2
+from ..tasks import Task, make_tasks
 
 SWITCHES = {  # --set NAME=VALUE -> type of the value, its limits, and the protocol's field
     "mask_zeros": (bool, None, "zeros"),
@@ -140,7 +141,7 @@ def with_switches(protocol: str, switches: dict) -> Protocol:
         )
     base, changes = PROTOCOLS[protocol], {}
     unused = {"inner_holdout": not base.gene_folds} | dict.fromkeys(
-        ("folds", "seed"), base.scheme != "spots"
+        ("folds", "seed"), base.splits_from != "shuffle"
     )
     for name, value in switches.items():
         kind, limits, rule = SWITCHES[name]

@@ -18,7 +18,12 @@ ALLOWED = {
     "training": "models common",
     "common": "",
 }
-SCORING = {"protocols", "evaluation", "head"}  # a source never imports how its spots are scored
+SCORING = {
+    "protocols",
+    "tasks",
+    "evaluation",
+    "head",
+}  # a source never imports how its spots are scored
 FREE = {"peka_core", "peka_core.__main__"}  # the doors into the package
 
 

@@ -64,7 +64,7 @@ def test_a_world_has_its_own_cohort_and_recipe(work):
 
 def test_a_run_and_what_it_opened_is_given_back_together(work):
     fresh = dataclasses.replace(work, opened={})
-    fresh.tasks(stages.protocol_of("patients/0"))
+    fresh.tasks(stages.protocol_with_split("patients/0"))
     assert fresh.opened and not any(key in work.__dict__ for key in ("cohort", "tiles"))
     other = dataclasses.replace(fresh, profile=dataclasses.replace(work.profile, seed=1))
     assert other.cohort() is fresh.cohort() and fresh.cohort() is not work.cohort()

@@ -17,9 +17,10 @@ from peka_core import controls
 from peka_core.cohort import Split
 from peka_core.evaluation import evaluate
 from peka_core.genes import authors_genes
-from peka_core.protocols import PROTOCOLS, make_tasks
+from peka_core.protocols import PROTOCOLS
 from peka_core.sources.her2st import read_counts
 from peka_core.statistics import pearson
+from peka_core.tasks import make_tasks
 
 GOLDEN, COUNTS = SHARED / "fixtures" / "controls_her2st.json", SHARED / "data" / "her2st"
 pytestmark = pytest.mark.usefixtures(
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.usefixtures(
 OFFICIAL = replace(
     PROTOCOLS["peka_official"], inner_holdout=False
 )  # the golden file trains on 80 %, not on 64 %
-PATIENTS = replace(OFFICIAL, name="leave patient out", scheme="cohort", gene_folds=False)
+PATIENTS = replace(OFFICIAL, name="leave patient out", splits_from="cohort", gene_folds=False)
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,9 @@ from peka_core.commands.command_line import main
 from peka_core.common.errors import PekaError
 from peka_core.encoders import load_encoder
 from peka_core.evaluation import evaluate
-from peka_core.protocols import PROTOCOLS, make_tasks
+from peka_core.protocols import PROTOCOLS
 from peka_core.studies.scoring import score_embeddings
+from peka_core.tasks import make_tasks
 
 TASK = Path(__file__).parents[1] / "fixtures" / "scores" / "task"
 OFFICIAL = json.loads((TASK / "expected_peka_official.json").read_text())
