@@ -26,16 +26,10 @@ def alignments(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "aligned, pictures",
-    [
-        pytest.param(AS_RUN, {"figure_2_peka_paper"}, id="as-run"),
-        pytest.param(
-            NESTED, {"figure_2_strict", "tissue_map"}, id="nested", marks=pytest.mark.weekly
-        ),
-        pytest.param(FROZEN, set(), id="frozen", marks=pytest.mark.weekly),
-    ],
-)
+@pytest.mark.weekly
+@pytest.mark.parametrize(("aligned", "pictures"), [
+    (AS_RUN, {"figure_2_peka_paper"}), (NESTED, {"figure_2_strict", "tissue_map"}), (FROZEN, set()),
+], ids=["as-run", "nested", "frozen"])  # fmt: skip
 def test_chapters_4_and_5_align_nothing(tmp_path, monkeypatch, aligned, pictures):
     profile, folder = tmp_path / "own.yaml", fresh("test-own-methods")
     shown = {"lessons": False, "scope_effect": aligned is not AS_RUN}
@@ -45,25 +39,17 @@ def test_chapters_4_and_5_align_nothing(tmp_path, monkeypatch, aligned, pictures
     monkeypatch.chdir(ROOT)
     try:
         work = open_run(str(profile), folder.name, "cpu")
-        parameters = {
-            "profile": str(profile),
-            "run": folder.name,
-            "device": "cpu",
-            "weights": {},
-            "overrides": {},
-        }
+        values = {"profile": str(profile), "run": folder.name, "device": "cpu"}
         for chapter in CHAPTERS:
-            assert execute(
-                ROOT / "notebooks" / f"{chapter}.ipynb", folder / "notebooks", parameters
-            ), chapter
+            book = ROOT / f"notebooks/{chapter}.ipynb"
+            assert execute(book, folder / "notebooks", values | {"weights": {}, "overrides": {}})
             if chapter.startswith("03"):
                 planned = alignments(folder)
-        splits = len(work.cohort().splits)
-        assert alignments(folder) == planned and len(planned) == splits * len(
-            work.profile.methods
-        ) + len(work.profile.all_methods)
+        nested, on_all = work.profile.methods, work.profile.all_methods
+        assert alignments(folder) == planned
+        assert len(planned) == len(work.cohort().splits) * len(nested) + len(on_all)
         students = pd.read_csv(folder / "results/scores.csv").query("kind == 'student'")
-        assert set(students["predictor"]) == {*work.profile.methods, *work.profile.all_methods}
+        assert set(students["predictor"]) == {*nested, *on_all}
         drawn = {path.stem for path in (folder / "figures").glob("*.png")}
         assert drawn & {"figure_2_peka_paper", "figure_2_strict", "tissue_map"} == pictures
         if "figure_2_strict" in pictures:

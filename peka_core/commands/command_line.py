@@ -106,27 +106,27 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     device = "auto, cpu, cuda or cuda:N (default: %(default)s)"
     parser.add_argument("--device", default="auto", help=device)
     many = {"action": "append", "default": []}
-    weights = "local weights, no hub"
+    weights = "a local file of weights, which is used instead of a download"
     parser.add_argument("--weights", **many, metavar="ENCODER=PATH", help=weights)
     parser.add_argument("-p", **many, metavar="NAME=VALUE", help="change a value of the profile")
     run = "folder under runs/ (default: the profile's name; own-DIR with --cohort)"
     parser.add_argument("--run", default="", metavar="NAME", help=run)
-    cohort = "your own cohort directory, for a profile with `source: directory`, such as own"
     encoder = "another encoder than the profile's: a name of `peka list`, or FILE.py:FUNCTION"
     parser.add_argument("--encoder", default="", metavar="NAME", help=encoder)
+    cohort = "your own cohort directory, for a profile with `source: directory`, such as own"
     parser.add_argument("--cohort", type=absolute, metavar="DIR", help=cohort)
 
 
 def _add_score_options(parser: argparse.ArgumentParser) -> None:
-    task = "adata/, splits/, var_*genes.json; patches/ may be missing"
+    task = "folder with adata/, splits/ and var_*genes.json; patches/ is not needed"
     parser.add_argument("task_dir", type=absolute, help=task)
-    files = "<sample>.h5 with embeddings and barcodes, or features and coords (TRIDENT)"
+    files = "folder of <sample>.h5 with embeddings and barcodes, or features and coords (TRIDENT)"
     parser.add_argument("--embeddings", required=True, type=absolute, metavar="DIR", help=files)
     protocols = "strict, hest_bench, peka_paper or peka_official"
     parser.add_argument("--protocol", default="strict", help=protocols)
     rule = {"action": "append", "default": [], "help": "change a rule, e.g. mask_zeros=false"}
     parser.add_argument("--set", metavar="NAME=VALUE", **rule)
-    out = "write the score of every gene in every split"
+    out = "file for the score of every gene in every split"
     parser.add_argument("--json", type=absolute, metavar="OUT", help=out)
 
 
@@ -146,10 +146,7 @@ def _values(items: list[str], option: str) -> dict:
 
 
 def _named(arguments: argparse.Namespace) -> tuple[Profile, dict[str, str], str]:
-    """The profile with its changed values, local weights as absolute paths, and the run's name.
-
-    An empty name means the profile's.
-    """
+    """The profile with its changed values, local weights as absolute paths, and the run's name."""
     overrides = _values(arguments.p, "-p")
     if arguments.encoder:
         overrides["encoder"] = arguments.encoder
@@ -159,7 +156,7 @@ def _named(arguments: argparse.Namespace) -> tuple[Profile, dict[str, str], str]
     if arguments.cohort:
         if load_profile(arguments.profile).source != "directory":
             raise PekaError(
-                f"--cohort belongs to a profile with `source: directory`, such as own; "
+                f"--cohort needs a profile with `source: directory`, such as own; "
                 f"{arguments.profile} makes its own cohort"
             )
         overrides["path"] = str(arguments.cohort)
@@ -194,10 +191,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _open(arguments: argparse.Namespace) -> Run:
-    """Open the run, once everything that it needs is here or can be downloaded.
-
-    Weights are checked first, because that takes a second, then slides, then the teacher.
-    """
+    """Open the run after a check that everything it needs is here or can be downloaded."""
     from ..models.encoder_files import preflight
 
     profile, weights, run = _named(arguments)
@@ -214,7 +208,7 @@ def _open(arguments: argparse.Namespace) -> Run:
 
 
 def _check_source(source, profile: Profile) -> None:
-    """Ask a source for what its cohort needs; splits of a user's own cohort must fit `strict`."""
+    """Check what a source needs, and that the splits of a user's own cohort fit `strict`."""
     from ..protocols import PROTOCOLS
 
     cohort = source.preflight(**_options_of(source.preflight, profile))
@@ -223,7 +217,7 @@ def _check_source(source, profile: Profile) -> None:
 
 
 def _raise_all(checks: list) -> None:
-    """Make all checks, then raise their problems as one error."""
+    """Call all checks, then raise their errors as one."""
     problems = []
     for check in checks:
         try:
@@ -241,7 +235,7 @@ def _options_of(function, profile: Profile) -> dict:
 
 
 def _ladder(arguments: argparse.Namespace) -> None:
-    """Make every study of a profile, one table each; finished units are reused."""
+    """Make the table of every study of a profile; finished units are reused."""
     from ..studies import ladder as studies
     from ..studies.tables import save_table
 
@@ -256,7 +250,7 @@ def _ladder(arguments: argparse.Namespace) -> None:
 
 
 def _score(arguments: argparse.Namespace) -> None:
-    """Score the given embeddings, print the means, write the genes."""
+    """Score the given embeddings, print the means, and write the score of each gene."""
     from ..studies.scoring import in_words, score_embeddings
 
     rules = _values(arguments.set, "--set")
@@ -267,7 +261,7 @@ def _score(arguments: argparse.Namespace) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    """Print every check; return 1 where one is a problem."""
+    """Print every check; return 1 if one is a problem."""
     from .doctor import examine
 
     lines = list(examine(arguments.profile))
@@ -277,7 +271,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _report(folder: Path, seconds: float) -> None:
-    """Print the table of results and where the figures are."""
+    """Print the table of results and the folders of figures and notebooks."""
     import pandas as pd
 
     from ..studies.tables import MADE
@@ -316,7 +310,7 @@ def _fetch(arguments: argparse.Namespace) -> None:
     if hasattr(source, "fetch"):
         source.fetch(dry_run=dry_run, **_options_of(source.fetch, profile))
     else:
-        print(f"profile {profile.name}: no slides to fetch, the cohort is drawn here or your own")
+        print(f"profile {profile.name}: there are no slides to fetch")
 
     def show(row) -> None:
         where = location(row)[1] if dry_run else find_weights(row)[0]

@@ -1,7 +1,4 @@
-"""`peka doctor`: is this machine as the README expects it?
-
-Nothing is changed, and no secret is shown.
-"""
+"""`peka doctor`: does this machine have what the README asks for? It shows no secret."""
 
 import importlib.metadata
 import os
@@ -31,7 +28,7 @@ Line = tuple[str, str, str]  # "ok", "note" or "problem"; what was checked; what
 
 
 def examine(profile: str = "") -> Iterator[Line]:
-    """Every check as one line; with a profile also its encoder and its needs."""
+    """One line for each check; with a profile also its encoder and its needs."""
     yield _python()
     yield from packages()
     yield "ok", "device", f"{best_device()}: {device_name()}"
@@ -55,9 +52,9 @@ def _python() -> Line:
 
 
 def packages(constraints: Path | None = None) -> Iterator[Line]:
-    """What this package requires: whether it is installed, in the version of constraints.txt.
+    """Whether the required packages are installed, in the versions of constraints.txt.
 
-    Another version is a note, not a problem: the results were made with the pinned ones.
+    The results were made with these versions. Another version is a note, not a problem.
     """
     path = constraints or folders.bundled("constraints.txt")
     text = path.read_text() if path.exists() else ""
@@ -86,15 +83,13 @@ def packages(constraints: Path | None = None) -> Iterator[Line]:
 
 
 def memory_gb() -> float:
-    """Memory of this machine in GB, or the part that its container may take."""
+    """Memory of this machine in GB, or the limit of its container."""
     limit = CGROUP.read_text().strip() if CGROUP.is_file() else "max"
     whole = psutil.virtual_memory().total
     return min(whole, int(limit) if limit.isdigit() else whole) / 2**30
 
 
-def free_gb(folder: Path) -> float:
-    """Free space in GB on the disk of a folder, which need not exist yet."""
-    return free_bytes(folder) / 2**30
+free_gb = lambda folder: free_bytes(folder) / 2**30
 
 
 def _enough(name: str, gb: float, needed: float, where: str = "") -> Line:
@@ -110,7 +105,7 @@ def _existing(folder: Path) -> Path:
 
 
 def _disk(name: str, folder: Path, if_refused: str) -> Line:
-    """Free space of a folder, once a test file could be written there."""
+    """Free space of a folder, if a test file can be written there."""
     place = _existing(folder)
     try:
         with tempfile.TemporaryFile(dir=place, prefix=TEMPORARY):
@@ -144,7 +139,7 @@ def _encoder(name: str) -> Line:
 
 
 def room(profile: Profile, weights: dict[str, str] | None = None) -> Iterator[Line]:
-    """RAM and disk that a profile needs beside what this machine has; `weights` as in `needs`."""
+    """RAM and disk that a profile needs and that this machine has; `weights` as in `needs`."""
     from .needs import GENES, OTHER_GENES, TOKENS, needs  # imports torch, which takes seconds
 
     try:

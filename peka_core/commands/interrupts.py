@@ -1,4 +1,4 @@
-"""What the command line does after Ctrl-C, and after the reader of its output has gone."""
+"""What the command line does after Ctrl-C, and when nobody reads its output any more."""
 
 import contextlib
 import math
@@ -11,12 +11,12 @@ from typing import TextIO
 
 import psutil
 
-QUIET_SECONDS = 5  # after a first Ctrl-C: kernels end and half-written files are removed
+QUIET_SECONDS = 5  # after a first Ctrl-C, until kernels end and half-written files are removed
 
 
 @contextlib.contextmanager
 def interrupted_once() -> Iterator[None]:
-    """Let the first Ctrl-C end the work, and ignore more of them while it cleans up."""
+    """Let the first Ctrl-C end the work, and ignore further ones during the clean-up."""
     before = signal.getsignal(signal.SIGINT)
     main_thread = threading.current_thread() is threading.main_thread()
     if before is not signal.default_int_handler or not main_thread:
@@ -39,10 +39,10 @@ def interrupted_once() -> Iterator[None]:
 
 
 def _end_kernels() -> None:
-    """Kill the notebook kernels of this process and what they started.
+    """Kill the notebook kernels of this process and the processes that they started.
 
-    jupyter_client starts each kernel in a session of its own. A kernel that is asked to shut down
-    goes on for seconds and prints messages. Other children share our session and end with us.
+    A kernel would take seconds to shut down and print messages. jupyter_client starts each kernel
+    in a session of its own; other children share our session and end with this process.
     """
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
@@ -51,7 +51,7 @@ def _end_kernels() -> None:
 
 
 class LastingStream:
-    """A stream whose work goes on after its reader has gone, as in `peka … | head`."""
+    """A stream that takes text even after its reader has ended, as in `peka … | head`."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -60,12 +60,12 @@ class LastingStream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write the text; without a reader it is lost."""
+        """Write the text; it is lost if there is no reader."""
         self._try(self._stream.write, text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush the stream; without a reader its buffer is lost."""
+        """Flush the stream; its buffer is lost if there is no reader."""
         self._try(self._stream.flush)
 
     def _try(self, call, *arguments) -> None:

@@ -1,4 +1,4 @@
-"""What a profile needs: slides, spots, networks, RAM, disk and downloads. Nothing is downloaded."""
+"""What a profile needs: slides, spots, networks, RAM, disk and downloads; it downloads nothing."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -21,11 +21,9 @@ from ..tiles import KEEP_IN_MEMORY
 
 TOKENS = 2_500  # expressed genes of a spot, for the teacher's cost: an assumption
 SCFOUNDATION_DIM = 3072
-PROCESS_GB = (
-    1.9  # Python with torch, figures and a small student: `demo` measured 2.35 with its data
-)
-GENES = {"demo": 600, "her2st": 12_000}  # that a cohort measures
-OTHER_GENES = 18_000  # in other sources: an assumption
+PROCESS_GB = 1.9  # Python with torch, figures, a small student; `demo` took 2.35 with its data
+GENES = {"demo": 600, "her2st": 12_000}  # genes that a cohort measures
+OTHER_GENES = 18_000  # genes of other sources: an assumption
 COUNT_PEAK = 48  # bytes for each stored count while targets are made: 44 measured at 5,000 x 18,000
 DENSE_PEAK = 16  # bytes for each dense value: of one section, or of all spots for the pca teacher
 TABLES_KEPT = 8  # features that chapters keep in memory at once (stages._read)
@@ -34,7 +32,7 @@ HER2ST_SPOTS = 13_620 / 36  # of a section
 
 
 class Size(NamedTuple):
-    """How large the cohort of a profile is, and lines for the plan about its downloads."""
+    """The size of a profile's cohort, and lines for the plan about its downloads."""
 
     slides: int
     spots: int
@@ -129,7 +127,7 @@ SIZES: dict[str, Callable[[Profile], Size]] = {
 
 
 class Work(NamedTuple):
-    """One piece of work of a profile: what, with which student, on how many tiles."""
+    """One piece of work of a profile: its title, its student and its numbers of tiles."""
 
     what: str
     encoder: str
@@ -139,10 +137,10 @@ class Work(NamedTuple):
 
 
 def work_of(profile: Profile, spots: int, splits: int) -> Iterator[Work]:
-    """What a profile aligns and embeds.
+    """The alignments and embeddings of a profile.
 
-    The demo's other worlds, the small examples of chapter 3 and the forward passes over validation
-    spots are left out.
+    They do not include the demo's other worlds, the small examples of chapter 3 and the forward
+    passes over validation spots.
     """
     for name in profile.encoders:
         yield Work("frozen features", name, "none", 0, spots)
@@ -157,7 +155,7 @@ def work_of(profile: Profile, spots: int, splits: int) -> Iterator[Work]:
 
 
 def meta_encoder(name: str) -> Encoder:
-    """An encoder without weights on the meta device: `mini`, `random` or a row of the manifest."""
+    """An encoder without weights on the meta device."""
     half = (0.5, 0.5, 0.5)
     if name in BUNDLED:
         from ..models.mini import build_mini
@@ -171,7 +169,7 @@ def meta_encoder(name: str) -> Encoder:
         return replace(own, model=own.model.to("meta"), device="meta")
     if name not in rows():
         raise PekaError(
-            f"no plan for encoder {name!r}: it is no row of data_manifest.yaml; "
+            f"no plan for encoder {name!r}: data_manifest.yaml does not list it; "
             f"there are {', '.join(rows())}"
         )
     row = rows()[name]
@@ -189,13 +187,7 @@ def bytes_of(encoder: Encoder) -> int:
 
 @dataclass(frozen=True)
 class Needs:
-    """GB that a run takes, estimated.
-
-    Attributes:
-        ram: of its process.
-        runs: what it leaves under runs/.
-        downloads: what is downloaded once and kept.
-    """
+    """Estimated GB of a run: RAM of its process, its files under runs/, and its downloads."""
 
     ram: float
     runs: float
@@ -203,12 +195,12 @@ class Needs:
 
 
 def needs(profile: Profile, weights: dict[str, str] | None = None) -> Needs:
-    """RAM and disk of a profile at n spots x G genes. Training on the CPU needs RAM beside this.
+    """RAM and disk of a profile. Training on the CPU needs further RAM.
 
-    RAM holds the process, the largest network in float32, all tiles where they stay in memory
-    (below `KEEP_IN_MEMORY`), and the larger of two moments. While targets are made it holds
-    `TOKENS` stored counts a spot and a dense section (for the pca teacher all spots). While a head
-    is fitted it holds the tables of features that chapters keep, and two more.
+    RAM contains the process, the largest network in float32, the tiles if they stay in memory
+    (below `KEEP_IN_MEMORY`), and the larger of two needs. The targets need `TOKENS` stored counts
+    for each spot and a dense section (for the pca teacher: all spots dense). The head needs the
+    tables of features that chapters keep, and two more.
 
     Args:
         weights: the user's own files by encoder, which need no download.
@@ -237,7 +229,7 @@ def needs(profile: Profile, weights: dict[str, str] | None = None) -> Needs:
 
 
 def _downloads(profile: Profile, spots: int, networks: dict, weights: dict[str, str]) -> int:
-    """Bytes that come over the network where no slide and no teacher is here yet."""
+    """Bytes to download if no slide and no teacher is here yet."""
     wanted = [name for name in networks if name in rows() and name not in weights]
     total = sum(networks[name] for name in wanted if not location(rows()[name])[0])
     if profile.source == "hest":

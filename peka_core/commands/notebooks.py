@@ -13,13 +13,10 @@ WIDGET = "application/vnd.jupyter.widget-view+json"  # a progress bar
 
 
 def execute(notebook: Path, folder: Path, parameters: dict) -> bool:
-    """Execute one notebook into `folder`, where the result is whole or absent.
+    """Execute one notebook into `folder`; return whether every cell ran.
 
     A notebook that fails is kept as `<name>.failed.ipynb`, and the message of its cell is printed
     last.
-
-    Returns:
-        whether every cell ran.
     """
     with alone(folder / notebook.name):
         return _execute(notebook, folder, parameters)
@@ -50,9 +47,9 @@ def _execute(notebook: Path, folder: Path, parameters: dict) -> bool:
         os.replace(unfinished, folder / notebook.name)
     except DeadKernelError:
         print(
-            f"{notebook.name}: its process was killed, most often because memory was short. "
+            f"{notebook.name}: its process was killed, probably because the memory was full. "
             "Finished units are kept, so run the same command again. If it stops at the same "
-            "place, choose a smaller batch: -p batch_size=32 --run NAME.",
+            "point, choose a smaller batch: -p batch_size=32 --run NAME.",
             file=sys.stderr,
         )
         return False
@@ -71,12 +68,12 @@ def _execute(notebook: Path, folder: Path, parameters: dict) -> bool:
 
 
 def working_folder(notebook: Path) -> Path:
-    """The folder in which a notebook runs: its own, or the user's for an installed notebook."""
+    """The folder in which a notebook runs: its own; for an installed one, the user's folder."""
     return folders.root() if notebook.is_relative_to(folders.PACKAGE) else notebook.parent
 
 
 def _clean(path: Path) -> None:
-    """Remove timings, which differ from run to run, and progress bars, which need a kernel."""
+    """Remove timings, which differ between runs, and progress bars, which need a kernel."""
     import nbformat
 
     book = nbformat.read(path, as_version=4)

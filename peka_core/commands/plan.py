@@ -1,9 +1,9 @@
 """What a profile costs: FLOPs, hours on a GPU, memory by method, tokens and gates.
 
-`peka run hest-kidney --plan` prints it. Networks are built without weights, and torch's own counter
-counts their products. Hours are of the precision in which this package runs: training in bfloat16
-where the GPU has it, else in float32; vision transformers embed alike, other encoders in float32.
-`MEASURED` says what one GPU reached (benchmarks/alignment.csv).
+`peka run hest-kidney --plan` prints it. Networks are built without weights, and torch's counter
+counts their products. Training and vision transformers run in bfloat16 if the GPU has it, and
+otherwise in float32; other encoders embed in float32. `MEASURED` is the share of the peak that one
+GPU reached (benchmarks/alignment.csv).
 """
 
 from dataclasses import dataclass
@@ -25,9 +25,9 @@ from .needs import TOKENS, bytes_of, meta_encoder, size_of, teacher_bytes, teach
 
 
 class Gpu(NamedTuple):
-    """Peak of dense products in FLOP/s and memory in GB, from the makers' data sheets.
+    """Peak of dense products in FLOP/s (0 if the GPU lacks the precision) and memory in GB.
 
-    The peak is 0 in a precision that the GPU does not have.
+    The values are from the makers' data sheets.
     """
 
     bfloat16: float
@@ -35,7 +35,7 @@ class Gpu(NamedTuple):
     gb: int
 
     def peak(self, bfloat16: bool = True) -> float:
-        """FLOP/s of work that may run in bfloat16, or may not."""
+        """FLOP/s of work that may run in bfloat16, or that may not."""
         return (self.bfloat16 if bfloat16 else 0) or self.float32
 
 
@@ -70,11 +70,11 @@ class StudentCost:
     """FLOPs and bytes of one student.
 
     Attributes:
-        forward: FLOPs of one tile, adapters included.
+        forward: FLOPs of one tile, with the adapters.
         step: FLOPs of a training step for each tile.
-        batch: FLOPs of a training step whatever the number of tiles (Bat's W_g B_g).
-        fixed: bytes whatever the batch: weights, and gradients and Adam's moments of what trains.
-        tile: bytes that a tile of the batch holds between forward and backward.
+        batch: FLOPs of a training step that do not depend on the number of tiles (Bat's W_g B_g).
+        fixed: bytes of weights, gradients and Adam's moments, which do not depend on the batch.
+        tile: bytes that each tile of the batch needs between forward and backward.
     """
 
     forward: int
@@ -90,7 +90,7 @@ def cost_of(
     """Count a student's FLOPs and bytes.
 
     Args:
-        encoder: with its network on the meta device.
+        encoder: an encoder with its network on the meta device.
         d_teacher: dimension of the teacher's space.
         bfloat16: whether the step runs under bfloat16 autocast, which needs fewer bytes a tile.
     """
@@ -145,7 +145,7 @@ def plan(profile: Profile, gpu: str = "A100", weights: dict[str, str] | None = N
 
     Raises:
         PekaError: the GPU, an encoder or weights are unknown (`check_names`), or the size of the
-            source is known only after its cohort is built.
+            cohort is not known yet (`size_of`).
     """
     if gpu not in GPUS:
         raise PekaError(f"no peak is known of GPU {gpu!r}; there are {', '.join(GPUS)}")
@@ -210,11 +210,10 @@ def _hours(profile: Profile, work: list, encoders: dict, costs: dict, card: Gpu)
 
 
 def fit(cost: StudentCost, batch: int, gb: float, beside: int) -> str:
-    """Whether a training step fits into a GPU's memory, and which batch would.
+    """Say whether a training step fits into `gb` of memory, and which batch size would.
 
     Args:
-        gb: memory of the GPU.
-        beside: bytes on the GPU beside the student.
+        beside: bytes on the GPU that do not belong to the student.
     """
     fixed = cost.fixed + beside
     need = (fixed + batch * cost.tile) / 1e9 + CONTEXT_GB

@@ -23,27 +23,27 @@ def versions() -> dict[str, str]:
 
 
 def best_device() -> str:
-    """`cuda` where torch sees a GPU, otherwise `cpu`."""
+    """`cuda` if torch sees a GPU, otherwise `cpu`."""
     return "cuda" if _has_gpu() else "cpu"
 
 
 def check_device(device: str) -> str:
-    """A device that is here and that this code can use; `auto` becomes the best one.
+    """Return the name of a device that this machine has; `auto` becomes the best one.
 
     Raises:
-        PekaError: it is not here, or is none of `cpu`, `cuda` and `cuda:N`.
+        PekaError: the machine does not have it, or it is none of `cpu`, `cuda` and `cuda:N`.
     """
     kind, _, number = str(device).partition(":")
     if kind == "auto":
         return best_device()
     if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
-        raise PekaError(f"device {device!r} is none of cpu, cuda, and cuda:N with a GPU's number")
+        raise PekaError(f"device {device!r} is unknown; expected cpu, cuda, or cuda:N for GPU N")
     if kind == "cuda" and not _has_gpu():
         raise PekaError(
-            "no CUDA here: --device cpu (torch sees no GPU; `peka doctor` shows what it sees)"
+            "device cuda: torch sees no GPU here (see `peka doctor`). Use --device cpu."
         )
     if kind == "cuda" and int(number or 0) >= (gpus := _count_gpus()):
-        raise PekaError(f"no device {device!r} here: torch sees {gpus} GPU(s), numbered from 0")
+        raise PekaError(f"device {device!r}: torch sees {gpus} GPU(s), numbered from 0")
     return str(device)
 
 
@@ -55,7 +55,7 @@ def _count_gpus() -> int:
 
 @functools.cache
 def _has_gpu() -> bool:
-    """Ask torch, which is slow to import, unless Linux has no device file of any GPU driver."""
+    """Whether torch sees a GPU; torch is not imported if Linux has no device file of a GPU."""
     if sys.platform == "linux" and not any(
         Path(f"/dev/{name}").exists() for name in ("nvidiactl", "dxg", "kfd")
     ):
@@ -67,21 +67,16 @@ def _has_gpu() -> bool:
 
 @functools.cache
 def device_name(device: str = "") -> str:
-    """Name of the GPU, or CPU model and number of cores; of the best device where none is given."""
+    """Name of the GPU, or CPU model and number of cores; by default of the best device."""
     if (device or best_device()).startswith("cuda"):
         import torch
 
         return torch.cuda.get_device_name(device if ":" in device else None)
-    return f"{_cpu_model()}, {os.cpu_count()} cores"
-
-
-def _cpu_model() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    model = models[0] if models else platform.processor() or platform.machine()
+    return f"{model}, {os.cpu_count()} cores"
 
 
 def has_bfloat16(device) -> bool:
@@ -95,10 +90,10 @@ def has_bfloat16(device) -> bool:
 
 
 def autocast(device, precision: str = "bfloat16") -> contextlib.AbstractContextManager:
-    """bfloat16 autocast where it is asked for and the device has it, otherwise full float32.
+    """bfloat16 autocast if it is asked for and the device has it, otherwise full float32.
 
-    By default, cuDNN's convolutions round to TF32 (ten bits) on a GPU, and features would be off by
-    1e-3; that is switched off here.
+    On a GPU, cuDNN's convolutions round to TF32 (ten bits) by default, which changes features by
+    1e-3. This function switches that off.
     """
     import torch
 

@@ -2,4 +2,4 @@
 
 
 class PekaError(Exception):
-    """Bad input or a missing step; it names the file, what was expected and what to do next."""
+    """Bad input or a missing step: the file, what was expected and what to do next."""

@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, whatever its name."""
+"""The kind of a file by its first bytes; its name does not matter."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ HEADER_LIMIT = 100_000_000  # bytes of the JSON header of a safetensors file
 
 
 def what_is(path: str | Path) -> str:
-    """What a file is, in words that fit after "it is"; empty where its bytes tell nothing."""
+    """The kind of a file in words that fit after "it is"; empty if it is unknown."""
     with open(path, "rb") as handle:
         first = handle.read(512)
     if not first:

@@ -19,15 +19,15 @@ from filelock import FileLock, Timeout
 
 from .errors import PekaError
 
-# errors of the system that mean that a place takes no more files
+# errors of the system that mean that a folder or disk takes no more files
 CANNOT_WRITE = (
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ENOTDIR
 )  # fmt: skip
-TEMPORARY = ".peka-tmp-"  # our temporary names begin so; other hidden files are never removed
+TEMPORARY = ".peka-tmp-"  # the start of our temporary names; other hidden files stay
 
 
 def one_name(name, what: str) -> str:
-    """Check a name that a user or a file gives, and that becomes the name of a file or folder.
+    """Check a name, from a user or a file, that becomes the name of a file or folder.
 
     Args:
         what: where the name comes from, for the message: `samples.csv: sample_id`.
@@ -39,7 +39,7 @@ def one_name(name, what: str) -> str:
     plain = name.strip() and not name.startswith(".") and len(name.encode()) <= 200
     if not plain or re.search(r"[/\\:\x00-\x1f]", name):
         raise PekaError(
-            f"{what} {name!r} becomes the name of a file. Expected a name without / and \\ that "
+            f"{what} {name!r} cannot be the name of a file. Expected a name without / and \\ that "
             "does not begin with a dot. Rename it."
         )
     return name
@@ -67,24 +67,24 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
 
 
 def write_json(path: str | Path, content) -> Path:
-    """Write JSON, whole or not at all. NaN and infinity, which JSON lacks, become null."""
-    text = json.dumps(_with_null(content), indent=1, allow_nan=False)
+    """Write JSON, whole or not at all. JSON has no NaN and no infinity: they become null."""
+
+    def with_null(content):
+        if isinstance(content, dict):
+            return {key: with_null(value) for key, value in content.items()}
+        if isinstance(content, (list, tuple)):
+            return [with_null(value) for value in content]
+        return None if isinstance(content, float) and not math.isfinite(content) else content
+
+    text = json.dumps(with_null(content), indent=1, allow_nan=False)
     return write_whole(path, lambda file: file.write_text(text + "\n", encoding="utf-8"))
 
 
-def _with_null(content):
-    """The same lists and dicts with None for every number that is not finite."""
-    if isinstance(content, dict):
-        return {key: _with_null(value) for key, value in content.items()}
-    if isinstance(content, (list, tuple)):
-        return [_with_null(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
-
-
 def link_whole(original: str | Path, path: str | Path, symbolic: bool = False) -> Path:
-    """Make `path` a link to the original or a copy of it, whole or not at all.
+    """Make `path` a hard link to the original, or a copy of it, whole or not at all.
 
-    The link is hard unless a symbolic one is asked for. A link whose original is gone is replaced.
+    Args:
+        symbolic: make a symbolic link instead. A link whose original is gone is replaced.
     """
     ways = (os.symlink, os.link, shutil.copyfile) if symbolic else (os.link, shutil.copyfile)
 
@@ -101,11 +101,11 @@ def link_whole(original: str | Path, path: str | Path, symbolic: bool = False) -
 
 @contextlib.contextmanager
 def told_when_full(path: Path):
-    """Turn every error of a full or closed disk into one message; other errors pass."""
+    """Turn each error about a full disk or a closed folder into a PekaError; other errors pass."""
     try:
         yield
     except Exception as error:
-        full = free_bytes(path) < 2**20  # HDF5 and torch raise their own errors
+        full = free_bytes(path) < 2**20  # HDF5 and torch have errors of their own for a full disk
         refused = getattr(error, "errno", None) in CANNOT_WRITE and _is_near(_file_of(error), path)
         if isinstance(error, PekaError) or not (full or refused):
             raise
@@ -117,15 +117,15 @@ def told_when_full(path: Path):
 
 
 def cannot_write(path: str | Path, why: str) -> PekaError:
-    """The one message about a place that takes no more files."""
+    """The error for a file that cannot be written."""
     return PekaError(
-        f"{path} cannot be written ({why}). Finished files stay, and no file is half written. Make "
-        "room or choose another disk, then run the same command again."
+        f"{path} cannot be written ({why}). Finished files stay, and no file is half written. Free "
+        "some space or choose another disk. Then run the same command again."
     )
 
 
 def not_readable(path: str | Path) -> PekaError:
-    """The one message about a file that exists and may not be read."""
+    """The error for a file that exists and may not be read."""
     return PekaError(
         f"{path} may not be read (permission denied). Ask its owner for the right to read it, or "
         "use a copy of your own."
@@ -133,7 +133,7 @@ def not_readable(path: str | Path) -> PekaError:
 
 
 def no_access(error: OSError) -> PekaError:
-    """The message for an error in `CANNOT_WRITE`: a file that may not be read, or a full place."""
+    """`not_readable` or `cannot_write` for an error of the system in `CANNOT_WRITE`."""
     file = _file_of(error)
     if file and _is_closed(file):
         return not_readable(file)
@@ -141,7 +141,7 @@ def no_access(error: OSError) -> PekaError:
 
 
 def _file_of(error: BaseException) -> str | None:
-    """The file that an error is about; HDF5 names it only in the text of the error."""
+    """The file of an error; HDF5 names it only in the text of the error."""
     named = re.search(r"name = '(.+?)'", str(error))
     return getattr(error, "filename", None) or (named and named.group(1))
 
@@ -153,9 +153,9 @@ def _is_closed(file: str) -> bool:
 
 @contextlib.contextmanager
 def alone(path: Path):
-    """Hold the lock of a path, in `.locks/` beside it; wait, with a message, for another process.
+    """Hold the lock of a path, a file in `.locks/` beside it; wait if another process holds it.
 
-    The system frees the lock of a process that ends, however it ends.
+    The system releases the lock of a process that ends or is killed.
 
     Raises:
         PekaError: as `not_in_a_starting_worker`.
@@ -167,7 +167,7 @@ def alone(path: Path):
         locks.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
-        waiting = f"{Path(path).name} is being made by another process: waiting for it"
+        waiting = f"another process is making {Path(path).name}: this one waits for it"
         print(waiting, file=sys.stderr, flush=True)
         lock.acquire()
     except OSError as error:
@@ -181,20 +181,20 @@ def alone(path: Path):
 
 
 def not_in_a_starting_worker() -> None:
-    """Refuse to work in a worker that is still starting: it runs its parent's script again.
+    """Refuse to work in a worker process that is still starting and runs its parent's script.
 
     Raises:
         PekaError: this process is such a worker.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise PekaError(
-            "a script that draws a cohort needs its lines under "
-            '`if __name__ == "__main__":`, because each worker runs the script again'
+            'put the lines of your script under `if __name__ == "__main__":`, because each worker '
+            "process that draws the cohort runs the script again"
         )
 
 
 def _is_near(filename: str | None, path: Path) -> bool:
-    """Whether an error is about the folder that is being written, not about a file that is read."""
+    """Whether an error is about the folder that is written, and not about a file that is read."""
     if filename is None:
         return True
     file = Path(str(filename))
@@ -202,7 +202,7 @@ def _is_near(filename: str | None, path: Path) -> bool:
 
 
 def free_bytes(path: Path) -> int:
-    """Free space of the disk of a path, which need not exist yet."""
+    """Free bytes on the disk of a path, which need not exist yet."""
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free
@@ -215,12 +215,12 @@ def sha256(path: str | Path) -> str:
 
 
 def sha256_of_rows(*masks) -> str:
-    """Twelve hex digits that name some spots: the start of the sha256 of boolean masks (n,)."""
+    """Twelve hex digits that name some spots: the start of the sha256 of their masks (n,)."""
     return hashlib.sha256(b"".join(mask.astype(bool).tobytes() for mask in masks)).hexdigest()[:12]
 
 
 def sha256_once(path: str | Path) -> str:
-    """`sha256`, computed again in a process only when the file's size or time has changed."""
+    """`sha256`, which a process computes again only if the file's size or time has changed."""
     state = Path(path).stat()
     return _sha256_of(Path(path).resolve(), state.st_size, state.st_mtime_ns)
 

@@ -1,11 +1,9 @@
-"""Where things lie: the folder of runs, what comes with the code, the cache of downloads."""
+"""Where things are: the folder of runs, the files that come with the code, the download cache."""
 
 import os
 from pathlib import Path
 
-CHECKOUT = "data_manifest.yaml"  # the file by which a checkout is known
-
-
+CHECKOUT = "data_manifest.yaml"  # a folder with this file is a checkout of the repository
 PACKAGE = Path(__file__).parents[1]
 
 
@@ -19,20 +17,14 @@ def root() -> Path:
     for folder in (here, *here.parents, PACKAGE.parent):
         if (folder / CHECKOUT).exists() and folder != PACKAGE / "bundled":
             return folder
-    return next(
-        (
-            f.parents[1]
-            for f in (here, *here.parents)
-            if f.parent.name == "runs" and (f / "run.json").exists()
-        ),
-        here,
-    )
+    inside = (f for f in (here, *here.parents) if f.parent.name == "runs")
+    return next((f.parents[1] for f in inside if (f / "run.json").exists()), here)
 
 
 def bundled(name: str) -> Path:
     """A file or folder that comes with the code: `notebooks`, `results`, `data_manifest.yaml`, …
 
-    The checkout's where there is one, else the copy that `pip install .` puts into the package.
+    It is taken from the checkout, or from the copy that `pip install .` puts into the package.
     """
     copy, folder = PACKAGE / "bundled" / name, root()
     if copy.exists() and not (folder / CHECKOUT).exists():
@@ -41,12 +33,12 @@ def bundled(name: str) -> Path:
 
 
 def results_folder() -> Path:
-    """The published tables, which README and chapters read. A run keeps its own in its folder."""
+    """The published tables, which README and chapters read. A run keeps its tables elsewhere."""
     return bundled("results")
 
 
 def cache_folder() -> Path:
-    """The folder where downloads are kept: PEKA_CACHE, else the user's cache folder."""
+    """The folder of downloads: PEKA_CACHE, or else the user's cache folder."""
     import pooch  # slow to import
 
     return Path(os.environ.get("PEKA_CACHE") or pooch.os_cache("peka"))

@@ -1,4 +1,4 @@
-"""Lines that are printed while work goes on."""
+"""Messages that are printed during work."""
 
 import functools
 import sys

@@ -17,21 +17,16 @@ import yaml
 from .errors import PekaError
 
 WORDS = {
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    bool: "true or false",
-    Path: "a path",
-    type(None): "nothing",
-    dict: "a mapping",
-}
+    int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path",
+    dict: "a mapping", type(None): "nothing",
+}  # fmt: skip
 NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")  # of YAML 1.1
 
 
 class Yaml(yaml.SafeLoader):
-    """YAML with the numbers of version 1.2, which refuses a name that occurs twice in a mapping.
+    """YAML with the numbers of YAML 1.2: `1e-4` is a number, `010` is ten and `1:30` is text.
 
-    `1e-4` is a number, `010` is ten and `1:30` is text.
+    A name that occurs twice in a mapping is an error.
     """
 
     yaml_implicit_resolvers = {
@@ -58,14 +53,14 @@ Yaml.add_constructor("!number", lambda loader, node: float(loader.construct_scal
 
 
 def read_yaml(text: str, name: str | Path, expected: str):
-    """Read a piece of YAML.
+    """Read YAML.
 
     Args:
-        name: of the file or option, for the message.
-        expected: what should be in it, for the message.
+        name: name of the file or option, for the message.
+        expected: what the text should contain, for the message.
 
     Raises:
-        PekaError: it is not YAML; the message has the line where YAML knows it.
+        PekaError: the text is not YAML; the message has the number of the line if it is known.
     """
     try:
         return yaml.load(text, Yaml)
@@ -77,10 +72,10 @@ def read_yaml(text: str, name: str | Path, expected: str):
 
 
 def read_mapping(path: Path, expected: str) -> dict:
-    """Read the mapping in a small YAML file.
+    """Read a YAML file that contains a mapping.
 
     Raises:
-        PekaError: the file cannot be read, is not UTF-8 or not YAML, or holds something else.
+        PekaError: the file cannot be read, or is not UTF-8, YAML or a mapping.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -98,7 +93,7 @@ def read_mapping(path: Path, expected: str) -> dict:
     if not isinstance(values, dict):
         found = "nothing" if values is None else f"a {type(values).__name__}"
         raise PekaError(
-            f"{path}, line 1: {found}; expected {expected}. Write one `name: value` a line."
+            f"{path}, line 1: {found}; expected {expected}. Write one `name: value` on each line."
         )
     return {str(key): value for key, value in values.items()}
 
@@ -124,8 +119,8 @@ def fitted(value, kind, name: str):
 
     Args:
         kind: an annotation, such as `int`, `tuple[str, ...]` or `str | Path | None`. Values of
-            kinds that are not known here are returned as they are.
-        name: what the message calls the value.
+            other annotations than these are returned as they are.
+        name: name of the value in the message.
 
     Raises:
         PekaError: the value has another type, or is a number that is not finite.
@@ -160,7 +155,7 @@ def _as(value, kind, name: str):
 
 
 def _items(values, kind, origin, name: str):
-    """The members of a list in their declared types; a declared tuple becomes one."""
+    """The members of a list in their declared types, as a tuple if a tuple is declared."""
     inner = typing.get_args(kind)
     if origin is tuple and inner and inner[-1] is not ...:
         if len(values) != len(inner):
@@ -180,14 +175,14 @@ def _words(kind) -> str:
 
 
 def fitted_fields(record, checks: Mapping[str, tuple[str, Callable]], name: str = "") -> dict:
-    """Fields of a dataclass object in their declared types, checked for range.
+    """The fields of a dataclass object in their declared types and ranges.
 
     Args:
         checks: field -> (what is allowed in words, the test).
-        name: what the message puts before a field's name.
+        name: the message has this text before a field's name.
 
     Raises:
-        PekaError: a field does not fit; the first one is named.
+        PekaError: a field does not fit; the message names the first such field.
     """
     kinds, result = typing.get_type_hints(type(record)), {}
     for field in dataclasses.fields(record):
@@ -200,7 +195,7 @@ def within(value, check: tuple[str, Callable] | None, name: str):
     """Return a value that passes its check; None passes every check.
 
     Raises:
-        PekaError: it does not pass; the message has the name and what is allowed.
+        PekaError: the value does not pass.
     """
     if check and value is not None and not check[1](value):
         raise PekaError(f"{name} must be {check[0]}, not {value!r}")

@@ -1,9 +1,9 @@
 """Which code makes a unit: a digest of the modules that its stage runs.
 
-A number must not outlive the code that made it, so a unit's name contains this digest. After an
-edit of `losses.py`, or a `git pull`, whatever depends on it is made again. Comments, docstrings,
-layout and the wording of errors change nothing (`code_digest.py`). A stage's modules count with all
-that they import. The two modules that choose what a stage is given count for every unit.
+A result of old code must not pass for one of new code, so a unit's name contains this digest. After
+an edit of `losses.py`, or a `git pull`, everything that depends on it is made again. Comments,
+docstrings, layout and the wording of errors change nothing (`code_digest.py`). A stage's modules
+count with all that they import. The modules that choose a stage's inputs count for every unit.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ GIVES = ("runner.stages", "runner.inputs")
 def code_of(unit) -> str:
     """Twelve hex digits that name the code behind a `units.Unit`.
 
-    The network of another encoder, or a teacher that the unit does not use, has no part in it.
+    Networks and teachers that the unit does not use have no part in it.
     """
     begin, aside = {"cohort", *STAGES.get(unit.stage, ())}, set()
     if unit.taught_by:

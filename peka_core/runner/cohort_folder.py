@@ -1,4 +1,4 @@
-"""A run's cohort folder: built where it is missing, and built again where other code built it."""
+"""A run's cohort folder: built if it is missing, and built again if other code built it."""
 
 import contextlib
 import json
@@ -24,15 +24,15 @@ BUILT = ("source.json", "building.json", "unfinished.json")
 def build_cohort(
     path: Path, source: str, options: Callable[[], dict], tiles: bool = False
 ) -> "Cohort":
-    """Open a run's cohort; build it first where it is missing or where other code built it.
+    """Open a run's cohort; build it first if it is missing or if other code built it.
 
     Args:
         source: name of the source.
-        options: returns the source's options; it is called only where the cohort is built.
-        tiles: draw or cut the tiles again where the folder has none.
+        options: returns the source's options; it is called only if the cohort is built.
+        tiles: whether its tiles are needed; if they are missing, the cohort is built again.
 
     Raises:
-        PekaError: the folder holds something that no source built.
+        PekaError: the folder holds files that no source built.
     """
     from ..cohort import open_cohort
 
@@ -63,7 +63,7 @@ def claim_of(path: Path) -> Path:
 
 
 def code_in(path: Path) -> str:
-    """Digest of the code that built the cohort in a folder; empty where that is not known."""
+    """Digest of the code that built the cohort in a folder; empty if it is not known."""
     try:
         return json.loads(claim_of(path).read_text(encoding="utf-8"))["code"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -72,10 +72,11 @@ def code_in(path: Path) -> str:
 
 @contextlib.contextmanager
 def _claimed(path: Path, here: str):
-    """Hold a cohort's folder for this code while it is built.
+    """Note that this code builds the cohort in a folder.
 
-    A cohort of other code is moved aside first, and removed once the new one is whole. If the build
-    fails, the old cohort comes back. After Ctrl-C the unfinished new one stays and is continued.
+    A cohort of other code is moved aside first, and removed when the new one is finished. If the
+    build fails, the old cohort comes back. After Ctrl-C the unfinished new one stays, and the next
+    run continues it.
     """
     claim, before = claim_of(path), path.with_name(f"{path.name}.before")
     old_claim = claim.read_text(encoding="utf-8") if claim.exists() else ""
@@ -83,12 +84,12 @@ def _claimed(path: Path, here: str):
     if is_other:
         if not any((path / name).exists() for name in BUILT):
             raise PekaError(
-                f"{path}: holds files that no source of this package built; expected the run's own "
-                "cohort, or nothing. Move them elsewhere (for a cohort of your own: peka run own "
-                "--cohort DIR), or choose another --run NAME."
+                f"{path} contains files that this package did not write; expected the run's "
+                "cohort, or no files. Move them elsewhere, or choose another --run NAME. To use a "
+                "cohort of your own: peka run own --cohort DIR."
             )
         where = f"runs/{path.parent.name}/{path.name}"
-        print(f"{where} was built by other code: it is built again", flush=True)
+        print(f"{where}: other code built it, so it is built again", flush=True)
         shutil.rmtree(before, ignore_errors=True)
         os.replace(path, before)
     if code_in(path) != here:

@@ -13,8 +13,8 @@ except ImportError:  # Windows
 class Cost:
     """Seconds and memory of a piece of work, as a context; seconds of inner pieces do not count.
 
-    Memory of the process is its largest since it started, because a process cannot start that count
-    again. torch can, so the GPU's is that of the piece of work.
+    Memory of the process is the maximum since its start, because a process cannot reset that
+    maximum. torch can reset the GPU's, so that is the maximum of the piece of work.
     """
 
     _running: ClassVar[list["Cost"]] = []
@@ -37,7 +37,7 @@ class Cost:
         _reset_gpu()  # what follows belongs to the outer piece again
 
     def facts(self) -> dict:
-        """`{"seconds": s, "memory_mb": {"process": mb, "gpu": mb}}`; unknown entries are absent."""
+        """`{"seconds": s, "memory_mb": {"process": mb, "gpu": mb}}`; without unknown values."""
         memory = {"process": _process_mb(), "gpu": self.gpu}
         known = {name: round(mb, 1) for name, mb in memory.items() if mb}
         return {"seconds": round(self.seconds, 2), "memory_mb": known}

@@ -32,10 +32,10 @@ def seen_by(work: Run, rung: Rung, split: Split) -> np.ndarray:
 
 
 def student_unit(work: Run, stage: str, rung: Rung, split: Split | None, **fields) -> Unit:
-    """The unit of what a student makes; the frozen encoder depends on no split, teacher or recipe.
+    """The unit of a student's work; a frozen encoder has no split, teacher or recipe.
 
     Args:
-        split: its training spots were seen; None where no split was, or several were.
+        split: the split whose training spots the student saw; None for no split or several.
         fields: further fields of the unit.
     """
     fields |= {"encoder": work.encoder_name(rung.encoder), "method": rung.method}
@@ -56,11 +56,11 @@ def evaluation_unit(
     """The unit of a score, and for each scored split the split whose training spots align.
 
     Args:
-        scope: empty for the protocol's own.
-        names: of the splits that are scored; empty for all of the protocol.
+        scope: `nested` or `all`; empty for the protocol's own.
+        names: names of the splits that are scored; empty for all of the protocol.
 
     Raises:
-        PekaError: names that are one text, or an alignment that cannot be nested (`aligned_on`).
+        PekaError: `names` is a text, or the alignment cannot be nested (`aligned_on`).
     """
     if isinstance(names, str):
         raise PekaError(f"splits {names!r}: expected a tuple of names, ({names!r},)")

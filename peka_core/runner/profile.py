@@ -34,8 +34,8 @@ class Chapters:
     Attributes:
         cues_off_splits: on how many splits to align in the demo's second world, whose counts
             ignore the hidden cues.
-        few: `patients` and `epochs` of the demo's small study, in which an alignment has time to
-            learn spots by heart; empty where there is none.
+        few: `patients` and `epochs` of the demo's small study, in which an alignment overfits;
+            empty for no such study.
         scope_effect: whether the first of `all_methods` is also aligned on the training spots of
             `spots/0`, to compare both scopes.
         lessons: whether chapter 3 trains small examples.
@@ -51,18 +51,18 @@ class Chapters:
 
 @dataclass(frozen=True)
 class Profile:
-    """Values of one profile file, with the overrides applied.
+    """The values of one profile file, with the overrides applied.
 
     Attributes:
         source: module of `peka_core.sources` or `peka_core.drawn` that builds the cohort.
         source_options: arguments of that module's `build`.
         methods: adapter methods that are aligned on each split's training spots (scope nested).
         all_methods: methods that are aligned once, on all spots (scope all).
-        others: rungs scored beside these under the paper's protocols: other encoders, frozen or
+        others: further rungs to score under the paper's protocols: other encoders, frozen or
             aligned on all spots.
         ladder: what `peka ladder` compares with the frozen encoder: rungs and names of predictors.
         overrides: what was changed from the file, by flat name.
-        file: name of a bundled profile or absolute path of a file, to open it again from anywhere.
+        file: name of a bundled profile, or absolute path of a file.
     """
 
     name: str
@@ -109,20 +109,24 @@ class Profile:
         ]
 
 
+# the fields that a profile's file sets
+FIELDS = [f for f in dataclasses.fields(Profile) if f.name not in ("name", "overrides", "file")]
+
+
 @functools.cache
 def bundled() -> dict[str, tuple[Path, str, str]]:
-    """Name of each bundled profile -> its file, cohort and variant, "" where it has none.
+    """Name of each bundled profile -> its file, cohort and variant; "" if it has none.
 
     A file may list `cohorts` and `variants`: `hest.yaml` holds `hest-kidney`, `hest-kidney-full` …
     """
-    names = {}
+    found = {}
     for path in sorted(FOLDER.glob("*.yaml")):
         values = read_mapping(path, FORM)
         for cohort in values.get("cohorts", [""]):
             for variant in ("", *values.get("variants", {})):
                 name = "-".join(filter(None, (path.stem, cohort, variant)))
-                names[name] = path, cohort, variant
-    return names
+                found[name] = path, cohort, variant
+    return found
 
 
 def profile_names() -> list[str]:
@@ -131,7 +135,7 @@ def profile_names() -> list[str]:
 
 
 def profile_titles() -> dict[str, str]:
-    """Name -> title of the bundled profiles; the cohorts of one file share a line."""
+    """Name -> title of the bundled profiles; cohorts of one file share a name with `COHORT`."""
     titles = {}
     for name, (path, cohort, _) in sorted(bundled().items()):
         known = " / ".join(c for p, c, v in bundled().values() if p == path and not v)
@@ -167,13 +171,13 @@ def load_profile(name: str, overrides: dict | None = None) -> Profile:
 def read_values(name: str, folder: Path = Path(), above: tuple[Path, ...] = ()) -> dict:
     """Values of a profile, on top of those of the profile that its `base` names.
 
-    The options of source and teacher replace those of the base. In `recipe` and `chapters` each
-    value replaces one of the base. `recipe: {like: as_run, block: 16}` starts from one of
-    `recipe.RECIPES` instead.
+    The options of source and teacher replace those of the base as a whole, and the values in
+    `recipe` and `chapters` one by one. `recipe: {like: as_run, block: 16}` starts from one of
+    `recipe.RECIPES` instead of the base.
 
     Args:
         name: as in `load_profile`; a path may be relative to `folder`.
-        above: the files whose `base` led here.
+        above: the files whose `base` lines led to this one.
 
     Raises:
         PekaError: the file holds no profile, or its base leads back to it.
@@ -190,24 +194,18 @@ def read_values(name: str, folder: Path = Path(), above: tuple[Path, ...] = ()) 
         under = read_values(base, path.parent, above) if base else {}
     with prefixed_errors(path):
         merged = _merged(_merged(under, values), variants.get(variant, {}))
-        needed = [f.name for f in _value_fields() if f.default is f.default_factory]
-        if lacking := [name for name in needed if name not in merged]:
+        needed = [f.name for f in FIELDS if f.default is f.default_factory]
+        if missing := [name for name in needed if name not in merged]:
             raise PekaError(
-                f"{', '.join(lacking)} missing; expected {FORM}, or a line `base: demo`, which "
-                "gives all values that the file does not have"
+                f"{', '.join(missing)} missing; expected {FORM}. Add these values, or the line "
+                "`base: demo`, which takes them from the profile demo."
             )
         return merged | with_paths(merged, path.parent)
 
 
-def _value_fields() -> list[dataclasses.Field]:
-    """Fields of a profile that its file sets."""
-    made_here = ("name", "overrides", "file")
-    return [f for f in dataclasses.fields(Profile) if f.name not in made_here]
-
-
 def _merged(under: dict, values: dict) -> dict:
     """Values on top of others; see `read_values`."""
-    _refuse_unknown(values, [f.name for f in _value_fields()], "value")
+    _refuse_unknown(values, [f.name for f in FIELDS], "value")
     merged = under | values
     for group in GROUPS:
         given, start = values.get(group), under.get(group, {})
@@ -225,7 +223,7 @@ def _refuse_unknown(names, known, what: str) -> None:
 
 
 def override_names(values: dict) -> list[str]:
-    """Flat names that `-p name=value` may set in a profile's `values`."""
+    """The names that `-p name=value` may set in a profile's `values`."""
     flat = [key for key in values if key not in (*GROUPS, "title", "source")]
     return sorted(flat + [key for group in GROUPS for key in values[group]])
 
@@ -237,12 +235,12 @@ def _find(name: str, folder: Path = Path()) -> tuple[Path, str, str]:
     path = absolute(folder / Path(str(name)).expanduser())
     if path.suffix not in (".yaml", ".yml") or not path.is_file():
         known = ", ".join(profile_names())
-        raise PekaError(f"no profile {name!r}; known: {known}, or the path of a YAML file")
+        raise PekaError(f"no profile {name!r}; there are {known}. Or give the path of a YAML file.")
     return path, "", ""
 
 
 def _overrides(overrides: dict, values: dict) -> dict:
-    """Changed values by flat name; paths among them become absolute."""
+    """The changed values by name, with absolute paths."""
     if not isinstance(overrides, Mapping):
         raise PekaError(f'overrides must be a mapping such as {{"epochs": 2}}, not {overrides!r}')
     for key in overrides:

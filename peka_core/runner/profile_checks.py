@@ -38,10 +38,10 @@ OPTION_RANGES = {  # of numbers among the options of sources and teachers
 
 
 def source_of(name: str):
-    """The module that builds a profile's cohort: one with a function `build`, by its name.
+    """The module of `sources` or `drawn` that builds a profile's cohort with its `build`.
 
     Raises:
-        PekaError: there is none of this name.
+        PekaError: there is no such module.
     """
     known = {
         file.stem: file.parent.name
@@ -55,11 +55,7 @@ def source_of(name: str):
 
 
 def kinds_of(values: dict, group: str) -> dict[str, object]:
-    """Name -> declared type of the options that a profile's source or teacher takes.
-
-    Args:
-        values: of a profile; `source` and `teacher` are read.
-    """
+    """Name -> declared type of each option that a profile's source or teacher takes."""
     if group == "source_options":
         _, *kinds = options_of(source_of(values["source"]).build).items()  # the first is the path
         kinds = dict(kinds)
@@ -73,10 +69,10 @@ def kinds_of(values: dict, group: str) -> dict[str, object]:
 
 
 def with_paths(values: dict, folder: Path) -> dict:
-    """The options of source and teacher, with paths made absolute; they are relative to `folder`.
+    """The options of source and teacher with absolute paths; relative ones start at `folder`.
 
-    The declared type says what is a path. HEST's `index` is a name inside the mirror, unless it
-    starts with `~`, `./` or `../`.
+    An option is a path if its declared type is. HEST's `index` is a name inside the mirror, unless
+    it starts with `~`, `./` or `../`.
     """
 
     def place(name, value, kind):
@@ -92,7 +88,7 @@ def with_paths(values: dict, folder: Path) -> dict:
 
 
 def own_encoders(values: dict, folder: Path) -> dict:
-    """Those of the values that name encoders; a file of the user's own becomes an absolute path."""
+    """The values that name encoders, with absolute paths of the user's own files."""
 
     def place(entry):
         if isinstance(entry, dict) and entry.get("encoder"):
@@ -110,7 +106,7 @@ def checked_options(values: dict, group: str) -> dict:
     """The options of a profile's source or teacher, each in its declared type and range.
 
     Raises:
-        PekaError: it does not take an option, or a value does not fit.
+        PekaError: an option is unknown, or a value does not fit.
     """
     kinds, options, kind = kinds_of(values, group), {}, group.removesuffix("_options")
     if unknown := sorted(str(name) for name in values[group] if name not in kinds):
@@ -123,12 +119,12 @@ def checked_options(values: dict, group: str) -> dict:
     if group == "teacher_options":
         from ..teachers import load_teacher
 
-        load_teacher(values["teacher"], **options)  # it has checks of its own
+        load_teacher(values["teacher"], **options)  # a teacher makes further checks
     return options
 
 
 def check_complete(profile) -> None:
-    """Refuse a profile that lacks an option its source needs, such as the directory of `own`.
+    """Refuse a profile without an option that its source needs, such as the directory of `own`.
 
     Raises:
         PekaError: an option is missing; the message says how to give it.
@@ -148,10 +144,11 @@ def check_complete(profile) -> None:
 def checked_rung(entry, recipe: Recipe, group: str) -> Rung | str:
     """An entry of `ladder` or `others`: the name of a predictor, or a rung.
 
-    The recipe of a rung is checked on top of the profile's.
+    Args:
+        recipe: the profile's, on top of which the rung's values are checked.
 
     Raises:
-        PekaError: the entry is no rung, or a value does not fit.
+        PekaError: the entry is not a rung, or a value does not fit.
     """
     if isinstance(entry, str) and group == "ladder":
         return entry
@@ -169,22 +166,17 @@ def checked_rung(entry, recipe: Recipe, group: str) -> Rung | str:
 
 
 def check_methods(name: str, methods: tuple[str, ...]) -> None:
-    """Refuse methods that train nothing; the frozen encoder is always scored."""
+    """Refuse methods that train nothing."""
     known = [method for method in METHODS if method != "none"]
     if unknown := sorted(set(methods) - set(known)):
         raise PekaError(
-            f"{name}: {', '.join(unknown)} cannot be aligned; there are {', '.join(known)} "
-            "(the frozen encoder is always scored)"
+            f"{name}: {', '.join(unknown)} cannot be aligned; there are {', '.join(known)}. The "
+            "frozen encoder is always scored and needs no entry."
         )
 
 
 def check_chapters(chapters, values: dict) -> None:
-    """Refuse a small study or a second world of a source that cannot draw them.
-
-    Args:
-        chapters: `profile.Chapters`.
-        values: of the profile; `source` is read.
-    """
+    """Refuse a small study or a second world (`profile.Chapters`) if the source cannot draw it."""
     few, kinds = chapters.few, kinds_of(values, "source_options")
     if few and set(few) != {"patients", "epochs"}:
         raise PekaError(f"few must be empty or have patients and epochs, not {few!r}")

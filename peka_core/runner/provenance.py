@@ -4,7 +4,6 @@ import functools
 import importlib.metadata
 import platform
 import subprocess
-from pathlib import Path
 
 from ..common.device import device_name, versions
 from ..common.folders import PACKAGE
@@ -15,19 +14,16 @@ def commit() -> str:
     """Short git commit of the code; `+` marks changed files. Empty outside a checkout."""
     if not (PACKAGE.parent / "data_manifest.yaml").is_file():
         return ""  # installed: a repository around it is somebody else's
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(PACKAGE), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        head = _git(PACKAGE, "rev-parse", "--short=10", "HEAD")
-        return head + (
-            "+" if _git(PACKAGE, "status", "--porcelain", "--untracked-files=no", "--", ".") else ""
-        )
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".")
+        return git("rev-parse", "--short=10", "HEAD") + "+" * bool(changed)
     except (OSError, subprocess.CalledProcessError):
         return ""
-
-
-def _git(folder: Path, *words: str) -> str:
-    return subprocess.run(
-        ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
-    ).stdout.strip()
 
 
 def provenance(device: str = "") -> dict:
@@ -42,14 +38,7 @@ def provenance(device: str = "") -> dict:
 
 
 def maker(facts: dict) -> dict[str, str]:
-    """What made a number, in the columns of a table: commit, device, versions and code.
-
-    Args:
-        facts: what the unit's `unit.json` says.
-    """
+    """Commit, device, versions and code for the columns of a table, from a unit's `unit.json`."""
     versions = "; ".join(f"{name} {version}" for name, version in facts["packages"].items())
-    code = facts["unit"].get("code", "")
-    return {name: facts[name] for name in ("commit", "device")} | {
-        "versions": versions,
-        "code": code,
-    }
+    made = {"commit": facts["commit"], "device": facts["device"], "versions": versions}
+    return made | {"code": facts["unit"].get("code", "")}

@@ -1,7 +1,7 @@
-"""A run: one profile at work in one folder. What it can do lies in stages.py.
+"""A run: one profile and the folder of its results. The steps of its work are in stages.py.
 
 work = open_run("demo")
-work.cohort()              the open cohort, which is built where it is missing
+work.cohort()              the open cohort, which is built if it is missing
 work.tiles()               tiles of all spots
 work.rows("patients/0")    training and test spots of a split
 work.encoder()             the profile's encoder, on this run's device
@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # these take seconds to import, and not every chapter or comm
     from ..encoders import Encoder
     from ..protocols import Protocol
 
-# This file marks a run that came with the repository, and names its units (scripts/publish.py).
+# A run that came with the repository has this file, which names its units (scripts/publish.py).
 PUBLISHED = "published.txt"
 
 
@@ -57,14 +57,14 @@ def open_run(
         overrides: profile values to change, by flat name.
 
     Raises:
-        PekaError: unknown names, values that do not fit, a device or weights that are not there, or
-            a folder that was started with other values or for a cohort that has changed.
+        PekaError: a name is unknown, a value does not fit, the device or weights are missing, or
+            the folder was started with other values or for a cohort that has changed.
     """
     loaded, device = load_profile(profile, overrides), check_device(device)
     check_complete(loaded)
     if loaded.overrides and run in ("", None):
         raise PekaError(
-            "changed parameters need a run name of their own: add --run NAME "
+            "a run with changed values needs a name of its own: add --run NAME "
             '(in a notebook: run = "NAME")'
         )
     folder = _folder_for_this_code(run_folder(run, loaded), loaded.source)
@@ -75,14 +75,9 @@ def open_run(
         name: {"path": str(path.resolve()), "sha256": weights_digest(name, path)}
         for name, path in files.items()
     }
-    _same_or_new(
-        folder / "run.json",
-        {
-            "profile": loaded.name,
-            "overrides": loaded.overrides,
-            "source_options": loaded.source_options,
-        },
-    )
+    names = ("overrides", "source_options")
+    started = {"profile": loaded.name} | {name: getattr(loaded, name) for name in names}
+    _same_or_new(folder / "run.json", started)
     check_unchanged = getattr(source_of(loaded.source), "check_unchanged", None)
     if check_unchanged and (folder / "cohort" / "source.json").exists():
         check_unchanged(folder / "cohort")
@@ -100,17 +95,17 @@ def run_folder(run: str | int | None, profile: Profile) -> Path:
     name = profile.name if run in ("", None) else str(run)
     if not re.fullmatch(r"\w[\w.+=@ -]{0,98}[\w+=@-]|\w", name):
         raise PekaError(
-            f"run name {name!r}: expected the name of one folder under runs/: letters, digits, "
-            "- _ . + = @, no / and no dot first; --run NAME"
+            f"run name {name!r} is not the name of a folder under runs/. Expected letters, digits, "
+            "- _ . + = @, without / and without a dot at the start: --run NAME"
         )
     return folders.root() / "runs" / name
 
 
 def _folder_for_this_code(folder: Path, source: str) -> Path:
-    """The run's folder, or `<folder>-own` where the folder holds a published run of other code.
+    """The run's folder, or `<folder>-own` if the folder holds a published run of other code.
 
-    One sentence tells the reader that other code made what is there. Units of different code never
-    mix, because the digest of the code is part of a unit's name.
+    A sentence is printed if other code made what is there. Units of different code never mix,
+    because the digest of the code is part of a unit's name.
     """
     path, mark = folder / "cohort", folder / PUBLISHED
     other_cohort = claim_of(path).exists() and code_in(path) != code_of_source(source)
@@ -119,21 +114,18 @@ def _folder_for_this_code(folder: Path, source: str) -> Path:
     commits = of_other_code(folder, published)
     if not commits and not other_cohort:
         return folder
-    made = (
-        f"runs/{folder.name} was made, in part or whole, by other code "
-        f"({', '.join(filter(None, commits)) or 'its cohort'}) than this"
-        + (f" ({commit()})" if commit() else "")
-    )
+    old = ", ".join(filter(None, commits)) or "its cohort"
+    made = f"runs/{folder.name} contains results of other code ({old}) than this ({commit()})"
     if published is None:
-        print(f"{made}: what differs is made again when it is asked for", flush=True)
+        print(f"{made}. Results of other code are made again when they are needed.", flush=True)
         return folder
     own = folder.with_name(f"{folder.name}-own")
-    print(f"{made}: it stays as it is, and your work goes into runs/{own.name}", flush=True)
+    print(f"{made}. It stays as it is, and your work goes into runs/{own.name}.", flush=True)
     return own
 
 
 def _same_or_new(path: Path, started: dict) -> None:
-    """Write what a run was started with, or refuse a folder that was started with other values."""
+    """Write the values with which a run starts; refuse a folder that started with other values."""
     text = json.dumps(started, sort_keys=True)
     if not path.exists():
         write_whole(path, lambda p: p.write_text(text + "\n", encoding="utf-8"))
@@ -142,9 +134,9 @@ def _same_or_new(path: Path, started: dict) -> None:
         before = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise PekaError(
-            f"{path}: damaged ({error}); expected what this run was started with. Choose another "
-            f"--run NAME. Or, if you know that it was started with {text}, delete this one file: "
-            "it is written again, and what is finished stays."
+            f"{path}: damaged ({error}); expected the values with which this run was started. "
+            f"Choose another --run NAME. If you know that these values were {text}, you can also "
+            "delete this file. It is written again, and finished work stays."
         ) from error
     if before != json.loads(text):
         raise PekaError(
@@ -155,16 +147,16 @@ def _same_or_new(path: Path, started: dict) -> None:
 
 @dataclasses.dataclass(eq=False)
 class Run:
-    """One profile at work in `folder`.
+    """One profile and the folder of its results.
 
     Attributes:
         folder: `runs/<run>`.
         profile: the values of the run.
-        device: where its networks run.
+        device: the device on which its networks run.
         weights: local weight files by encoder.
-        world: which of the run's cohorts this is about; only the demo has others than `OWN`.
-        opened: cohorts, tiles, tasks and encoders that are in memory, by all that they depend on. A
-            copy with other values (`dataclasses.replace`) shares them.
+        world: the cohort of the run that is used; only the demo has others than `OWN`.
+        opened: cohorts, tiles, tasks and encoders in memory, by everything that they depend on. A
+            copy of the run with other values (`dataclasses.replace`) shares them.
     """
 
     folder: Path
@@ -189,10 +181,10 @@ class Run:
         )
 
     def cohort(self, tiles: bool = False) -> "Cohort":
-        """Open the cohort; it is built where it is missing.
+        """Open the cohort; it is built if it is missing.
 
         Args:
-            tiles: draw or cut the tiles again where the folder came without.
+            tiles: whether its tiles are needed; if they are missing, they are made again.
         """
         name = "cohort" if self.world == OWN else f"cohort_{self.world.name}"
         path = self.folder / name
@@ -204,9 +196,8 @@ class Run:
 
     def _source_options(self) -> dict:
         """Options of the source, as its `build` names them, with those of the world."""
-        options = {
-            OWN_NAMES.get(name, name): value for name, value in self.profile.source_options.items()
-        }
+        given = self.profile.source_options
+        options = {OWN_NAMES.get(name, name): value for name, value in given.items()}
         options |= dict(self.world.options)
         if self.world.same_tissue:
             options["counts_for"] = self.at(OWN).cohort().path
@@ -251,10 +242,10 @@ class Run:
         return self.opened[key]
 
     def encoder_name(self, name: str = "") -> str:
-        """`name@digest` of an encoder; it is loaded only where its digest is not known otherwise.
+        """`name@digest` of an encoder, which is loaded only if its digest is not known otherwise.
 
-        The digest has twelve digits of the weights, and six of what the manifest says of network
-        and input, because that can change while the weights stay.
+        The digest has twelve digits for the weights and six for what the manifest says of network
+        and input, because that can change while the weights stay the same.
         """
         from ..models.encoder_files import BUNDLED, rows
 
@@ -262,8 +253,8 @@ class Run:
         digest = weights_digest(name, self.weights.get(name)) or self.encoder(name).digest
         row = None if name in BUNDLED else rows().get(name)
         parts = ("network", "layout", "transform", "pooling")
-        how = digest_of({part: getattr(row, part) for part in parts})[:6] if row else ""
-        return f"{own_file.short(name)}@{digest[:12]}{how}"
+        entry = digest_of({part: getattr(row, part) for part in parts})[:6] if row else ""
+        return f"{own_file.short(name)}@{digest[:12]}{entry}"
 
     def split(self, split: "Split | str") -> "Split":
         """A split by its name (`protocols.split_named`); a `Split` is returned as it is."""

@@ -22,7 +22,7 @@ class Rung:
             that only the section's composition is left; or `genes`, the target genes themselves.
         recipe: changes to the profile's recipe, as sorted (name, value) pairs.
         encoder: another encoder than the profile's.
-        share: of the training patients, that teacher and alignment see; the head sees all of them.
+        share: of the training patients that teacher and alignment see; the head sees all of them.
         name: what tables and figures call it.
     """
 
@@ -43,12 +43,12 @@ NAMED = {"frozen": Rung("none"), "random": Rung("none", encoder="random")}
 
 
 def as_rung(rung: "Rung | str") -> Rung:
-    """A rung; `frozen`, `random`, or the plain one of a method's name."""
+    """The rung of a name: `frozen`, `random`, or a method's; a rung is returned as it is."""
     return NAMED.get(rung, Rung(rung)) if isinstance(rung, str) else rung
 
 
 def first_adapter(methods: tuple[str, ...]) -> str:
-    """The first of a profile's methods that changes the encoder; "" where none does."""
+    """The first of a profile's methods that changes the encoder; "" if none does."""
     return next((method for method in methods if method not in ("none", "projector_only")), "")
 
 
@@ -62,20 +62,16 @@ def read_rung(values: dict) -> Rung:
     """
     values = {"method": "bat"} | values
     changes = values.pop("recipe", {})
-    _refuse(set(values) - {f.name for f in dataclasses.fields(Rung)}, f"key of rung {values}")
-    _refuse(
-        set(changes) - {f.name for f in dataclasses.fields(Recipe)},
-        f"recipe value of rung {values}",
-    )
-    _refuse({values["method"]} - set(METHODS), f"method of rung {values}")
-    _refuse({values.get("taught_by", "teacher")} - set(TAUGHT_BY), f"taught_by of rung {values}")
+    for name, given, known in (
+        ("key", values, [f.name for f in dataclasses.fields(Rung)]),
+        ("recipe value", changes, [f.name for f in dataclasses.fields(Recipe)]),
+        ("method", [values["method"]], METHODS),
+        ("taught_by", [values.get("taught_by", "teacher")], TAUGHT_BY),
+    ):
+        if unknown := sorted(str(word) for word in given if word not in list(known)):
+            raise PekaError(f"unknown {name} of rung {values}: {', '.join(unknown)}")
     pairs = (
         (key, tuple(value) if isinstance(value, list) else value)
         for key, value in sorted(changes.items())
     )
     return Rung(**values, recipe=tuple(pairs))
-
-
-def _refuse(unknown: set, what: str) -> None:
-    if unknown:
-        raise PekaError(f"unknown {what}: {', '.join(sorted(map(str, unknown)))}")

@@ -1,5 +1,4 @@
-"""The stages of a run. Each one finds its finished unit, or asks for inputs, calls a function of
-the core and stores what it returns.
+"""The stages of a run. A stage returns its finished unit, or calls the core and stores the result.
 
     work = open_run("demo")
     stages.teacher(work, "patients/0")           02  counts -> X_teacher, pseudo-labels
@@ -7,8 +6,9 @@ the core and stores what it returns.
     stages.features(work, "bat", "patients/0")   03  tiles -> features
     stages.score(work, "bat", protocol)          04  features -> predictions, scores
 
-What is trained or scored is a rung: a `Rung` or the name of a method. A split is a `Split` or its
-name. This file and inputs.py choose what a function gets, so both count in every unit's name.
+A rung (what is trained or scored) is a `Rung` or the name of a method. A split is a `Split` or its
+name. The code of this file and of inputs.py is part of every unit's name, because both choose what
+a function is given.
 """
 
 import dataclasses
@@ -44,9 +44,6 @@ if TYPE_CHECKING:  # torch and timm take seconds to import, and only new student
     from ..student import Student
 
 
-# ---- 02 teacher ----------------------------------------------------------------------------------
-
-
 def teacher(work: Run, split: Split | str, rung: Rung | str = "bat") -> ad.AnnData:
     """X_teacher and pseudo-labels of all spots, fitted on the training spots of `split`.
 
@@ -56,26 +53,22 @@ def teacher(work: Run, split: Split | str, rung: Rung | str = "bat") -> ad.AnnDa
     rung, split = as_rung(rung), work.split(split)
     recipe, seen, seed = recipe_of(work, rung), seen_by(work, rung, split), work.profile.seed
     needed = Recipe(k=recipe.k, labels=recipe.labels)
-    rows = {"split": split.name, "rows": sha256_of_rows(seen)}
-    unit = work.unit("teacher", teacher=work.teacher_name, recipe=needed, seed=seed, **rows)
+    fields = {"recipe": needed, "split": split.name, "rows": sha256_of_rows(seen), "seed": seed}
+    unit = work.unit("teacher", teacher=work.teacher_name, **fields)
 
     def write(folder: Path) -> None:
         from ..teachers import Embedded, embed_spots, load_teacher
 
         model = load_teacher(work.profile.teacher, **work.profile.teacher_options)
         adata = work.cohort().adata(join=model.gene_join)
-        if not model.is_fitted:
-            model = Embedded(model, _embedding(work, model, adata))
+        if not model.is_fitted:  # it is the same for all splits and seeds, so it is embedded once
+            unit_of_all = work.unit("embedding", teacher=work.teacher_name)
+            x_teacher = _array(work, unit_of_all, functools.partial(model.embed, adata))
+            model = Embedded(model, x_teacher)
         embedded = embed_spots(adata, seen, model, recipe.k, seed, recipe.labels)
         embedded.write_h5ad(folder / "teacher.h5ad", compression="gzip")
 
     return _read(_file(work, unit, "teacher.h5ad", write))
-
-
-def _embedding(work: Run, model, adata: ad.AnnData) -> np.ndarray:
-    """X_teacher (n, d_t) of a teacher that is not fitted: made once for all splits and seeds."""
-    unit = work.unit("embedding", teacher=work.teacher_name)
-    return _array(work, unit, lambda: model.embed(adata))
 
 
 def targets_and_labels(
@@ -98,9 +91,6 @@ def hashes(work: Run) -> np.ndarray:
     return _array(work, work.unit("hashes"), lambda: difference_hash(work.tiles()))
 
 
-# ---- 03 alignment --------------------------------------------------------------------------------
-
-
 def align(
     work: Run, rung: Rung | str, split: Split | str, needs: str = "adapter.safetensors"
 ) -> Path:
@@ -108,8 +98,8 @@ def align(
 
     Args:
         split: the student may see its training spots; `all` for every spot.
-        needs: file that must be there. The committed demo run keeps every history but few weights;
-            where weights are needed that it left out, the student is trained again.
+        needs: the file that must be there. The committed demo run keeps every history and few
+            weights. The student is trained again if weights are needed that are not there.
     """
     rung, split = as_rung(rung), work.split(split)
     unit = student_unit(work, "alignment", rung, split)
@@ -127,11 +117,11 @@ def align(
 def train(
     work: Run, rung: Rung | str, split: Split | str, checkpoint: Path | None = None, **changes
 ) -> tuple["Student", pd.DataFrame]:
-    """Train a student without storing it: the student and its history.
+    """Train a student and return it with its history; nothing is stored.
 
     Args:
         checkpoint: file for the state after each epoch, from which a killed training continues.
-        changes: of the recipe, by name (`epochs=2`).
+        changes: changed values of the recipe by name (`epochs=2`).
     """
     from ..alignment import align as run_alignment
     from ..student import Student
@@ -155,7 +145,7 @@ def history(work: Run, rung: Rung | str, split: Split | str) -> pd.DataFrame:
 def features(work: Run, rung: Rung | str = "frozen", split: Split | str = "") -> ad.AnnData:
     """Features of all spots: `obsm["X_encoder"]`, and `obsm["X_projected"]` for an aligned student.
 
-    Frozen features depend on no split or seed and exist once; worlds of one tissue share them.
+    Frozen features do not depend on split or seed. Worlds with the same tissue share them.
     """
     rung = as_rung(rung)
     is_frozen = rung.method == "none"
@@ -163,27 +153,22 @@ def features(work: Run, rung: Rung | str = "frozen", split: Split | str = "") ->
     seen = None if is_frozen else work.split(split)
 
     def write(folder: Path) -> None:
-        table = ad.AnnData(obs=work.cohort().obs)
-        for space, values in _embed(work, rung, seen).items():
+        from ..student import Student, embed_tiles, project_features
+
+        student, table = work.encoder(rung.encoder), ad.AnnData(obs=work.cohort().obs)
+        if seen is not None:
+            student = Student.load(align(work, rung, seen), student)
+        if seen is not None and student.keeps_features:
+            frozen = _frozen(work, rung)
+            spaces = {"encoder": frozen, "projected": project_features(student, frozen)}
+        else:
+            spaces = embed_tiles(student, work.tiles())
+        for space, values in spaces.items():
             table.obsm[f"X_{space}"] = values
         table.write_h5ad(folder / "features.h5ad", compression="gzip")
 
     unit = student_unit(work, "features", rung, seen)
     return _read(_file(work, unit, "features.h5ad", write))
-
-
-def _embed(work: Run, rung: Rung, split: Split | None) -> dict[str, np.ndarray]:
-    """Every tile through a rung's student: space -> (n, d)."""
-    from ..student import Student, embed_tiles, project_features
-
-    encoder = work.encoder(rung.encoder)
-    if split is None:
-        return embed_tiles(encoder, work.tiles())
-    student = Student.load(align(work, rung, split), encoder)
-    if student.keeps_features:
-        frozen = _frozen(work, rung)
-        return {"encoder": frozen, "projected": project_features(student, frozen)}
-    return embed_tiles(student, work.tiles())
 
 
 def _frozen(work: Run, rung: Rung) -> np.ndarray:
@@ -201,7 +186,7 @@ def space_of(work: Run, rung: Rung | str, split: Split | str = "") -> np.ndarray
 
 
 def quality(work: Run, rung: Rung | str, split: Split | str) -> dict:
-    """Did it align? `alignment_quality` of a rung's space on held-out spots, and what made it."""
+    """`alignment_quality` of a rung's space on held-out spots, and what made it."""
     rung, split = as_rung(rung), work.split(split)
     rows = sha256_of_rows(seen_by(work, rung, split), split.train, split.test)
     unit = student_unit(work, "quality", rung, split, space=rung.space, teacher=work.teacher_name)
@@ -220,9 +205,6 @@ def quality(work: Run, rung: Rung | str, split: Split | str) -> dict:
     return found | maker(facts_of(path.parent))
 
 
-# ---- 04 evaluation -------------------------------------------------------------------------------
-
-
 def score(
     work: Run,
     predictor: Rung | str,
@@ -231,17 +213,17 @@ def score(
     splits: Sequence[str] = (),
     predictions: bool = False,
 ) -> Evaluation:
-    """Score one predictor under one protocol; finished scores are read.
+    """Score one predictor under one protocol, or read the finished scores.
 
     Args:
         predictor: a rung, `frozen`, `random`, the name of a method, or a name in `NOT_A_STUDENT`.
         scope: what the alignment sees, `nested` (each split's training spots) or `all` (every
-            spot); by default the protocol's own.
+            spot); empty for the protocol's own.
         splits: names of the splits to score; empty means all splits of the protocol.
         predictions: whether the predicted values are needed too.
 
     Raises:
-        PekaError: an alignment nested in splits whose genes have folds of their own.
+        PekaError: the scope is nested, but each gene of the protocol has splits of its own.
     """
     unit, sees = inputs.evaluation_unit(work, predictor, protocol, scope, splits)
 
@@ -262,7 +244,7 @@ def adapters_of(
     scope: Scope | str = "",
     splits: Sequence[str] = (),
 ) -> str:
-    """Twelve digits that name the adapters behind a student's score; "" for the frozen encoder."""
+    """Twelve hex digits that name the adapters behind a score; "" for the frozen encoder."""
     rung = as_rung(rung)
     if rung.method == "none":
         return ""
@@ -271,14 +253,14 @@ def adapters_of(
     digests = {name: json.loads(card.read_text()).get("sha256") for name, card in cards.items()}
     if old := [name for name, digest in digests.items() if digest is None]:
         raise PekaError(
-            f"{cards[old[0]]}: the card names no digest of the weights, so an earlier version "
-            "wrote it. Start a new run, --run NAME"
+            f"{cards[old[0]]}: an earlier version wrote this card, which has no digest of the "
+            "weights. Start a new run with --run NAME."
         )
     return digest_of(digests)
 
 
 def _predictor(work: Run, predictor: Rung | str, sees: dict[str, Split]):
-    """Features or a callable, for `evaluate`. `sees`: scored split -> the split that aligns."""
+    """What `evaluate` scores: features or a function. `sees`: scored split -> aligned split."""
     if predictor == "oracle":
         return oracle(work.cohort())
     if predictor == "permuted_targets":
@@ -291,9 +273,6 @@ def _predictor(work: Run, predictor: Rung | str, sees: dict[str, Split]):
     if as_rung(predictor).method == "none":
         return space_of(work, predictor)
     return {name: space_of(work, predictor, split) for name, split in sees.items()}
-
-
-# ---- 05 figures ----------------------------------------------------------------------------------
 
 
 def umap(work: Run, rung: Rung | str, split: Split | str, labels_of: Split | str) -> pd.DataFrame:
@@ -321,19 +300,19 @@ def umap(work: Run, rung: Rung | str, split: Split | str, labels_of: Split | str
 
 
 def _array(work: Run, unit: Unit, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """The one array of a unit, which `compute` returns where it is missing."""
+    """The one array of a unit; `compute()` makes it if it is missing."""
     name = f"{unit.stage}.npy"
     return np.load(_file(work, unit, name, lambda folder: np.save(folder / name, compute())))
 
 
 def _file(work: Run, unit: Unit, name: str, write: Callable[[Path], None]) -> Path:
-    """The file `name` of a unit; `write(folder)` makes it where it is missing."""
+    """The file `name` of a unit; `write(folder)` makes it if it is missing."""
     return make(work.folder, unit, write, name, work.device) / name
 
 
 @functools.lru_cache(maxsize=8)
 def _read(path: Path) -> ad.AnnData:
-    """A unit's table, with its maker in uns["made"]. It is shared: copy it before you change it."""
+    """A unit's table, with what made it in uns["made"]. Callers share it and must not change it."""
     with told_of_damage(path):
         table = ad.read_h5ad(path)
     table.uns["made"] = maker(facts_of(path.parent))

@@ -1,8 +1,8 @@
 """A unit: one finished piece of work on disk, found again by what it is made of.
 
-`runs/<run>/units/<stage>-<id>/` holds the files of one unit, and `unit.json` with every field that
-made it. The id is a hash of the fields. A unit without `unit.json` does not exist. One field is the
-digest of the code (`code.py`), so code never finds what other code made.
+`runs/<run>/units/<stage>-<id>/` holds the files of one unit, and `unit.json` with every field of
+the unit. The id is a hash of these fields. A folder without `unit.json` is not a finished unit. One
+field is the digest of the code (`code.py`), so code never finds a unit that other code made.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from .code import code_of
 from .cost import Cost
 from .provenance import provenance
 
-AGAIN = "+"  # ends the name of the folder in which a unit is made again for a file that it lacks
+AGAIN = "+"  # the end of a folder's name, if its unit was made again for a file that was missing
 SHARED = ("teacher", "embedding", "hashes")  # runs share units of these stages, and frozen features
 
 
@@ -42,10 +42,10 @@ class Unit:
         teacher: teacher name with its options.
         taught_by: `teacher`, `permuted_teacher` or `genes` (`rungs.Rung`).
         recipe: hyper-parameters of the alignment.
-        split: for people: name of the split whose training spots were used, or of an evaluation the
-            splits that were scored (empty for all). Empty for what no split touches.
-        rows: digest of the rows that were used. It decides, because a changed protocol may keep the
-            names of its splits.
+        split: name of the split whose training spots were used; for an evaluation, names of the
+            scored splits (empty for all). It is for readers only.
+        rows: digest of the rows that were used. The id contains it instead of the split's name,
+            because a changed protocol may keep the names of its splits.
         space: `encoder`, `projected` or `concat`.
         protocol: name of the evaluation protocol.
         rules: digest of all rules of the protocol, because a changed one may keep its name.
@@ -74,15 +74,14 @@ class Unit:
     def id(self) -> str:
         """Twelve hex digits of the sha256 over all fields that differ from their default.
 
-        A later version may therefore add a field without renaming older units. The name of a split
-        is left out where its rows are known.
+        So a later version may add a field, and older units keep their names.
         """
-        fields = changed_fields(self) | (
-            {"recipe": changed_fields(self.recipe)} if self.recipe else {}
-        )
-        return digest_of(
-            {name: value for name, value in fields.items() if name != "split" or not self.rows}
-        )
+        fields = changed_fields(self)
+        if self.recipe:
+            fields["recipe"] = changed_fields(self.recipe)
+        if self.rows:
+            fields.pop("split", None)
+        return digest_of(fields)
 
     @property
     def name(self) -> str:
@@ -116,41 +115,40 @@ def find(run: Path, unit: Unit, needs: str = "unit.json") -> Path | None:
 def make(
     run: Path, unit: Unit, write: Callable[[Path], None], needs: str = "unit.json", device: str = ""
 ) -> Path:
-    """Return the unit's folder, filling it with `write(folder)` first where it is not finished.
+    """Return the unit's folder; if the unit is not finished, `write(folder)` makes it first.
 
     The files are written into a temporary folder, which is renamed when it is whole, so a killed
-    run leaves nothing that looks finished. A lock makes a second process wait for the first; then
-    it finds the unit. A finished unit is never changed. Where it lacks a file, because the
-    repository left that out for its size, the unit is made again beside it, in a folder whose name
-    ends with `AGAIN`. Units that runs share (`SHARED`) are taken from a run beside this one.
+    run leaves nothing that looks finished. A lock makes a second process wait for the first. A
+    finished unit never changes. If it lacks the file `needs` (the repository leaves out large
+    files), the unit is made again beside it, in a folder whose name ends with `AGAIN`. Units that
+    runs share (`SHARED`) are linked from another run.
 
     Args:
         needs: a file that must be there.
-        device: of the run, for `unit.json`; empty: the best one.
+        device: device of the run, for `unit.json`; empty for the best one.
 
     Raises:
         PekaError: the folder cannot be written, or the disk is full.
     """
     if (found := find(run, unit, needs)) is None:
-        target = Path(run) / "units" / unit.name
-        target = target.with_name(unit.name + AGAIN) if find(run, unit) else target
+        target = Path(run) / "units" / (unit.name + AGAIN * bool(find(run, unit)))
         with told_when_full(target), alone(target):
             found = (
                 find(run, unit, needs)
                 or _taken(run, unit, needs, target)
                 or _make(target, unit, write, device)
             )
-    _tell_other_versions(facts_of(found))
+    here = versions()
+    for name, then in facts_of(found)["packages"].items():
+        if here.get(name, then) != then:
+            text = f"{name} {then} made a unit that is read here, and {here[name]} is installed"
+            say_once(f"{text}: numbers may differ in their last digits", notice=True)
     return found
 
 
 @contextlib.contextmanager
 def told_of_damage(path: Path):
-    """Turn any error of reading a unit's file into one message that says how to make it again."""
-    again = (
-        f"Remove the folder units/{path.parent.name} of this run, and of runs beside it, which may "
-        "share it: it is made again."
-    )
+    """Turn each error while a unit's file is read into a message that says how to make it again."""
     try:
         yield
     except (OSError, ValueError, KeyError, EOFError) as error:
@@ -162,38 +160,37 @@ def told_of_damage(path: Path):
             ) from error
         why = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise PekaError(
-            f"{path}: damaged ({why}); expected what this code wrote. {again}"
+            f"{path}: damaged ({why}); expected a file that this code wrote. Remove the folder "
+            f"units/{path.parent.name} of this run, and of other runs that share it. Then run the "
+            "same command again, which makes it again."
         ) from error
 
 
 def facts_of(folder: Path) -> dict:
-    """What a unit's `unit.json` says: its fields under `unit`, cost, commit, versions and device.
+    """The content of `unit.json`: fields under `unit`, cost, commit, versions and device.
 
     Raises:
-        PekaError: it is damaged.
+        PekaError: the file is damaged.
     """
     with told_of_damage(folder / "unit.json"):
         facts = json.loads((folder / "unit.json").read_text(encoding="utf-8"))
-        if (
-            not isinstance(facts, dict)
-            or not isinstance(facts["unit"], dict)
-            or not isinstance(facts["packages"], dict)
-        ):
-            raise ValueError("not what a unit says of itself")
+        groups = (facts, facts["unit"], facts["packages"]) if isinstance(facts, dict) else (facts,)
+        if not all(isinstance(group, dict) for group in groups):
+            raise ValueError("not the fields of a unit")
         return facts
 
 
 def of_other_code(run: Path, names: Iterable[str] | None = None) -> list[str]:
-    """Commits of a run's finished units that other code made; of all units, or of some by name."""
-    names = None if names is None else set(names)
-    asked = [facts for folder, facts in _all_facts(run).items() if names is None or folder in names]
-    return sorted(
-        {
-            facts["commit"]
-            for facts in asked
-            if facts["unit"].get("code", "") != code_of(_unit_of(facts["unit"]))
-        }
-    )
+    """Commits of a run's finished units that other code made.
+
+    Args:
+        names: folders of the units to look at; None for all units.
+    """
+    chosen = {
+        name: facts for name, facts in _all_facts(run).items() if names is None or name in names
+    }
+    old = [f for f in chosen.values() if f["unit"].get("code", "") != code_of(_unit_of(f["unit"]))]
+    return sorted({facts["commit"] for facts in old})
 
 
 def codes_here(run: Path) -> set[str]:
@@ -202,31 +199,24 @@ def codes_here(run: Path) -> set[str]:
 
 
 def _all_facts(run: Path) -> dict[str, dict]:
-    """What each finished unit says of itself, by the name of its folder."""
-    found = (path.parent for path in sorted(Path(run).glob("units/*/unit.json")))
-    return {folder.name: facts_of(folder) for folder in found if not folder.name.startswith(".")}
+    """Name of each finished unit's folder -> content of its `unit.json`."""
+    files = sorted(Path(run).glob("units/[!.]*/unit.json"))
+    return {file.parent.name: facts_of(file.parent) for file in files}
 
 
 def _unit_of(fields: dict) -> Unit:
-    """As much of a unit as its code depends on, from the fields of a `unit.json` of any age."""
-    known = {
-        name: fields[name]
-        for name in ("stage", "cohort", "encoder", "method", "teacher", "taught_by")
-        if name in fields
-    }
-    return Unit(**known)
+    """A unit with the fields that `code_of` reads, from a `unit.json` of any version."""
+    names = ("stage", "cohort", "encoder", "method", "teacher", "taught_by")
+    return Unit(**{name: fields[name] for name in names if name in fields})
 
 
 def _taken(run: Path, unit: Unit, needs: str, target: Path) -> Path | None:
-    """The same unit of a run beside this one, linked into this one; None where there is none."""
+    """Link the same unit from another run into this one; None if no run has it."""
     if unit.stage not in SHARED and (unit.stage, unit.method) != ("features", "none"):
         return None
-    others = (
-        find(folder, unit, needs)
-        for folder in sorted(Path(run).parent.iterdir())
-        if folder != Path(run)
-    )
-    if (other := next(filter(None, others), None)) is None:
+    runs = [folder for folder in sorted(Path(run).parent.iterdir()) if folder != Path(run)]
+    other = next(filter(None, (find(folder, unit, needs) for folder in runs)), None)
+    if other is None:
         return None
     with _replacement(target) as folder:
         for path in other.iterdir():
@@ -234,20 +224,8 @@ def _taken(run: Path, unit: Unit, needs: str, target: Path) -> Path | None:
     return target
 
 
-def _tell_other_versions(facts: dict) -> None:
-    """Say it where a unit was made with another version of a library that can move a number."""
-    here = versions()
-    for name, then in facts["packages"].items():
-        if here.get(name, then) != then:
-            text = (
-                f"{name} {then} made what is read here, and {here[name]} is installed: numbers may "
-                "differ in their last digits"
-            )
-            say_once(text, notice=True)
-
-
 def partial(run: Path, unit: Unit) -> Path:
-    """Folder for the checkpoint of a unit; it goes away with the finished unit."""
+    """Folder for a unit's checkpoint; it is removed once the unit is finished."""
     folder = Path(run) / "units" / f".{unit.name}.partial"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -257,7 +235,7 @@ def _make(target: Path, unit: Unit, write: Callable[[Path], None], device: str) 
     for leftover in target.parent.glob(f"{TEMPORARY}{target.name}-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     cost = Cost()
-    # The disk is looked at while what filled it is still there, so told_when_full ends first.
+    # told_when_full looks at the disk, so it must end before the temporary files are removed
     with _replacement(target) as folder, told_when_full(target):
         with cost:
             write(folder)
@@ -269,7 +247,7 @@ def _make(target: Path, unit: Unit, write: Callable[[Path], None], device: str) 
 
 @contextlib.contextmanager
 def _replacement(target: Path):
-    """A temporary folder that takes the place of `target` once it is whole, and else goes away."""
+    """A temporary folder that replaces `target` when it is whole; after an error it is removed."""
     folder = target.with_name(f"{TEMPORARY}{target.name}-{uuid.uuid4().hex[:8]}")
     old = target.with_name(f"{TEMPORARY}{target.name}-old")
     folder.mkdir()

@@ -9,11 +9,7 @@ def write_notebook(path: Path, *cells: str) -> Path:
     """Write a notebook whose first cell is the one with parameters."""
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     book.cells[0].metadata["tags"] = ["parameters"]
-    book.metadata["kernelspec"] = {
-        "name": "python3",
-        "display_name": "Python 3",
-        "language": "python",
-    }
+    book.metadata["kernelspec"] = {"name": "python3", "language": "python"}
     path.parent.mkdir(exist_ok=True)
     nbformat.write(book, path)
     return path

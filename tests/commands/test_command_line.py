@@ -10,7 +10,6 @@ from small_notebooks import visible, write_notebook
 
 from peka_core.commands import command_line as peka
 from peka_core.common import folders
-from peka_core.common.errors import PekaError
 from peka_core.models.encoder_files import MINI_WEIGHTS
 from peka_core.runner.run import open_run
 
@@ -43,17 +42,10 @@ def test_a_refused_run_writes_nothing(empty_root, capsys, words, named):
     assert said.startswith("peka: ") and named in said and list(empty_root.iterdir()) == []
 
 
-def test_a_run_folder_started_with_other_values_is_refused(empty_root):
-    open_run("smoke", "x", "cpu", overrides={"epochs": 2})
-    with pytest.raises(PekaError, match="--run"):
-        open_run("smoke", "x", "cpu", overrides={"epochs": 3})
-
-
 def test_list_names_everything_with_licence_and_gate(capsys):
     assert peka.main(["list"]) == 0
-    row = {
-        line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line[:1] == " "
-    }
+    lines = [line for line in capsys.readouterr().out.splitlines() if line[:1] == " "]
+    row = {line.split()[0]: line for line in lines}
     assert set(
         [
             "demo",
@@ -68,9 +60,8 @@ def test_list_names_everything_with_licence_and_gate(capsys):
             "projector_only",
         ]
     ) <= set(row)
-    for name in ("mini", "random", "pca"):
-        assert "licence" in row[name] and "no gate" in row[name]
-    assert "Apache-2.0; gated" in row["h-optimus-0"] and "no gate" in row["phikon"]
+    assert all("MIT" in row[name] for name in ("mini", "random"))
+    assert "Apache-2.0; gated" in row["h-optimus-0"] and "gated" not in row["phikon"]
 
 
 def test_fetch_dry_run_names_files_and_touches_nothing(tmp_path, monkeypatch, capsys):
@@ -86,17 +77,9 @@ def test_a_failing_notebook_ends_the_run_with_its_message_last(empty_root, monke
     write_notebook(folder / "02_second.ipynb", "run = ''", "open('second', 'w')")
     monkeypatch.setattr(peka, "CHAPTERS", ("01_first", "02_second"))
     assert peka.main(["run", "smoke", "--run", "x"]) == 1
-    assert capsys.readouterr().err.splitlines()[-1] == "cell 3: ValueError: no tile"
+    assert "ValueError: no tile" in capsys.readouterr().err.splitlines()[-1]
     assert not (folder / "second").exists()
     assert visible(empty_root / "runs/x/notebooks") == ["01_first.failed.ipynb"]
-
-
-def test_a_disk_that_takes_no_files_ends_in_one_message(tmp_path, monkeypatch, capsys):
-    (tmp_path / "runs").write_text("a file where the folder should be")
-    monkeypatch.setattr(folders, "root", lambda: tmp_path)
-    assert peka.main(["run", "smoke"]) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("peka: ") and str(tmp_path / "runs") in said
 
 
 def test_notebooks_get_paths_that_hold_in_another_folder(empty_root, tmp_path, monkeypatch):
@@ -127,11 +110,5 @@ def test_folders_of_the_environment_are_absolute_from_the_start(tmp_path):
     code = "import peka_core, os; print(os.environ['PEKA_MIRROR'], os.environ['PEKA_CACHE'])"
     env = os.environ | {"PEKA_MIRROR": "mirror", "PEKA_CACHE": "~/cache", "HOME": "/home/me"}
     env["PYTHONPATH"] = str(Path(peka.__file__).parents[2])
-    words = [sys.executable, "-c", code]
-    said = subprocess.check_output(words, cwd=tmp_path, env=env, text=True)
+    said = subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path, env=env, text=True)
     assert said.split() == [str(tmp_path / "mirror"), "/home/me/cache"]
-
-
-def test_a_rate_as_everybody_writes_it_is_a_number():
-    values = peka._values(["lr=1e-4", "clip=-1e-3", "k=16", "name=1.2.3"], "-p")
-    assert values == {"lr": 1e-4, "clip": -1e-3, "k": 16, "name": "1.2.3"}

@@ -1,10 +1,8 @@
 """The cost of a run against hand counts, real steps and real saved tensors; its needs; its text."""
 
-import re
+from collections import OrderedDict
 from dataclasses import replace
-from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 from test_encoders import tiny_encoder
@@ -28,21 +26,11 @@ def tiny(_name: str = "") -> Encoder:
     return replace(encoder, model=encoder.model.to("meta"), device="meta")
 
 
-class OneLayer(torch.nn.Module):
-    """x (n, 3, 8, 8) -> 192 values -> one Linear layer -> 64."""
-
-    def __init__(self):
-        super().__init__()
-        self.fc = torch.nn.Linear(192, 64, bias=False)
-
-    def forward(self, x):
-        return self.fc(x.flatten(1))  # (n, 192) -> (n, 64)
-
-
 @pytest.mark.parametrize("method", ["bone", "bat", "lora"])
 def test_one_layer_by_hand(method):
-    with torch.device("meta"):
-        layer = OneLayer().requires_grad_(False)
+    with torch.device("meta"):  # x (n, 3, 8, 8) -> 192 values -> one Linear layer -> 64
+        parts = {"flat": torch.nn.Flatten(), "fc": torch.nn.Linear(192, 64, bias=False)}
+        layer = torch.nn.Sequential(OrderedDict(parts)).requires_grad_(False)
     encoder = Encoder("one", layer, (0,) * 3, (1,) * 3, 64, 8, 8, device="meta")
     recipe = Recipe(targets=("fc",), block=16, rank=4, alpha=4.0, hidden=24)
     cost = plan.cost_of(encoder, method, recipe, 5)
@@ -72,12 +60,6 @@ def test_a_whole_step_costs_what_torch_counts_when_it_is_done(method):
     assert 6 * cost.step + cost.batch == pytest.approx(without_head, rel=0.01)
 
 
-def test_attention_is_counted():
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        tiny_encoder(64).model(torch.randn(1, 3, 64, 64))  # torch leaves fused attention out
-    assert plan.cost_of(tiny(), "none", RECIPE, 4).forward > counter.get_total_flops()
-
-
 def test_what_a_tile_holds_is_what_autograd_saves():
     student, saved, sizes = Student(tiny_encoder(64), "bat", 4, RECIPE), [], []
     hooks = torch.autograd.graph.saved_tensors_hooks
@@ -99,8 +81,12 @@ def test_what_a_tile_holds_is_what_autograd_saves():
 
 def test_the_demo_has_a_plan():
     text = plan.plan(load_profile("smoke"), "V100")
-    assert "4 slides, 48 spots, 2 held-out splits" in text and "no bfloat16" in text
+    assert "4 slides, 48 spots, 2 held-out splits" in text
     assert text.count("align bat") == 4  # two splits, all, spots/0
+    for fixed, tile, said in ((1, 0.1, "16 GB: fits"), (1, 1, "size 14"), (18, 0.1, "any batch")):
+        assert said in plan.fit(
+            plan.StudentCost(1, 1, 1, int(fixed * 1e9), int(tile * 1e9)), 32, 16, 0
+        )
     with pytest.raises(PekaError, match="K80"):
         plan.plan(load_profile("smoke"), "K80")
 
@@ -119,9 +105,13 @@ def test_the_papers_kidney_has_a_plan(papers_index, monkeypatch):
     text, said = hours_of("float32")
     assert said == f"{hours:.2g}" and hours > 1
     assert hours_of("bfloat16")[1] == f"{hours * 19.5 / 312:.2g}"
-    for part in ("24 slides, 74,220 spots", "73,813", "13.0 GB", "gated", "1.43 GB"):
+    for part in ("24 slides, 74,220 spots", "73,813", "13.0 GB", "1.43 GB", "align bat on all"):
         assert part in text, part
-    assert "align bat on all, h-optimus-0" in text
+    breast = [
+        needs.size_of(load_profile("hest-breast", {"leave_out": out}))[:2]
+        for out in ([], ["TENX23"])
+    ]
+    assert breast == [(8, 30_543), (7, 30_543 - 4_325)]
 
 
 def test_work_is_what_chapter_3_trains():
@@ -132,22 +122,6 @@ def test_work_is_what_chapter_3_trains():
     full = list(needs.work_of(load_profile("hest-kidney-full"), 10, 4))
     assert {w.encoder for w in full} == {"h-optimus-0", "resnet50", "ctranspath", "uni"}
     assert sum(w.method != "none" for w in full) == 6  # PEKA, LoRA, AdaLoRA of two encoders
-
-
-@pytest.mark.parametrize(
-    ("fixed", "tile", "said"),
-    [(1e9, 1e8, "16 GB: fits"), (1e9, 1e9, "batch_size 14"), (18e9, 1e8, "any batch_size")],
-)
-def test_memory_says_which_batch_fits(fixed, tile, said):
-    assert said in plan.fit(plan.StudentCost(1, 1, 1, int(fixed), int(tile)), 32, 16, 0)
-
-
-def test_slides_that_are_left_out_are_not_paid_for(papers_index):
-    whole, less = (
-        needs.size_of(load_profile("hest-breast", {"leave_out": out}))[:2]
-        for out in ([], ["TENX23"])
-    )
-    assert whole == (8, 30_543) and less == (7, 30_543 - 4_325)
 
 
 def test_without_the_index_a_plan_takes_the_known_counts(tmp_path, monkeypatch):
@@ -194,12 +168,3 @@ def test_the_plans_of_small_profiles_and_what_they_refuse(tmp_path, monkeypatch,
     values = ["-p", "block=8", "--run", "x"]
     assert main([*smoke, *values, "--weights", f"mini={mine}"]) == 0
     assert str(mine) in capsys.readouterr().out
-
-
-def test_the_share_of_the_peak_that_was_measured_is_in_the_benchmark():
-    rows = pd.read_csv(Path(__file__).parents[2] / "benchmarks" / "alignment.csv")
-    rows = rows.query("batch == 32").set_index(["encoder", "method"])
-    shares = 100 * rows["tflop_per_s"] * 1e12 / plan.GPUS["H100"].bfloat16
-    wanted = [("h-optimus-0", "bat"), ("uni", "bat"), ("h-optimus-0", "none")]
-    measured = [int(text) for text in re.findall(r"(\d+) %", plan.MEASURED)]
-    assert measured == [round(shares[key]) for key in wanted]

@@ -55,7 +55,7 @@ def test_a_built_wheel_works_in_an_empty_folder(tmp_path):
     """Without network: built without isolation, installed beside this environment's packages."""
     source, here = tmp_path / "source", tmp_path / "empty"
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    parts = (".git", ".venv", "runs", "build", "*.egg-info", "__pycache__", "tests")
+    parts = [".git", ".venv", "runs", "build", "*.egg-info", "__pycache__", "tests"]
     shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*parts))
     here.mkdir()
 
@@ -68,9 +68,8 @@ def test_a_built_wheel_works_in_an_empty_folder(tmp_path):
     call(*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, source)
     call(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv")
     python = tmp_path / "venv" / "bin" / "python"
-    packages = Path(
-        call(python, "-c", "import sysconfig as s; print(s.get_path('purelib'))").strip()
-    )
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    packages = Path(call(python, "-c", where).strip())
     (packages / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
     (wheel,) = tmp_path.glob("*.whl")
     call(*pip, "--python", python, "install", "-q", "--no-deps", "--no-index", wheel)

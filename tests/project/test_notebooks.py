@@ -25,10 +25,9 @@ from peka_core.common import folders
 from peka_core.runner.profile import load_profile
 
 ROOT = Path(__file__).parents[2]
-MACHINE = re.compile(
-    r"(?<![\w./~-])/(work|root|tmp|home|Users|mnt|private|var/folders)/[\w.]|\b[A-Z]:\\\\?Users"
-)
-KILLS = int(os.environ.get("PEKA_KILLS", 3))
+HOMES = r"(?<![\w./~-])/(work|root|tmp|home|Users|mnt|private|var/folders)/[\w.]"
+MACHINE = re.compile(HOMES + r"|\b[A-Z]:\\\\?Users")
+KILLS = int(os.environ.get("PEKA_KILLS", 1))
 HER2ST_RUN = os.environ.get("PEKA_TEST_HER2ST_RUN", "")
 ENV = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
 
@@ -57,15 +56,14 @@ def test_a_chapter_as_a_file(name):
 
 def said_by(path: Path) -> str:
     """What a committed file tells: a notebook's outputs and metadata, or the whole file."""
-    text = path.read_text(encoding="utf-8")
     if path.suffix != ".ipynb":
-        return text
-    book = json.loads(text)
+        return path.read_text(encoding="utf-8")
+    book = json.loads(path.read_text(encoding="utf-8"))
     for cell in book["cells"]:
         cell["source"] = ""
         for out in cell.get("outputs", []):
-            for kind in [kind for kind in out.get("data", {}) if not kind.startswith("text/")]:
-                out["data"].pop(kind)
+            data = out.get("data", {})
+            out["data"] = {kind: data[kind] for kind in data if kind.startswith("text/")}
     return json.dumps(book, ensure_ascii=False)
 
 
@@ -81,17 +79,11 @@ def test_no_published_file_shows_a_path_of_the_machine_that_made_it(tiny_cohort)
     assert not any(map(MACHINE.search, ("runs/demo/cohort", "https://a.org/home/x", "~/work/x")))
 
 
-def start(profile: str, name: str, **environment: str) -> subprocess.Popen:
+def start(profile: str, name: str) -> subprocess.Popen:
     """`peka run profile --run name` in a process group of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "peka_core", "run", profile, "--run", name],
-        cwd=ROOT,
-        env=ENV | environment,
-        start_new_session=True,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    words = [sys.executable, "-m", "peka_core", "run", profile, "--run", name]
+    return subprocess.Popen(words, cwd=ROOT, env=ENV, start_new_session=True, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
 
 
 def kill(process: subprocess.Popen) -> None:
@@ -147,12 +139,8 @@ def scores_of(folder: Path) -> dict[str, pd.DataFrame]:
 
 @pytest.mark.slow
 def test_smoke_runs_end_to_end_and_ends_with_the_same_tables_when_killed():
-    whole, killed, dice, moments = (
-        fresh("test-smoke"),
-        fresh("test-killed"),
-        random.Random(2025),
-        [],
-    )
+    whole, killed = fresh("test-smoke"), fresh("test-killed")
+    dice, moments = random.Random(2025), []
     try:
         began = time.perf_counter()
         check_whole(whole, finish(start("smoke", whole.name), timeout=600))

@@ -20,9 +20,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def test_every_command_exists():
-    promised = set(
-        re.findall(r"\bmake ([a-z0-9]+)\b", "".join(re.findall(r"`[^`]+`|```.*?```", PROSE, re.S)))
-    )
+    code = "".join(re.findall(r"`[^`]+`|```.*?```", PROSE, re.S))
+    promised = set(re.findall(r"\bmake ([a-z0-9]+)\b", code))
     targets = " ".join(re.findall(r"^([\w ./]+):", MAKEFILE, re.M)).split()
     assert {"demo", "test", "lint"} <= promised <= set(targets)
     chapters = (path.read_text(encoding="utf-8") for path in (ROOT / "notebooks").glob("0*.ipynb"))

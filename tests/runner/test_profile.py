@@ -7,17 +7,11 @@ import yaml
 
 from peka_core.common.errors import PekaError
 from peka_core.recipe import RECIPES, Recipe
-from peka_core.runner.profile import (
-    load_profile,
-    override_names,
-    profile_names,
-    profile_titles,
-    read_values,
-)
+from peka_core.runner.profile import load_profile, override_names, profile_names, read_values
 
 
 def write(folder, text, name="mine.yaml"):
-    (folder / name).write_text(text)
+    (folder / name).write_text(text + "\n")
     return str(folder / name)
 
 
@@ -28,33 +22,18 @@ def test_a_bundled_profile_loads_and_sets_every_value_of_the_recipe(name):
     assert set(read_values(name)["recipe"]) == {f.name for f in dataclasses.fields(Recipe)}
 
 
-def test_one_file_holds_the_papers_cohorts_and_their_variants():
-    names = [name for name in profile_names() if name.startswith("hest")]
-    assert len(names) == 16 and len([n for n in profile_titles() if n.startswith("hest")]) == 4
-    plain, run = load_profile("hest-lung"), load_profile("hest-lung-as-run")
-    nested, full = load_profile("hest-liver-nested"), load_profile("hest-breast-full")
-    assert [p.source_options["cohort"] for p in (plain, nested, full)] == [
-        "lung",
-        "liver",
-        "breast",
-    ]
+def test_the_papers_profiles_have_its_recipes_and_her2st_was_not_tuned():
+    names = ("hest-lung", "hest-lung-as-run", "hest-liver-nested", "hest-breast-full")
+    plain, run, nested, full = map(load_profile, names)
+    cohorts = [profile.source_options["cohort"] for profile in (plain, run, nested, full)]
+    assert cohorts == ["lung", "lung", "liver", "breast"] and "lung" in plain.title
     assert plain.recipe == dataclasses.replace(RECIPES["as_written"], targets=("attn.qkv",))
-    assert run.recipe == RECIPES["as_run"] and (plain.all_methods, run.all_methods) == (
-        ("bat",),
-        ("bone",),
-    )
+    assert run.recipe == RECIPES["as_run"]
+    assert (plain.all_methods, run.all_methods, nested.methods) == (("bat",), ("bone",), ("bat",))
     assert (plain.teacher_options["min_genes"], run.teacher_options["min_genes"]) == (200, 0)
-    assert nested.methods == ("bat",) and nested.chapters.scope_effect
-    assert len(full.others) == 8 and not plain.others and "lung" in plain.title
-
-
-def test_her2st_was_not_tuned():
-    her2st, demo = load_profile("her2st"), load_profile("demo")
-    assert (her2st.recipe, her2st.encoder, her2st.methods) == (
-        demo.recipe,
-        demo.encoder,
-        demo.methods,
-    )
+    assert nested.chapters.scope_effect and len(full.others) == 8 and not plain.others
+    same = lambda profile: (profile.recipe, profile.encoder, profile.methods)
+    assert same(load_profile("her2st")) == same(load_profile("demo"))
 
 
 def test_an_override_reaches_nested_and_flat_values():
@@ -68,50 +47,38 @@ def test_an_override_reaches_nested_and_flat_values():
 
 
 def test_a_profile_has_only_what_differs_from_its_base(tmp_path):
-    text = (
-        "base: smoke\ntitle: mine\nsource_options: {spots: 20}\n"
-        "recipe: {epochs: 4}\nchapters: {umap: true}\n"
-    )
-    profile, smoke = load_profile(write(tmp_path, text)), load_profile("smoke")
+    text = "base: smoke\ntitle: mine\nsource_options: {spots: 20}\nrecipe: {epochs: 4}"
+    mine, smoke = write(tmp_path, text + "\nchapters: {umap: true}"), load_profile("smoke")
+    profile = load_profile(mine)
     assert profile.recipe == dataclasses.replace(smoke.recipe, epochs=4)
     assert profile.methods == smoke.methods and profile.name == "mine"
     assert profile.chapters == dataclasses.replace(smoke.chapters, umap=True)
     assert profile.source_options == {"spots": 20}  # options of another source mean nothing
-    child = write(tmp_path, "base: mine.yaml\nrecipe:\n", "child.yaml")
+    child = write(tmp_path, "base: mine.yaml\nrecipe:", "child.yaml")
     assert load_profile(child).recipe == profile.recipe
-    like = load_profile(write(tmp_path, "base: smoke\nrecipe: {like: as_run, block: 16}\n"))
+    like = load_profile(write(tmp_path, "base: smoke\nrecipe: {like: as_run, block: 16}"))
     assert like.recipe == dataclasses.replace(RECIPES["as_run"], block=16)
+    whole = load_profile(write(tmp_path, yaml.safe_dump(read_values("smoke"))))
+    assert whole.recipe == smoke.recipe
 
 
-def test_a_profile_without_a_base_can_hold_everything(tmp_path):
-    values = read_values("smoke")
-    profile = load_profile(write(tmp_path, yaml.safe_dump(values)))
-    assert profile.recipe == load_profile("smoke").recipe
-
-
-@pytest.mark.parametrize(
-    "text, named",
-    [
-        ("base: smoke\nmethod: [bat]", "method"),
-        ("base: smokes", "smokes"),
-        ("base: mine.yaml", "mine.yaml"),
-        ("base: other.yaml", "mine.yaml"),
-        ("title: mine\nsource: demo", "encoder"),
-        ("base: smoke\nrecipe: {like: as_ran}", "as_ran"),
-        ("base: smoke\nrecipe: {learning_rate: 1}", "learning_rate"),
-        ("base: smoke\nchapters: {chapter: 1}", "chapter"),
-    ],
-)
+@pytest.mark.parametrize(("text", "named"), [
+    ("base: smoke\nmethod: [bat]", "method"), ("base: smokes", "smokes"),
+    ("base: mine.yaml", "mine.yaml"), ("base: other.yaml", "mine.yaml"),
+    ("title: mine\nsource: demo", "encoder"), ("base: smoke\nrecipe: {like: as_ran}", "as_ran"),
+    ("base: smoke\nrecipe: {learning_rate: 1}", "learning_rate"),
+    ("base: smoke\nchapters: {chapter: 1}", "chapter"),
+])  # fmt: skip
 def test_a_file_that_is_no_profile_is_refused(tmp_path, text, named):
-    write(tmp_path, "base: ./mine.yaml\n", "other.yaml")
+    write(tmp_path, "base: ./mine.yaml", "other.yaml")
     with pytest.raises(PekaError, match=named):
-        load_profile(write(tmp_path, text + "\n"))
+        load_profile(write(tmp_path, text))
 
 
 @pytest.mark.parametrize("name", ["dmeo", "{tmp_path}/other", "hest", "hest-colon"])
 def test_an_unknown_name_is_refused(tmp_path, name):
-    write(tmp_path, "base: smoke\n", "other.yaml")
-    with pytest.raises(PekaError, match="no profile"):
+    write(tmp_path, "base: smoke", "other.yaml")
+    with pytest.raises(PekaError, match=name[-5:]):
         load_profile(name.format(tmp_path=f"../../../../../../../../../..{tmp_path}"))
 
 
@@ -127,12 +94,14 @@ def test_an_unknown_name_is_refused(tmp_path, name):
     "source_options: {patient: 3}", "base: 3", "ladder: [{recipe: {k: 1}}]", "ladder: [5]",
     "ladder: bat", "others: [bat]", "others: [{method: none, share: 0}]",
     "others: [{method: none, space: elsewhere}]", "others: [{recipe: [k]}]",
+    "ladder: [{methd: bat}]", "ladder: [{recipe: {learning: 1}}]", "ladder: [{taught_by: me}]",
+    "ladder: [{method: dora}]",
 ])  # fmt: skip
 def test_a_value_that_does_not_fit_is_refused_with_the_profiles_name_and_its_own(tmp_path, text):
     base = "" if text.startswith("base") else "base: smoke\n"
     names = {text.split(":")[0], text.split("{")[-1].split(":")[0]}
     with pytest.raises(PekaError) as error:
-        load_profile(write(tmp_path, base + text + "\n"))
+        load_profile(write(tmp_path, base + text))
     said = str(error.value)
     assert "mine" in said and any(name in said for name in names), said
 
@@ -149,38 +118,27 @@ def test_a_changed_value_is_checked_as_a_written_one(overrides):
 def test_a_number_is_the_same_however_it_is_written(tmp_path):
     text = (
         "base: smoke\nrecipe: {lr: 3e-3, tau: 2}\nteacher_options: {n_components: 12, scale: 2}\n"
-        "others: [{name: a, recipe: {tau: 2, targets: [fc]}, share: 1}]\n"
+        "others: [{name: a, recipe: {tau: 2, targets: [fc]}, share: 1}]"
     )
     written = load_profile(write(tmp_path, text))
     changed = load_profile("smoke", {"lr": 0.003, "tau": 2.0, "scale": 2})
     assert written.recipe == changed.recipe and type(written.recipe.tau) is float
-    same = "{'n_components': 12, 'scale': 2.0}"
-    assert repr(written.teacher_options) == repr(changed.teacher_options) == same
+    assert repr(written.teacher_options) == repr(changed.teacher_options)
     assert repr(written.others[0].recipe) == "(('targets', ('fc',)), ('tau', 2.0))"
-    assert repr(written.others[0].share) == "1.0"
 
 
 def test_paths_stay_what_they_are_in_another_working_directory(tmp_path, monkeypatch):
     (tmp_path / "profiles").mkdir()
-    (tmp_path / "elsewhere").mkdir()
-    write(tmp_path / "profiles", "base: own\nsource_options: {path: ../tissue}\n", "near.yaml")
-    write(tmp_path / "profiles", "base: near.yaml\n", "nearer.yaml")
+    write(tmp_path / "profiles", "base: own\nsource_options: {path: ../tissue}", "near.yaml")
+    write(tmp_path / "profiles", "base: near.yaml", "nearer.yaml")
     monkeypatch.chdir(tmp_path)
-    profile = load_profile("profiles/nearer.yaml")
+    profile, changed = load_profile("profiles/nearer.yaml"), load_profile("own", {"path": "tissue"})
     assert profile.source_options == {"path": str(tmp_path / "profiles/../tissue")}
-    assert profile.file == str(tmp_path / "profiles/nearer.yaml")
-    changed = load_profile("own", {"path": "tissue"})
     assert changed.overrides == {"path": str(tmp_path / "tissue")} == changed.source_options
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    assert load_profile(profile.file) == profile
-    assert load_profile(changed.file, changed.overrides) == changed
-
-
-def test_an_index_of_hest_is_a_name_in_the_mirror_unless_it_is_written_as_a_path(
-    tmp_path, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    text = "base: hest-breast\nsource_options: {cohort: breast, index: %s}\n"
-    indices = ("mine.csv", "./mine.csv", "/a/mine.csv")
+    text = "base: hest-breast\nsource_options: {cohort: breast, index: %s}"
+    indices = ("mine.csv", "./mine.csv", "/a/mine.csv")  # the first is a name inside the mirror
     made = [load_profile(write(tmp_path, text % i)).source_options["index"] for i in indices]
     assert made == ["mine.csv", str(tmp_path / "mine.csv"), "/a/mine.csv"]
+    monkeypatch.chdir(tmp_path / "profiles")
+    assert load_profile(profile.file) == profile
+    assert load_profile(changed.file, changed.overrides) == changed

@@ -12,37 +12,21 @@ import time
 
 import pytest
 
-from peka_core.alignment import Recipe
 from peka_core.common import device
 from peka_core.common.errors import PekaError
+from peka_core.recipe import Recipe
 from peka_core.runner.units import Unit, find, make, partial
 
 FIELDS = {"stage": "features", "cohort": "c0ffee", "encoder": "mini@1", "method": "bat"}
 UNIT = Unit(**FIELDS, recipe=Recipe(), split="patients/0")
+write_one = lambda folder: (folder / "numbers.txt").write_text("1")
+write_nothing = lambda folder: pytest.fail("the unit was made again without need")
+facts = lambda folder: json.loads((folder / "unit.json").read_text())
 
 
 def things(run):
     """What lies in the folder of units, without the locks."""
     return sorted(path.name for path in (run / "units").iterdir() if path.name != ".locks")
-
-
-def write_one(folder):
-    (folder / "numbers.txt").write_text("1")
-
-
-def write_nothing(folder):
-    pytest.fail("the unit was made again without need")
-
-
-def facts(folder):
-    return json.loads((folder / "unit.json").read_text())
-
-
-def test_a_finished_unit_is_found_and_not_made_again(tmp_path):
-    first = make(tmp_path, UNIT, write_one)
-    again = make(tmp_path, dataclasses.replace(UNIT), write_nothing)
-    assert first == again == find(tmp_path, UNIT)
-    assert (first / "numbers.txt").read_text() == "1"
 
 
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Unit)])
@@ -56,36 +40,13 @@ def test_rows_decide_and_not_the_name_of_their_split():
     assert one.id == other.id != dataclasses.replace(one, rows="def").id
 
 
-def test_unit_json_holds_fields_and_where_they_came_from(tmp_path):
-    found = facts(make(tmp_path, UNIT, write_one))
+def test_a_finished_unit_says_where_it_came_from_and_is_not_made_again(tmp_path):
+    made = make(tmp_path, UNIT, write_one)
+    assert made == make(tmp_path, dataclasses.replace(UNIT), write_nothing) == find(tmp_path, UNIT)
+    found = facts(made)
     assert found["unit"] == json.loads(json.dumps(dataclasses.asdict(UNIT)))
     assert {"seconds", "commit", "python", "packages", "device", "peka_core"} <= set(found)
     assert found["memory_mb"]["process"] > 10
-
-
-def test_a_failed_write_leaves_nothing(tmp_path):
-    def write(folder):
-        write_one(folder)
-        raise ValueError("no more disk")
-
-    with pytest.raises(ValueError, match="no more disk"):
-        make(tmp_path, UNIT, write)
-    assert find(tmp_path, UNIT) is None and things(tmp_path) == []
-
-
-def test_leftovers_of_a_killed_run_are_not_taken_and_go_away(tmp_path):
-    for name in (f".peka-tmp-{UNIT.name}-0badc0de", UNIT.name):
-        folder = tmp_path / "units" / name
-        folder.mkdir(parents=True)
-        (folder / "numbers.txt").write_text("half")
-    (partial(tmp_path, UNIT) / "progress.pt").write_text("half")
-    assert find(tmp_path, UNIT) is None
-    assert (make(tmp_path, UNIT, write_one) / "numbers.txt").read_text() == "1"
-    assert things(tmp_path) == [UNIT.name]
-
-
-def test_a_unit_without_the_file_that_is_needed_is_made_again_beside_it(tmp_path):
-    made = make(tmp_path, UNIT, write_one)
     (made / "numbers.txt").unlink()
     assert make(tmp_path, UNIT, write_nothing) == made
     again = make(tmp_path, UNIT, write_one, needs="numbers.txt")
@@ -93,12 +54,19 @@ def test_a_unit_without_the_file_that_is_needed_is_made_again_beside_it(tmp_path
     assert make(tmp_path, UNIT, write_nothing, needs="numbers.txt") == again
 
 
+def test_leftovers_of_a_killed_run_are_not_taken_and_go_away(tmp_path):
+    for name in (f".peka-tmp-{UNIT.name}-0badc0de", UNIT.name):
+        (tmp_path / "units" / name).mkdir(parents=True)
+        (tmp_path / "units" / name / "numbers.txt").write_text("half")
+    (partial(tmp_path, UNIT) / "progress.pt").write_text("half")
+    assert find(tmp_path, UNIT) is None
+    assert (make(tmp_path, UNIT, write_one) / "numbers.txt").read_text() == "1"
+    assert things(tmp_path) == [UNIT.name]
+
+
 def test_seconds_of_a_unit_inside_another_are_its_own(tmp_path):
     inner = dataclasses.replace(UNIT, seed=2)
-
-    def write_inner(folder):
-        time.sleep(0.5)
-
+    write_inner = lambda folder: time.sleep(0.5)
     outer = make(tmp_path, UNIT, lambda folder: make(tmp_path, inner, write_inner))
     seconds = [facts(folder)["seconds"] for folder in (outer, find(tmp_path, inner))]
     assert seconds[0] < 0.4 < seconds[1]
@@ -132,9 +100,8 @@ def writer(run, seconds):
 def test_two_processes_never_make_the_same_unit(tmp_path):
     first, second = writer(tmp_path, 2.0), writer(tmp_path, 2.0)
     said = second.communicate(timeout=60)[1]
-    assert first.wait(60) == second.returncode == 0
+    assert first.wait(60) == second.returncode == 0 and said
     assert (tmp_path / "made").read_text() == "x", "both made it"
-    assert "waiting for it" in said
 
 
 def test_the_lock_of_a_killed_process_is_free(tmp_path):
@@ -156,13 +123,13 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, ignored)
-    assert things(tmp_path) == []
-    assert make(tmp_path, UNIT, write).exists()
+    assert things(tmp_path) == [] and make(tmp_path, UNIT, write).exists()
 
 
 def test_errors_of_the_place_are_ours_and_others_keep_their_own_message(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError):
         make(tmp_path, UNIT, lambda folder: (folder / "no" / "such" / "folder").read_text())
+    assert find(tmp_path, UNIT) is None and things(tmp_path) == []
 
     def refuse(self, *arguments, **options):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
