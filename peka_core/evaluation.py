@@ -35,12 +35,9 @@ class Evaluation:
     """What `evaluate` returns.
 
     Attributes:
-        predictions: one row for each split and test spot, one column for each target gene:
-            index: `split|sample:barcode`;
-            obs: as the cohort's, then split and spot;
-            layers observed and predicted (at the chosen alpha): NaN if a value is not scored;
-            obsm spatial.
-            It is None if the file was not kept on disk.
+        predictions: one row for each split and test spot (index `split|sample:barcode`), one column
+            for each target gene; layers observed and predicted (at the chosen alpha) are NaN if a
+            value is not scored. None if the file was not kept on disk.
         scores: one row for each split, pooling, section, gene set and alpha, with the columns
             patient, section: "" if pooled;
             pcc: mean over the genes with a defined PCC, NaN if there is none;
@@ -80,9 +77,10 @@ class Evaluation:
             header = pd.read_csv(path.parent / name, nrows=0).columns
             text = {column: str for column in header if column in TEXT}
             empty = {column: [""] for column in header if column not in TEXT}
-            options = {"dtype": text, "keep_default_na": False, "na_values": empty}
-            options["float_precision"] = "round_trip"
-            tables.append(pd.read_csv(path.parent / name, **options))
+            tables.append(pd.read_csv(
+                path.parent / name, dtype=text, keep_default_na=False, na_values=empty,
+                float_precision="round_trip",
+            ))  # fmt: skip
         return cls(predictions, *tables)
 
 
@@ -93,10 +91,10 @@ def evaluate(
     tasks: list[Task] | None = None,
     alpha: float | None = None,
 ) -> Evaluation:
-    """Score features, or a predictor, on a cohort.
+    """Score features, or a predictor, on an open cohort.
 
     Args:
-        cohort: an open cohort.
+        cohort: the cohort.
         features: `(n, d)` over all spots of `cohort.obs`; or a dict from the name of a split to
             such an array, for encoders aligned per split; or a `Predictor` that needs no head.
         protocol: a protocol or its name.
@@ -129,9 +127,8 @@ def _predict(features, task: Task, alpha: float | None) -> ByAlpha:
     """Test predictions of features or of a predictor; features are checked first."""
     if callable(features):
         predicted = features(task, *task.rows)
-        if isinstance(predicted, dict):
-            return predicted
-        return {"chosen": (np.nan, np.asarray(predicted))}
+        single = {"chosen": (np.nan, np.asarray(predicted))}
+        return predicted if isinstance(predicted, dict) else single
     name = task.split.name
     if isinstance(features, dict):
         if name not in features:
@@ -223,16 +220,13 @@ def _score_table(scored: list[ScoredSpots]) -> pd.DataFrame:
 
 def _gene_table(scored: list[ScoredSpots], protocol: Protocol) -> pd.DataFrame:
     """`Evaluation.genes`: mean PCC of each gene, averaged over folds, or over patients' means."""
-    long = pd.concat(
-        genes[~genes["skipped"]].assign(
-            scheme=names["scheme"],
-            split=names["split"],
-            averaged_over=names["patient"] or names["split"],
-        )
-        for names, genes in scored
-        if names["alpha"] == "chosen" and names["pooling"] == protocol.pooling
-    )
-    keys = ["scheme", "gene", "group"]
+    keys, tables = ["scheme", "gene", "group"], []
+    for names, genes in scored:
+        if names["alpha"] == "chosen" and names["pooling"] == protocol.pooling:
+            columns = {"scheme": names["scheme"], "split": names["split"]}
+            columns["averaged_over"] = names["patient"] or names["split"]
+            tables.append(genes[~genes["skipped"]].assign(**columns))
+    long = pd.concat(tables)
     means = long.groupby([*keys, "averaged_over"], sort=False)["pcc"].mean()
     table = means.groupby(keys, sort=False).agg(pcc="mean", n="count")
     counts = long.groupby(keys, sort=False).agg(

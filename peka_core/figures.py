@@ -3,8 +3,6 @@
 Colours are from the Okabe-Ito and cividis palettes, which colour-blind readers can tell apart.
 """
 
-import functools
-import io
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +12,11 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.collections import PathCollection
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
 from scipy.spatial import cKDTree
 
 from .cohort import Cohort, Split
 from .common.files import write_whole
+from .common.small_pictures import use_small_pictures
 
 PALETTE = {
     "oracle": "#000000", "frozen": "#0072B2", "random": "#999999", "bat": "#D55E00",
@@ -48,7 +46,7 @@ def use_style() -> None:
         "axes.spines.top": False, "axes.spines.right": False, "image.cmap": "cividis",
         "legend.frameon": False, "axes.titlesize": "medium",
     }  # fmt: skip
-    _small_pictures()
+    use_small_pictures()
 
 
 def colors(levels) -> dict[str, tuple | str]:
@@ -61,18 +59,17 @@ def colors(levels) -> dict[str, tuple | str]:
 
 def save(figure: plt.Figure, folder: str | Path, name: str) -> None:
     """Write a figure as `<folder>/<name>.png`."""
-    path = Path(folder) / f"{name}.png"
-    write_whole(path, lambda part: figure.savefig(part, metadata={"Software": None}))
+    write = lambda part: figure.savefig(part, metadata={"Software": None})
+    write_whole(Path(folder) / f"{name}.png", write)
 
 
 def grid(
     n: int, columns: int = 4, size: tuple[float, float] = (2.4, 2.4), **options
 ) -> list[plt.Axes]:
     """`n` axes in rows of `columns`; `size` is the inches of one panel."""
-    columns = min(n, columns)
-    rows = -(-n // columns)
-    inches = (size[0] * columns, size[1] * rows)
-    axes = plt.subplots(rows, columns, figsize=inches, squeeze=False, **options)[1]
+    columns, rows = min(n, columns), -(-n // min(n, columns))
+    options |= {"figsize": (size[0] * columns, size[1] * rows), "squeeze": False}
+    axes = plt.subplots(rows, columns, **options)[1]
     for spare in axes.flat[n:]:
         spare.set_axis_off()
     return list(axes.flat[:n])
@@ -106,38 +103,35 @@ def scale_bar(ax: plt.Axes, px_per_um: float, length_um: float, color: str = "bl
     ax.plot([x, x + length_um * px_per_um], [y, y], color=color, lw=2.5, solid_capstyle="butt")
     label = f"{length_um:g} µm" if length_um < 1000 else f"{length_um / 1000:g} mm"
     box = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1}
-    place = (x + length_um * px_per_um / 2, y + 0.02 * (top - bottom))
-    ax.text(
-        *place, label, color=color, ha="center", va="bottom", fontsize="x-small", bbox=box
-    )  # fmt: skip
+    style: Any = {
+        "color": color,
+        "ha": "center",
+        "va": "bottom",
+        "fontsize": "x-small",
+        "bbox": box,
+    }
+    ax.text(x + length_um * px_per_um / 2, y + 0.02 * (top - bottom), label, **style)
 
 
 def kind_map(ax: plt.Axes, xy: np.ndarray, kinds, um_per_px: float, every) -> None:
-    """A tissue map of the kinds of tissue, with a legend beside it.
-
-    Args:
-        ax, xy, um_per_px: as of `tissue_map`.
-        kinds: `(n,)` the kind of each spot.
-        every: all kinds of the cohort, which have a colour each.
-    """
+    """A `tissue_map` of kinds `(n,)` of tissue with a legend; `every` lists the cohort's kinds."""
     palette = colors(sorted(every))
     tissue_map(ax, xy, kinds, um_per_px, "kind of tissue", palette=palette)
     dots = [plt.Line2D([], [], marker="o", ls="", color=color) for color in palette.values()]
-    beside = (1, 0.5)
-    ax.legend(dots, list(palette), fontsize="x-small", loc="center left", bbox_to_anchor=beside)
+    place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+    ax.legend(dots, list(palette), fontsize="x-small", **place)
 
 
 def tissue_map(
     ax: plt.Axes, xy: np.ndarray, values, um_per_px: float, title: str = "", **options
 ) -> PathCollection:
-    """Spots of one section at their place, coloured by a number or a category.
+    """Spots of one section at their place, coloured by numbers or categories.
 
     Args:
-        ax: the axes.
+        ax, title: the axes and their title.
         xy: `(n, 2)` spot centres, px, y downwards.
         values: `(n,)` numbers, or strings for categories.
         um_per_px: µm of one px.
-        title: of the axes.
         options: passed to `scatter` (`vmin`, `vmax`, `cmap`), or `palette` for categories.
     """
     um = np.asarray(xy, float) * um_per_px
@@ -150,10 +144,8 @@ def tissue_map(
         values = [palette[value] for value in values]
     x, y = um.T
     points = ax.scatter(x, y, c=values, s=size, linewidths=0, **options)
-    (left, low), (right, high) = um.min(0), um.max(0)
-    ax.set(
-        aspect="equal", title=title, xlim=(left - 120, right + 120), ylim=(high + 260, low - 120)
-    )
+    (left, low), (right, high) = um.min(0) - 120, um.max(0) + (120, 260)
+    ax.set(aspect="equal", title=title, xlim=(left, right), ylim=(high, low))
     ax.set_axis_off()
     scale_bar(ax, 1.0, 500)
     return points
@@ -162,19 +154,20 @@ def tissue_map(
 def loss_curves(
     histories: dict[str, pd.DataFrame], column: str = "total", ax: plt.Axes | None = None
 ) -> plt.Axes:
-    """Training (solid) and validation (dashed) loss by epoch; a dot marks the epoch kept.
+    """Training (solid) and validation (dashed) loss by epoch; a dot marks the epoch that was kept.
 
-    The names of `histories` are `method, split`. A curve has the colour of its method. Where the
-    split is `all` and that colour is taken, or it is the only one on all spots, it has another one.
+    The names of `histories` are `method, split`. A curve has the colour of its method. The curve of
+    split `all` has another colour if it is the only such curve, or if that colour is taken.
     """
     ax = _axes(ax, 5, 3.2)
     on_all, taken = sum(name.endswith(", all") for name in histories), set()
     others = sns.color_palette("husl", len(histories))
     for (name, history), other in zip(histories.items(), others, strict=True):
         method, _, split = name.rpartition(", ")
-        own = "all" if split == "all" and (on_all == 1 or PALETTE.get(method) in taken) else method
-        color = PALETTE.get(own, other)
-        color = other if color in taken and split == "all" else color
+        is_all = split == "all"
+        key = "all" if is_all and (on_all == 1 or PALETTE.get(method) in taken) else method
+        color = PALETTE.get(key, other)
+        color = other if color in taken and is_all else color
         taken.add(color)
         ax.plot(history["epoch"], history[column], color=color, label=name)
         kept, shown = history[history["kept"]], column
@@ -193,7 +186,7 @@ def loss_curves(
 
 
 def score_dots(table: pd.DataFrame, ax: plt.Axes | None = None, label: str = "label") -> plt.Axes:
-    """Means with their intervals, one row each, the best above; an undefined mean is written out.
+    """Means with intervals, the best on top; the word `undefined` replaces a mean that is NaN.
 
     `table` has the columns `label`, `predictor`, `kind`, `mean`, `low`, `high`.
     """
@@ -220,14 +213,12 @@ def score_dots(table: pd.DataFrame, ax: plt.Axes | None = None, label: str = "la
 def paired_dots(differences: pd.DataFrame, ax: plt.Axes | None = None) -> plt.Axes:
     """One dot per patient for aligned minus frozen, with mean and t interval; one row per method.
 
-    `differences` has the columns `label`, `predictor`, `mean`, `low`, `high` and `values` (a Series
-    over patients).
+    `differences` has the columns label, predictor, mean, low, high and values (by patient).
     """
     ax = _axes(ax, 6.5, 0.45 * len(differences) + 1)
     rows = differences.iloc[::-1]
     for y, (_, row) in enumerate(rows.iterrows()):
-        values = row["values"].dropna()
-        color = PALETTE.get(row["predictor"], OTHER)
+        values, color = row["values"].dropna(), PALETTE.get(row["predictor"], OTHER)
         heights = y + 0.22 * np.linspace(-1, 1, len(values))
         ax.plot(values, heights, "o", ms=3.5, alpha=0.6, color=color, mew=0)
     style: dict[str, Any] = {"color": "black", "fmt": "|", "ms": 11, "capsize": 3}
@@ -243,11 +234,8 @@ def rungs(
 ) -> plt.Axes:
     """A ladder: one row per rung, in the table's order; mean difference and interval by gene set.
 
-    Args:
-        table: columns `label`, `mean`, `low`, `high`, and `genes` where there are several sets.
-        ax: the axes; new ones where None.
-        xlabel: what the differences are.
-        floor: where x begins; a mean that lies lower is written there as a number with an arrow.
+    `table` has the columns `label`, `mean`, `low`, `high`, and `genes` if there are several sets.
+    The x axis begins at `floor`; a mean below it is written there as a number with an arrow.
     """
     table = table if "genes" in table else table.assign(genes="all")
     order, several = list(table["label"].unique())[::-1], table["genes"].nunique() > 1
@@ -262,9 +250,9 @@ def rungs(
         _legend_outside(ax)
     if floor is not None:
         ax.set_xlim(left=floor)
-        for _, row in table[table["mean"] < floor].iterrows():
-            height = order.index(row["label"]) + GENE_SETS[row["genes"]][1]
-            ax.text(floor, height, f" ◂ {row['mean']:+.3f}", va="center", fontsize="x-small")
+        for row in table[table["mean"] < floor].itertuples():
+            height = order.index(row.label) + GENE_SETS[row.genes][1]
+            ax.text(floor, height, f" ◂ {row.mean:+.3f}", va="center", fontsize="x-small")
     return _name_rows(ax, order, xlabel)
 
 
@@ -282,8 +270,8 @@ def curves(table: pd.DataFrame, columns: int = 3) -> list[plt.Axes]:
             color, offset = GENE_SETS[name]
             x = np.array([values.index(value) for value in part["value"]]) + offset / 2
             style: dict[str, Any] = {"fmt": "o", "color": color, "ms": 4, "lw": 1, "capsize": 2}
-            mean, label = part["mean"].to_numpy(), f"{name} genes"
-            ax.errorbar(x, mean, yerr=_whiskers(part), label=label, **style)
+            mean, style["label"] = part["mean"].to_numpy(), f"{name} genes"
+            ax.errorbar(x, mean, yerr=_whiskers(part), **style)
             number = ~part["value"].astype(str).str.isalpha().to_numpy()
             ax.plot(x[number], mean[number], color=color, lw=1)  # a word is a point off the line
         ax.axhline(0, color="grey", lw=0.8)
@@ -311,7 +299,7 @@ def _whiskers(table: pd.DataFrame) -> np.ndarray:
 def gene_pairs(genes: pd.DataFrame, ax: plt.Axes | None = None, method: str = "bat") -> plt.Axes:
     """The paper's Fig. 2: PCC of each target gene, frozen and aligned, sorted by the frozen value.
 
-    `genes` has the index gene and the columns `frozen` and `aligned`; `method` is what aligned.
+    `genes` has the index gene and the columns `frozen` and `aligned`.
     """
     color = PALETTE.get(method, OTHER)
     genes = genes.dropna().sort_values("frozen")
@@ -360,37 +348,10 @@ def split_chart(
         row[np.isin(samples, np.unique(sample_of[split.train]))] = 1
         row[np.isin(samples, np.unique(sample_of[split.test]))] = 2
     ax = _axes(ax, max(0.24 * len(samples) + 2, 4.5), 0.35 * len(splits) + 1.2)
-    names = {"xticklabels": samples, "yticklabels": [split.name for split in splits]}
-    shades = ["#DDDDDD", PALETTE["frozen"], PALETTE["bone"]]
-    sns.heatmap(state, cmap=shades, vmin=0, vmax=2, cbar=False, linewidths=1, ax=ax, **names)
+    style: dict[str, Any] = {"yticklabels": [split.name for split in splits], "vmax": 2}
+    style["cmap"] = ["#DDDDDD", PALETTE["frozen"], PALETTE["bone"]]
+    sns.heatmap(state, vmin=0, cbar=False, linewidths=1, ax=ax, xticklabels=samples, **style)
     ax.tick_params(axis="x", rotation=90, labelsize="x-small")
     ax.tick_params(axis="y", rotation=0)
     ax.set(title="blue: training, orange: test, grey: neither")
     return ax
-
-
-def _small_pictures() -> None:
-    """In a notebook, charts become PNG of 256 colours and tissue JPEG: a quarter of the size."""
-    try:
-        formatters = get_ipython().display_formatter.formatters  # type: ignore[name-defined]
-    except NameError:
-        return
-    plt.close(plt.figure())  # the inline backend registers its own formatter with the first figure
-    for kind in ("PNG", "JPEG"):
-        formatter = formatters[f"image/{kind.lower()}"]
-        formatter.for_type(plt.Figure, functools.partial(_picture, kind=kind))
-
-
-def _picture(figure: plt.Figure, kind: str) -> bytes | None:
-    """The bytes of a figure if `kind` suits it (JPEG for RGB images, else PNG), otherwise None."""
-    images = [image for ax in figure.axes for image in ax.images]
-    tissue = any(np.asarray(image.get_array()).ndim == 3 for image in images)
-    if tissue != (kind == "JPEG"):
-        return None
-    full, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(full, dpi=figure.dpi, bbox_inches="tight")
-    picture = Image.open(full).convert("RGB")
-    if not tissue:
-        picture = picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    picture.save(small, kind, quality=65, optimize=True)
-    return small.getvalue()

@@ -27,7 +27,7 @@ class Interval(NamedTuple):
 
 
 class Paired(NamedTuple):
-    """A mean difference, the ends of its interval, p of the paired t test, number of pairs."""
+    """A mean difference, the ends of its interval, p of the paired t test, and number of pairs."""
 
     mean: float
     low: float
@@ -98,15 +98,10 @@ def t_interval(values: np.ndarray, level: float = 0.95) -> Interval:
     """
     values = np.asarray(values, np.float64)
     n = values.shape[-1]
-    if n < MIN_PATIENTS:
+    if n < MIN_PATIENTS or not np.isfinite(values).all():
         raise PekaError(
-            f"a t interval needs at least {MIN_PATIENTS} patients, and there are {n}. "
-            "Show the single values instead."
-        )
-    if not np.isfinite(values).all():
-        raise PekaError(
-            "a t interval needs defined values, and some of these are NaN or infinite. "
-            "Leave those patients out first, and say how many they are."
+            f"a t interval needs finite values of at least {MIN_PATIENTS} patients; here are {n} "
+            "patients, or values that are not finite. Leave those patients out, or show each value."
         )
     mean = values.mean(-1)
     half = stats.t.ppf((1 + level) / 2, n - 1) * values.std(-1, ddof=1) / np.sqrt(n)
@@ -131,57 +126,47 @@ def paired_t(differences: np.ndarray, level: float = 0.95) -> Paired:
 def summarise(scores: pd.DataFrame, protocol: Any, pooling: str | None = None) -> pd.DataFrame:
     """One row for each scheme, gene set and alpha of `Evaluation.scores`.
 
-    Columns: mean; low and high (t interval over patients, where the score is a mean of at least
-    three patients' values); n and unit of what was averaged; values (the single values where there
-    is no interval); beyond_depth (mean correlation with log depth taken out); n_undefined (values
-    of single genes that were undefined); note. `pooling` replaces the protocol's own.
+    Columns: mean; low and high: t interval over patients, if at least three have a value; n and
+    unit: how many of what were averaged; values: the single values, if there is no interval;
+    beyond_depth: mean partial correlation given log depth; n_undefined: number of undefined values
+    of single genes; note. `pooling` replaces the protocol's own.
     """
     pooling = pooling or protocol.pooling
     chosen = scores[scores["pooling"] == pooling]
     rows = []
     for (scheme, genes, alpha), part in chosen.groupby(["scheme", "genes", "alpha"], sort=False):
-        key = dict(scheme=scheme, genes=genes, alpha=alpha, pooling=pooling)
-        rows.append(key | _summary(part, pooling))
+        names = dict(scheme=scheme, genes=genes, alpha=alpha, pooling=pooling)
+        rows.append(names | _summary(part, pooling))
     return pd.DataFrame(rows)
 
 
 def _summary(part: pd.DataFrame, pooling: str) -> dict[str, Any]:
     """Mean, interval or single values, and the note, of one scheme, gene set and alpha."""
-    unit, notes = _unit_of_mean(part, pooling)
-    column = {"fold": "split"}.get(unit, unit)
+    n_patients, unit, notes = part["patient"].nunique(), "patient", []
+    if pooling == "pooled":
+        unit, notes = "fold", ["folds share training spots: no interval"]
+    elif n_patients == 1:
+        unit, notes = "section", ["one patient: no interval"]
+    else:
+        notes = [f"{n_patients} patients: no interval"] if n_patients < MIN_PATIENTS else []
+        if part["scheme"].iat[0] != "patients":
+            notes.append("the head saw other spots of these patients")
+    column = "split" if unit == "fold" else unit
     values = part.groupby(column, sort=False)["pcc"].mean()  # undefined sections are left out
     defined = values.dropna()
     if len(defined) < len(values):
         notes.append(f"{len(values) - len(defined)} of {len(values)} values undefined")
-    interval = Interval(defined.mean(), np.nan, np.nan)
-    listed = ", ".join(f"{name} {_short(value)}" for name, value in values.items())
-    if unit == "patient" and len(defined) >= MIN_PATIENTS:
-        interval, listed = t_interval(defined.to_numpy()), ""
-    beyond = part["beyond_depth"]
+    interval, beyond = Interval(defined.mean(), np.nan, np.nan), part["beyond_depth"]
+    texts = values.map("{:.3f}".format).str.replace("0.", ".", n=1, regex=False)  # .113, -.020
+    listed = ", ".join(f"{name} {text}" for name, text in texts.replace("nan", "undefined").items())
     if unit == "patient":
         beyond = part.groupby("patient")["beyond_depth"].mean()
+        if len(defined) >= MIN_PATIENTS:
+            interval, listed = t_interval(defined.to_numpy()), ""
     return interval._asdict() | {
         "n": len(defined), "unit": unit, "values": listed, "beyond_depth": beyond.mean(),
         "n_undefined": int(part["n_undefined"].sum()), "note": "; ".join(notes),
     }  # fmt: skip
-
-
-def _unit_of_mean(part: pd.DataFrame, pooling: str) -> tuple[str, list[str]]:
-    """What a score is the mean of (fold, section or patient), and notes on what that permits."""
-    if pooling == "pooled":
-        return "fold", ["folds share training spots: no interval"]
-    n_patients = part["patient"].nunique()
-    if n_patients == 1:
-        return "section", ["one patient: no interval"]
-    notes = [f"{n_patients} patients: no interval"] if n_patients < MIN_PATIENTS else []
-    if part["scheme"].iat[0] != "patients":
-        notes.append("the head saw other spots of these patients")
-    return "patient", notes
-
-
-def _short(value: float) -> str:
-    """`.113`, `-.020` or `undefined`."""
-    return "undefined" if np.isnan(value) else f"{value:.3f}".replace("0.", ".", 1)
 
 
 def paired(
@@ -189,14 +174,13 @@ def paired(
 ) -> dict[str, Any]:
     """PCC of `a` minus `b` in each section, averaged within patients and tested over patients.
 
-    Both are taken at their chosen alpha. `scheme` is needed only where the scores hold several.
+    Both are taken at their chosen alpha. `scheme` is needed only if the scores have several.
 
     Returns:
-        mean, low, high, p (NaN with fewer than three patients), n, and values: the difference of
-        each patient.
+        mean, low, high, p (NaN with fewer than three patients), n, and values (by patient).
 
     Raises:
-        PekaError: there are several schemes and none is named, or other sections are scored.
+        PekaError: there are several schemes and none is named, or the sections differ.
     """
     a, b = (_by_section(scores, genes, scheme) for scores in (scores_a, scores_b))
     if not a.index.equals(b.index):
