@@ -3,9 +3,9 @@
     patches/<sample>.h5  adata/<sample>.h5ad  splits/train_0.csv, test_0.csv …
     var_50genes.json  samples.csv
 
-All later steps read only this. Spots are joined by (sample, barcode) and have one order: sections
-as in samples.csv (else by name), within a section the order of its h5ad; a spot has counts and a
-tile.
+All later steps read only this. A spot is a barcode that has both counts and a tile; the two are
+joined by (sample, barcode). The order of sections is that of samples.csv, or else of their names.
+Within a section, the order of spots is that of its h5ad.
 """
 
 import warnings
@@ -35,8 +35,8 @@ class Split:
     """Training and test spots, as masks (n,) over the cohort's spots.
 
     Attributes:
-        name: `scheme/i`. The scheme is `patients` when no group stands on both sides, otherwise
-            `sections`.
+        name: `scheme/i`. The scheme of a cohort's own splits is `patients` if no patient is in both
+            training and test, otherwise `sections`.
     """
 
     name: str
@@ -45,35 +45,28 @@ class Split:
 
     @property
     def scheme(self) -> str:
-        """The name's first part."""
         return self.name.split("/")[0]
 
     def mixes(self, sections: np.ndarray) -> bool:
-        """Whether spots of a tested section train too, or nothing is tested.
-
-        This is so for shuffled spots and for the split `all`.
-
-        Args:
-            sections: (n,) section of each spot.
-        """
+        """True if a section (n,) has spots in training and in test, or if there is no test set."""
         return not self.test.any() or bool(set(sections[self.train]) & set(sections[self.test]))
 
 
 @dataclass(frozen=True, eq=False)
 class Cohort:
-    """An open cohort; names are in memory, counts and tiles stay on disk until they are needed.
+    """An open cohort. Names are in memory; counts and tiles stay on disk until they are needed.
 
     Attributes:
         path: the directory.
         samples: one row a section, index sample_id; columns patient, group, duplicate_of, organ,
-            disease, technology, um_per_px (float, NaN where unknown), license, source, evidence
-            ("" where missing), then the other columns of samples.csv. `group` merges patients that
-            share a duplicated section.
-        sections: the files behind each row of `samples`.
+            disease, technology, um_per_px (float, NaN if unknown), license, source, evidence
+            ("" if missing), then the other columns of samples.csv. Patients whose slides include
+            copies of the same section get one common `group`.
+        sections: the files of each row of `samples`.
         genes: the cohort's own target genes, may be empty.
         split_ids: (training, test) sample ids of each file pair in splits/.
-        has_tiles: False where the cohort has no patches/; then all spots of the h5ad belong to it.
-        notes: what opening had to assume, as warnings with counts.
+        has_tiles: False if the cohort has no patches/; then every barcode of an h5ad is a spot.
+        notes: warnings that were given when the cohort was opened.
     """
 
     path: Path
@@ -87,15 +80,14 @@ class Cohort:
     def __repr__(self) -> str:
         checkout, path = Path(__file__).parents[1], self.path.resolve()
         inside = path.is_relative_to(checkout)  # an absolute path would name this machine
-        where = path.relative_to(checkout).as_posix() if inside else path.name
+        name = path.relative_to(checkout).as_posix() if inside else path.name
         return (
-            f"Cohort {where}: {len(self)} spots, {len(self.samples)} sections, "
+            f"Cohort {name}: {len(self)} spots, {len(self.samples)} sections, "
             f"{self.samples.group.nunique()} patients, {len(self.split_ids)} splits, "
             f"tiles: {self.has_tiles}"
         )
 
     def __len__(self) -> int:
-        """Number of spots."""
         return sum(len(section.barcodes) for section in self.sections)
 
     @cached_property
@@ -112,20 +104,15 @@ class Cohort:
     def _obs_of(self, section: Section) -> pd.DataFrame:
         totals = read_counts(section).sum(axis=1, dtype=np.float64)  # (n, 1)
         row = self.samples.loc[section.sample]
-        own = {
-            "sample": section.sample,
-            "barcode": section.barcodes,
-            "patient": row.patient,
-            "group": row.group,
-            "duplicate_of": row.duplicate_of,
-            "total_counts": np.asarray(totals).ravel(),  # (n,)
-        }
+        columns = {"sample": section.sample, "barcode": section.barcodes}
+        columns |= row[["patient", "group", "duplicate_of"]].to_dict()
+        columns["total_counts"] = np.asarray(totals).ravel()  # (n,)
         names = section.sample + ":" + pd.Index(section.barcodes, dtype=object)
-        table, more = pd.DataFrame(own, index=names), read_spots(section).obs
-        more = more.drop(columns=[c for c in own if c in more]).set_axis(names)
-        kinds = {c: object for c in more.select_dtypes("category")}
-        kinds |= {c: np.int64 for c in more.select_dtypes("bool")}
-        return pd.concat([table, more.astype(kinds)], axis=1)
+        table, others = pd.DataFrame(columns, index=names), read_spots(section).obs
+        others = others.drop(columns=[c for c in columns if c in others]).set_axis(names)
+        types = {c: object for c in others.select_dtypes("category")}
+        types |= {c: np.int64 for c in others.select_dtypes("bool")}
+        return pd.concat([table, others.astype(types)], axis=1)
 
     @cached_property
     def splits(self) -> list[Split]:
@@ -140,10 +127,10 @@ class Cohort:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over counts, genes, barcodes, spatial, samples.csv, splits and target genes.
+        """sha256 of all that the cohort holds.
 
-        Tiles enter through the column tiles_sha256 of samples.csv. Where that is blank, or belongs
-        to other tiles, their pixels are read once instead (`duplicates.digest_by_barcode`).
+        It uses the hash of tiles in samples.csv. If that is missing or out of date, the pixels are
+        read once (`duplicates.digest_by_barcode`).
         """
         return checks.digest(self)
 
@@ -151,37 +138,29 @@ class Cohort:
         """Raw counts of all spots, or of those of some samples, in the cohort's order.
 
         Args:
-            samples: sample ids; all where None.
-            join: `inner` for the genes that all these samples have, `outer` for all genes, with 0
-                where a sample did not measure one.
+            samples: sample ids; None for all.
+            join: `inner` for the genes that all these samples have; `outer` for all genes, with 0
+                if a sample did not measure one.
 
         Returns:
-            AnnData, X CSR float32 (n, G); obs = rows of `self.obs`; obsm["spatial"] float64 (n, 2)
-            in slide px (x, y), other numeric obsm that all have; var columns on which the samples
-            agree.
+            AnnData with X CSR float32 (n, G); obs, rows of `self.obs`; obsm["spatial"] float64
+            (n, 2) in slide px (x, y), and the numeric obsm that all samples have; and the columns
+            of var that have the same value in all sections.
         """
         chosen = self._chosen(samples)
         genes = joined_genes([section.genes for section in chosen], join)
         counts = [on_genes(read_counts(section), section.genes, genes) for section in chosen]
         spots = [read_spots(section) for section in chosen]
-        for note in (note for of_section in spots for note in of_section.notes):
-            warnings.warn(note, stacklevel=2)
+        _warned([note for of_section in spots for note in of_section.notes])
         obs = self.obs[self.obs["sample"].isin([section.sample for section in chosen])].copy()
-        return ad.AnnData(
-            sparse.vstack(counts, format="csr"),
-            obs=obs,
-            var=_agreed([s.var for s in spots], genes),
-            obsm=_stacked([s.arrays for s in spots]),
-        )
+        var, obsm = _agreed([s.var for s in spots], genes), _stacked([s.arrays for s in spots])
+        return ad.AnnData(sparse.vstack(counts, format="csr"), obs=obs, var=var, obsm=obsm)
 
     def restricted(self, spots: dict[str, np.ndarray]) -> "Cohort":
         """The same cohort with some spots: sample -> positions (m,) in `section.barcodes`."""
         by_spot = ("barcodes", "h5ad_rows", "tile_rows")
-        sections = [
-            replace(s, **{name: getattr(s, name)[spots[s.sample]] for name in by_spot})
-            for s in self.sections
-        ]
-        return replace(self, sections=tuple(sections))
+        chosen = lambda s: {name: getattr(s, name)[spots[s.sample]] for name in by_spot}
+        return replace(self, sections=tuple(replace(s, **chosen(s)) for s in self.sections))
 
     def _chosen(self, samples: Iterable[str] | None) -> list[Section]:
         if samples is None:
@@ -189,40 +168,26 @@ class Cohort:
         samples = [samples] if isinstance(samples, str) else list(samples)
         unknown = sorted(set(samples) - set(self.samples.index))
         if unknown or not samples:
-            asked = unknown or "(empty list)"
-            raise PekaError(f"{self.path}: no sample {asked}; it has {list(self.samples.index)}.")
+            wanted = unknown or "(empty list)"
+            raise PekaError(f"{self.path}: no sample {wanted}; it has {list(self.samples.index)}.")
         return [section for section in self.sections if section.sample in samples]
 
     def tiles(self) -> TileReader:
-        """Tiles of all spots, in the order of `obs`.
-
-        Raises:
-            PekaError: the cohort comes without tiles.
-        """
+        """Tiles of all spots, in the order of `obs`; PekaError if the cohort has no tiles."""
         if not self.has_tiles:
             raise PekaError(
-                f"{self.path / 'patches'}: no tiles here (a committed run leaves them out); "
-                "expected patches/<sample>.h5. Build the cohort again with `peka run` of its "
-                "profile or with notebook 01."
+                f"{self.path / 'patches'} has no <sample>.h5 (a committed run has no tiles). Build "
+                "the cohort again with `peka run` of its profile or with notebook 01."
             )
         return TileReader([(s.patches, s.tile_rows) for s in self.sections if s.patches])
 
     def validate(self) -> list[str]:
-        """Check every count and tile header; return (and issue) the warnings.
-
-        Raises:
-            PekaError: counts or coordinates that cannot be right.
-        """
-        notes = checks.validate(self)
-        for note in notes:
-            warnings.warn(note, stacklevel=2)
-        return notes
+        """Check every count and tile header, and give the warnings; PekaError if one is wrong."""
+        return _warned(checks.validate(self))
 
 
 def open_cohort(path: str | Path) -> Cohort:
-    """Open a cohort directory: files, names, tile shapes and splits are checked.
-
-    Counts are not read yet.
+    """Open a cohort directory, and check files, names, tile shapes and splits, but not the counts.
 
     Raises:
         PekaError: a file is missing or unreadable, names are not unique, a tile has no spot, tiles
@@ -238,21 +203,25 @@ def open_cohort(path: str | Path) -> Cohort:
     in_tiles = pd.Series([s.um_per_px for s in sections], index=samples.index)
     samples["um_per_px"] = samples.um_per_px.fillna(in_tiles)
     checks.genes_in_common(sections)
-    notes += odd_splits(path)
-    for note in notes:
-        warnings.warn(note, stacklevel=2)
+    notes = _warned(notes + odd_splits(path))
     genes, split_ids = read_genes(path), read_splits(path, samples)
     return Cohort(path, samples, tuple(sections), genes, split_ids, has_tiles, tuple(notes))
 
 
+def _warned(notes: list[str]) -> list[str]:
+    """Give these warnings to whoever called the function that calls this one."""
+    for note in notes:
+        warnings.warn(note, stacklevel=3)
+    return notes
+
+
 def _agreed(tables: list[pd.DataFrame], genes: pd.Index) -> pd.DataFrame:
-    """Per-gene columns that every section has and on which none contradicts another."""
+    """Per-gene columns that every section has and that have the same value in all sections."""
     columns = [c for c in tables[0] if all(c in table for table in tables)]
     stacked = pd.concat([table[columns].astype(object) for table in tables])
     stacked = stacked[stacked.index.isin(genes)]
     same = [c for c in columns if stacked.groupby(level=0)[c].nunique(dropna=False).max() == 1]
-    first = stacked.loc[~stacked.index.duplicated(), same].reindex(genes)
-    return first.infer_objects()
+    return stacked.loc[~stacked.index.duplicated(), same].reindex(genes).infer_objects()
 
 
 def _stacked(arrays: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -17,35 +17,27 @@ def log_cp10k(adata: ad.AnnData, dense: bool = True) -> np.ndarray | sparse.csr_
 
     Args:
         adata: raw counts in X. The total is obs["total_counts"], which a cohort takes before genes
-            are joined. Without that column, as in your own AnnData, it is the sum over all genes.
+            are joined. Without that column, it is the sum over all genes.
         dense: True gives an array, False a CSR matrix, for cohorts too large for an array.
 
     Raises:
         PekaError: no X, or a total that is NaN, infinite or negative.
     """
-    total = _totals(adata)  # (n,)
-    scale = np.divide(1e4, total, out=np.zeros_like(total), where=total > 0)  # (n,)
-    logged = np.log1p(
-        sparse.csr_matrix(adata.X, dtype=np.float64).multiply(scale[:, None])
-    )  # (n, G)
-    logged = logged.tocsr().astype(np.float32)
-    return logged.toarray() if dense else logged
-
-
-def _totals(adata: ad.AnnData) -> np.ndarray:
-    """Total counts (n,) float64 of each spot."""
     if adata.X is None:
         raise PekaError("this AnnData has no X; expected raw counts (n, G) in it.")
     given = adata.obs["total_counts"] if "total_counts" in adata.obs else adata.X.sum(axis=1)
-    total = np.asarray(given, dtype=np.float64).ravel()
-    bad = ~(np.isfinite(total) & (total >= 0))
-    if bad.any():
+    total = np.asarray(given, dtype=np.float64).ravel()  # (n,)
+    wrong = ~(np.isfinite(total) & (total >= 0))
+    if wrong.any():
         raise PekaError(
-            f"total counts of {bad.sum()} of {len(bad)} spots are NaN, infinite or negative "
-            f"(first: {adata.obs_names[bad][0]}); expected sums of raw counts. "
+            f"total counts of {wrong.sum()} of {len(wrong)} spots are NaN, infinite or negative "
+            f"(first: {adata.obs_names[wrong][0]}); expected sums of raw counts. "
             "Look at X and obs['total_counts']."
         )
-    return total
+    scale = np.divide(1e4, total, out=np.zeros_like(total), where=total > 0)  # (n,)
+    counts = sparse.csr_matrix(adata.X, dtype=np.float64)  # (n, G)
+    logged = np.log1p(counts.multiply(scale[:, None])).tocsr().astype(np.float32)
+    return logged.toarray() if dense else logged
 
 
 def variable_genes(
@@ -53,37 +45,32 @@ def variable_genes(
 ) -> list[str]:
     """The `n_genes` most variable genes of some spots, in the order of `adata.var_names`.
 
-    This is scanpy's highly_variable_genes with flavor seurat and batch_key sample: genes are
-    ordered by the number of sections in which they are variable, then by mean normalised
-    dispersion.
+    This is scanpy's highly_variable_genes with flavor seurat and batch_key sample. It orders genes
+    by the number of sections in which they vary most, then by mean normalised dispersion.
 
     Args:
         log: log counts (n, G) of all spots.
-        adata: of the same spots; obs column sample and var_names are read.
-        rows: mask (n,) of the spots that choose.
-        seen: tables of sections, kept from one split to the next, because the step within a section
-            depends on its spots alone.
+        adata: the same spots; only obs["sample"] and var_names are read.
+        rows: mask (n,) of the spots that the choice may use.
+        seen: a cache of section tables for the next split, because the table of a section depends
+            on its own spots only.
     """
     seen = {} if seen is None else seen
     samples = adata.obs["sample"].to_numpy()
     tables = []
     for sample in sorted(set(samples[rows])):
-        here = np.flatnonzero(rows & (samples == sample))
-        key = here.tobytes()
+        spots = np.flatnonzero(rows & (samples == sample))
+        key = spots.tobytes()
         if key not in seen:
-            seen[key] = section_table(log[here], adata.var_names, n_genes)
+            seen[key] = section_table(log[spots], adata.var_names, n_genes)
         tables.append(seen[key])
     return best_genes(tables, adata.var_names, n_genes)
 
 
 def best_genes(tables: list[pd.DataFrame], names: pd.Index, n_genes: int) -> list[str]:
-    """The second step of `variable_genes`: the best genes over all `section_table`s.
+    """The second step of `variable_genes`: the best genes of all `section_table`s.
 
-    Returns:
-        genes in the order of `names`.
-
-    Raises:
-        PekaError: no gene varies in any section.
+    They are in the order of `names`; PekaError if no gene varies in any section.
     """
     ranked = [table for table in tables if table.to_numpy().any()]
     if not ranked:
@@ -102,8 +89,8 @@ def section_table(
 ) -> pd.DataFrame:
     """The first step of `variable_genes`: scanpy's table of one section, one row a gene.
 
-    Genes that the section does not express count as 0, as in scanpy's batches. Where no gene can be
-    ranked (no counts, one spot, or no gene that varies) all count as 0.
+    Genes that the section does not express count as 0, as in scanpy's batches. All genes count as 0
+    if none can be ranked (no counts, one spot, or no gene that varies).
 
     Args:
         log: log counts (n, G) of the section's spots.
@@ -119,18 +106,13 @@ def section_table(
         table = sc.pp.highly_variable_genes(
             section, n_top_genes=n_genes, flavor="seurat", inplace=False
         )
-    except (ValueError, IndexError):
-        if _some_vary(log):
+    except (ValueError, IndexError):  # scanpy's errors if all dispersions (variance / mean) agree
+        counts = np.expm1(log[:, expressed])
+        dispersion = counts.var(0) / counts.mean(0)  # (expressed,)
+        if dispersion.max() > dispersion.min() * (1 + 1e-5):
             raise
         return silent
     return table[["highly_variable", "dispersions_norm"]].astype(float).reindex(names, fill_value=0)
-
-
-def _some_vary(log: np.ndarray) -> bool:
-    """Whether genes of `log (n, G)` differ in dispersion (variance / mean) and can be ranked."""
-    counts = np.expm1(log[:, log.any(0)])
-    dispersion = counts.var(0) / counts.mean(0)  # (expressed,)
-    return bool(dispersion.max() > dispersion.min() * (1 + 1e-5))
 
 
 def top_genes(cohort, n_genes: int) -> list[str]:
@@ -144,17 +126,14 @@ def top_genes(cohort, n_genes: int) -> list[str]:
 
 
 def authors_genes(adata: ad.AnnData, n_genes: int) -> list[str]:
-    """The authors' choice of target genes (their step1_process_hvg.py).
+    """The authors' choice of target genes (their step1_process_hvg.py), in the order of var_names.
 
     They use scanpy's normalize_total to the median depth, log1p, and highly_variable_genes with
-    flavor seurat and the section as batch. One section is dense at a time. A gene that a section
-    did not measure counts as one that it does not express.
+    flavor seurat and the section as batch. One section is dense at a time.
 
     Args:
-        adata: raw counts (n, G) of all sections, outer join.
-
-    Returns:
-        genes in the order of `adata.var_names`.
+        adata: raw counts (n, G) of all sections, outer join: a gene that a section did not measure
+            counts as one that it does not express.
     """
     total, samples = np.asarray(adata.X.sum(1)).ravel(), adata.obs["sample"].to_numpy()  # (n,)
     depth, tables = np.median(total[total > 0]), []

@@ -15,24 +15,20 @@ KEEP_IN_MEMORY = 2e9  # bytes
 def cut_tile(
     image: np.ndarray, centre_xy: tuple[float, float], um_per_px: float
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Cut the 112 um window around a spot and resize it to 224 px.
+    """Cut the 112 um window around a spot and resize it to 224 px, as hestcore does.
 
-    This is the rule of hestcore (mahmoodlab/HEST since August 2024) for slides read at full
-    resolution: with s = 112 / um_per_px, the top-left corner is centre - floor(s / 2) truncated
-    towards zero, and the side is round(s). Pixels outside the image are black. OpenCV resizes,
-    bilinear, without antialiasing.
+    The rule (mahmoodlab/HEST since August 2024, slides at full resolution): with
+    s = 112 / um_per_px, the top-left corner is centre - floor(s / 2), truncated towards zero, and
+    the side is round(s). Pixels outside the image are black. OpenCV resizes bilinearly, without
+    antialiasing.
 
     Args:
         image: uint8 (H, W, 3) RGB.
-        centre_xy: spot centre (x, y) in px of `image`, whole numbers or not.
+        centre_xy: spot centre (x, y) in px of `image`, integer or not.
         um_per_px: micrometres per pixel of `image`.
 
     Returns:
         tile uint8 (224, 224, 3), and the (x, y) of its top-left corner in `image`.
-
-    Raises:
-        PekaError: an image of another type or shape, a centre that is not two finite numbers, or a
-            pixel size that is not above 0.
     """
     as_pixels(image, "the image", 3)
     centre = np.asarray(centre_xy, dtype=np.float64)
@@ -66,7 +62,7 @@ class TileReader:
     """Tiles of a cohort in its spot order; `reader[rows]` gives uint8 (m, 224, 224, 3).
 
     Args:
-        parts: (patches file, (n_i,) rows in it) of each section, in order.
+        parts: (patches file, rows (n_i,) of its tiles) of each section, in order.
     """
 
     dtype = np.dtype(np.uint8)
@@ -86,25 +82,24 @@ class TileReader:
         return len(self), TILE, TILE, 3
 
     def __getitem__(self, which) -> np.ndarray:
-        """Tiles of an index array, slice or mask over spots, in the order asked for."""
+        """Tiles of an index array, slice or mask over spots, in the order of the request.
+
+        Tiles stay in memory once as many were read as there are, if they fit.
+        """
         spots = np.atleast_1d(np.arange(len(self))[which])
         if self._kept is None:
             self._seen += len(spots)
-            if not self._wants_memory(spots):
+            again = len(spots) == len(self) or self._seen > len(self)
+            if not again or math.prod(self.shape) >= KEEP_IN_MEMORY:
                 return self._read(spots)
             self._kept = self._read(np.arange(len(self)))
         return self._kept[spots]
 
-    def _wants_memory(self, spots: np.ndarray) -> bool:
-        """True once everything was asked for, in one call or over many, and it fits."""
-        again = len(spots) == len(self) or self._seen > len(self)
-        return again and math.prod(self.shape) < KEEP_IN_MEMORY
-
     def _read(self, spots: np.ndarray) -> np.ndarray:
         tiles = np.empty((len(spots), TILE, TILE, 3), dtype=np.uint8)
-        part = np.searchsorted(self._starts, spots, side="right") - 1  # (m,) section of each spot
-        for i in np.unique(part):
+        section = np.searchsorted(self._starts, spots, side="right") - 1  # (m,) of each spot
+        for i in np.unique(section):
             path, rows = self._parts[i]
-            places = np.flatnonzero(part == i)
+            places = np.flatnonzero(section == i)
             tiles[places] = read_rows(path, rows[spots[places] - self._starts[i]])
         return tiles

@@ -321,8 +321,10 @@ def _fetch(arguments: argparse.Namespace) -> None:
 
 
 def _fetch_teacher(profile: Profile, dry_run: bool = False) -> None:
-    """Download and verify the files of the profile's teacher; only scFoundation has any."""
-    if profile.teacher == "scfoundation":
-        from ..models.scfoundation import fetch_files
+    """Download and verify the files of the profile's teacher, if it has any."""
+    from ..downloads.fetch import fetch
+    from ..downloads.manifest import source_files
+    from ..teachers import TEACHERS
 
-        fetch_files(profile.teacher_options, dry_run)
+    if files := TEACHERS[profile.teacher].files(profile.teacher_options):
+        fetch(source_files(profile.teacher, files), dry_run)

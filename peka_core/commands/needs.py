@@ -8,19 +8,19 @@ from typing import NamedTuple
 import torch
 
 from ..common.errors import PekaError
-from ..downloads.manifest import load_manifest
+from ..downloads.manifest import load_manifest, source_files
 from ..drawn.worlds import OWN
 from ..encoders import Encoder, load_encoder
-from ..models import backbones, own_file, scfoundation
+from ..models import backbones, own_file
 from ..models.encoder_files import BUNDLED, location, rows
 from ..recipe import mixes_patients
 from ..runner.profile import Profile
 from ..runner.rungs import as_rung
 from ..sources.hest_files import COUNT_BYTES, TILE_BYTES
+from ..teachers import TEACHERS
 from ..tiles import KEEP_IN_MEMORY
 
 TOKENS = 2_500  # expressed genes of a spot, for the teacher's cost: an assumption
-SCFOUNDATION_DIM = 3072
 PROCESS_GB = 1.9  # Python with torch, figures, a small student; `demo` took 2.35 with its data
 GENES = {"demo": 600, "her2st": 12_000}  # genes that a cohort measures
 OTHER_GENES = 18_000  # genes of other sources: an assumption
@@ -240,17 +240,16 @@ def _downloads(profile: Profile, spots: int, networks: dict, weights: dict[str, 
         files = load_manifest()["sources"]["her2st"]["files"]
         paths = (her2st._paths(section).values() for section in _her2st_sections(profile))
         total += sum(files[path].get("size", 0) for group in paths for path in group)
-    return total + (teacher_bytes() if profile.teacher == "scfoundation" else 0)
+    return total + teacher_bytes(profile)
 
 
-def teacher_bytes() -> int:
-    """Size of scFoundation's checkpoint, from the manifest."""
-    files = load_manifest()["sources"]["scfoundation"]["files"]
-    return files[scfoundation.FILES["checkpoint"]]["size"]
+def teacher_bytes(profile: Profile) -> int:
+    """Size of the files of the profile's teacher, from the manifest."""
+    if not (wanted := TEACHERS[profile.teacher].files(profile.teacher_options)):
+        return 0
+    return sum(file.facts.get("size", 0) for file in source_files(profile.teacher, wanted))
 
 
 def teacher_dim(profile: Profile) -> int:
     """Dimension of the teacher's space."""
-    if profile.teacher == "scfoundation":
-        return SCFOUNDATION_DIM
-    return profile.teacher_options["n_components"]
+    return TEACHERS[profile.teacher].dim(profile.teacher_options)

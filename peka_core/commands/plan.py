@@ -20,6 +20,7 @@ from ..models.encoder_files import check_names, location, rows
 from ..recipe import METHODS, Recipe
 from ..runner.profile import Profile
 from ..student import Student
+from ..teachers import TEACHERS
 from .doctor import room
 from .needs import TOKENS, bytes_of, meta_encoder, size_of, teacher_bytes, teacher_dim, work_of
 
@@ -197,7 +198,7 @@ def _hours(profile: Profile, work: list, encoders: dict, costs: dict, card: Gpu)
         embed = embedded * cost.forward
         seconds = learn / card.peak() + embed / card.peak(half)
         table.append((f"{what}, {name}", learn + embed, seconds))
-    if profile.teacher == "scfoundation":
+    if profile.teacher == "scfoundation":  # the only teacher whose cost counts
         precision = profile.teacher_options.get("precision", "float32")
         flops = work[0].embedded * teacher_flops()
         title = f"scFoundation in {precision}, {TOKENS} genes a spot assumed"
@@ -240,7 +241,7 @@ def _gates(profile: Profile, encoders: dict[str, Encoder], weights: dict[str, st
             gb, row = bytes_of(encoder) / 1e9, rows()[name]
             where = f"{row.terms}; about {gb:.2f} GB, {location(row)[1]}"
         lines.append(f"{name}: {where}")
-    if profile.teacher == "scfoundation":
-        terms = "weights for non-commercial research"
-        lines.append(f"scfoundation: {terms}, {teacher_bytes() / 1e9:.2f} GB, no gate")
+    if size := teacher_bytes(profile):
+        terms = TEACHERS[profile.teacher].description
+        lines.append(f"{profile.teacher}: {size / 1e9:.2f} GB; {terms}")
     return lines

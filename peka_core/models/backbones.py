@@ -175,6 +175,11 @@ def from_hf_vit(state: State) -> State:
 LAYOUTS = {"timm": lambda state: state, "ctranspath": from_ctranspath, "hf_vit": from_hf_vit}
 
 
+def load_weights(model: nn.Module, path: str | Path, name: str, layout: str = "timm") -> None:
+    """Read a file of weights, in one of `LAYOUTS`, into the model of an encoder."""
+    put_weights(model, LAYOUTS[layout](read_weights(Path(path), name)), path, name)
+
+
 def read_weights(path: Path, name: str) -> State:
     """The tensors of a file of weights, safetensors or PyTorch's; code in the file is not run.
 

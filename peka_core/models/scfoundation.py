@@ -11,6 +11,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, Self
 
 import anndata
 import numpy as np
@@ -38,6 +39,7 @@ CHOICES = {
 AUTHORS = {
     "mode": "gene", "pre_normalized": "F", "target": "f1", "pool": "all", "precision": "float32",
 }  # fmt: skip
+DIM = 768  # width of the real network
 WITHOUT_EFFECT = ("tokens", "device")  # options that change no number
 LARGEST = np.log1p(1e4)  # a normalised value: all counts of a spot in one gene
 MASK_VALUE = 102.0  # from here on, the network takes a value for a mask or padding
@@ -89,11 +91,12 @@ class ScFoundation:
     device: str | None = None
 
     description = (
-        "scFoundation's encoder, 3072-d with the real weights (1.4 GB), fits nothing; code and "
-        "vocabulary Apache-2.0, weights for non-commercial research only; no gate known"
+        "scFoundation's encoder, 3072-d with the real weights (1.4 GB), needs no fit; code and "
+        "vocabulary Apache-2.0, weights for non-commercial research only; no access request known"
     )
-    name, is_fitted = SOURCE, False
+    name, needs_fit = SOURCE, False
     gene_join = "outer"  # a gene that one section did not measure counts where it was measured
+    modules: ClassVar[tuple[str, ...]] = ("models.scfoundation", "models.scfoundation_network")
 
     def __post_init__(self):
         self.device = self.device or best_device()
@@ -143,7 +146,7 @@ class ScFoundation:
             raise PekaError(f"{path} knows {known} genes, and {other}: give two files that fit")
         return network.to(self.device)
 
-    def fit(self, adata: anndata.AnnData) -> "ScFoundation":
+    def fit(self, adata: anndata.AnnData) -> Self:
         """Do nothing: scFoundation comes trained."""
         return self
 
@@ -279,6 +282,22 @@ class ScFoundation:
         ids[is_gene], ids[t], ids[s] = x.indices, len(self.symbols), len(self.symbols) + 1
         return values, ids, lengths
 
+    @staticmethod
+    def dim(options: dict) -> int:
+        """d_t with the real weights."""
+        return DIM * (4 if options.get("pool", "all") == "all" else 1)
+
+    @staticmethod
+    def files(options: dict) -> list[str]:
+        """The files of the manifest that the options do not replace."""
+        return [file for option, file in FILES.items() if not options.get(option)]
+
+    @staticmethod
+    def named_options(options: dict) -> dict:
+        """Options that can change a number, with digests in place of paths; they name a unit."""
+        left_out = (*WITHOUT_EFFECT, *FILES)
+        return {k: v for k, v in options.items() if k not in left_out} | digests(options)
+
     def facts(self, adata: anndata.AnnData) -> dict:
         """Settings, digests, licence, and how many spots each choice keeps, for uns["teacher"]."""
         spots = self.examine(adata)
@@ -295,12 +314,6 @@ class ScFoundation:
                 str(m): int((fine & (genes >= m)).sum()) for m in (0, QC_GENES)
             },
         }
-
-
-def fetch_files(options: dict, dry_run: bool = False) -> list[Path]:
-    """Fetch and verify those of the two files that the options do not give; or list them."""
-    wanted = [file for option, file in FILES.items() if not options.get(option)]
-    return fetch(source_files(SOURCE, wanted), dry_run)
 
 
 def given_file(option: str, path: str | Path) -> Path:
@@ -332,12 +345,6 @@ def as_authors(options: dict) -> bool:
     mine = {name: options.get(name, value) for name, value in AUTHORS.items()}
     same_files = digests(options) == digests({})
     return mine == AUTHORS and options.get("min_genes", 0) in (0, QC_GENES) and same_files
-
-
-def named_options(options: dict) -> dict:
-    """Options as they name a unit: digests for paths, and only what can change a number."""
-    left_out = (*WITHOUT_EFFECT, *FILES)
-    return {k: v for k, v in options.items() if k not in left_out} | digests(options)
 
 
 @functools.lru_cache

@@ -1,11 +1,13 @@
 """Tensors from a file of weights, read without running any code that it may hold."""
 
+import hashlib
 import os
 import re
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from ..common.errors import PekaError
 from ..common.file_kinds import PICKLE, SAFETENSORS, ZIP, what_is
@@ -53,7 +55,7 @@ def _why(error: Exception) -> str:
 
 
 def given_weights(name: str, path: str | Path) -> Path:
-    """The user's file for an encoder; PekaError where it does not exist or may not be read."""
+    """The user's file for an encoder; PekaError if it does not exist or may not be read."""
     if not Path(path).is_file():
         raise PekaError(
             f"no weights for encoder {name!r} at {path}: give the file as --weights {name}=PATH"
@@ -63,3 +65,12 @@ def given_weights(name: str, path: str | Path) -> Path:
             f"{path}: you may not read these weights for encoder {name!r}; ask their owner"
         )
     return Path(path)
+
+
+def state_digest(model: nn.Module) -> str:
+    """sha256 over names and bytes of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        flat = value.detach().cpu().contiguous().flatten()
+        digest.update(key.encode() + flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -30,6 +30,8 @@ def code_of(unit) -> str:
 
     Networks and teachers that the unit does not use have no part in it.
     """
+    from ..teachers import TEACHERS
+
     begin, aside = {"cohort", *STAGES.get(unit.stage, ())}, set()
     if unit.taught_by:
         begin |= {*TRAINED}
@@ -39,8 +41,9 @@ def code_of(unit) -> str:
         begin |= {"teachers", "targets"}
     if unit.method == "oracle":
         begin |= {"drawn.oracle", "drawn.demo"}
-    if not unit.teacher.startswith("scfoundation"):
-        aside |= {"models.scfoundation", "models.scfoundation_network"}
+    for name, teacher in TEACHERS.items():
+        if not unit.teacher.startswith(name):
+            aside.update(teacher.modules)
     if unit.encoder.partition("@")[0] in ("mini", "random", ""):
         aside.add("models.backbones")
     made = digest_of_code(frozenset(begin), frozenset(aside))

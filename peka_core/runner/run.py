@@ -276,9 +276,7 @@ class Run:
     @property
     def teacher_name(self) -> str:
         """Name and options of the profile's teacher; options that are files are named by digest."""
-        options = self.profile.teacher_options
-        if self.profile.teacher == "scfoundation":
-            from ..models.scfoundation import named_options
+        from ..teachers import TEACHERS
 
-            options = named_options(options)
+        options = TEACHERS[self.profile.teacher].named_options(self.profile.teacher_options)
         return f"{self.profile.teacher}{json.dumps(options, sort_keys=True)}"

@@ -61,7 +61,7 @@ def teacher(work: Run, split: Split | str, rung: Rung | str = "bat") -> ad.AnnDa
 
         model = load_teacher(work.profile.teacher, **work.profile.teacher_options)
         adata = work.cohort().adata(join=model.gene_join)
-        if not model.is_fitted:  # it is the same for all splits and seeds, so it is embedded once
+        if not model.needs_fit:  # it is the same for all splits and seeds, so it is embedded once
             unit_of_all = work.unit("embedding", teacher=work.teacher_name)
             x_teacher = _array(work, unit_of_all, functools.partial(model.embed, adata))
             model = Embedded(model, x_teacher)

@@ -138,7 +138,7 @@ def test_ram_and_disk_are_counted_from_spots_genes_and_tables(monkeypatch, tmp_p
     monkeypatch.setattr(needs, "meta_encoder", tiny)
     profile, encoder = load_profile("hest-kidney"), tiny()
     kidney = needs.needs(profile)
-    spots, dim, width = 74_220, needs.SCFOUNDATION_DIM, encoder.dim
+    spots, dim, width = 74_220, needs.teacher_dim(profile), encoder.dim
     counts = spots * needs.TOKENS * needs.COUNT_PEAK + 4_992 * 18_000 * needs.DENSE_PEAK
     ram = needs.PROCESS_GB + (needs.bytes_of(encoder) + counts) / 1e9  # tiles stay on disk
     assert kidney.ram == pytest.approx(ram)

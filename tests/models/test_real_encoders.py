@@ -32,7 +32,7 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv("PEKA_CACHE", str(tmp_path))
     monkeypatch.setattr(folders, "root", lambda: tmp_path)
     asked = lambda *_: pytest.fail("1.4 GB were asked for first")
-    monkeypatch.setattr(scfoundation, "fetch_files", asked)
+    monkeypatch.setattr(scfoundation.ScFoundation, "files", asked)
     return tmp_path
 
 

@@ -459,7 +459,7 @@ def test_the_vocabulary_comes_from_a_mirror_and_absent_weights_are_named(vocabul
 def test_units_are_named_by_weights_and_settings_and_not_by_places(vocabulary, tmp_path):
     def name(**options):
         options = {"vocabulary": str(vocabulary)} | options
-        return json.dumps(scfoundation.named_options(options), sort_keys=True)
+        return json.dumps(scfoundation.ScFoundation.named_options(options), sort_keys=True)
 
     moved = tmp_path / "moved.ckpt"
     moved.write_bytes(CHECKPOINT.read_bytes())
