@@ -57,15 +57,6 @@ def test_permutation_moves_training_targets_only_and_follows_the_seed():
     np.testing.assert_allclose(first.mean(), task.targets[task.split.train].mean(), atol=0.2)
 
 
-def test_library_size_predicts_what_zero_dropping_rewards():
-    cohort = draw(patients=3, spots=120, depth=60)
-    log = controls.library_size(cohort)
-    np.testing.assert_allclose(log[:, 0], np.log(1 + cohort.counts.sum(1)), rtol=1e-6)
-    kept, dropped = (pcc(cohort, log, rules, "pooled").mean() for rules in (PAPER, DROPPED))
-    assert dropped > kept + 0.1
-    assert controls.slide_and_library_size(cohort).shape == (720, 7)
-
-
 def plain_nearest(cohort, task, gene, spot, candidates, k=8):
     """Mean of the k nearest by a full distance matrix."""
     targets, sample = task.targets[:, gene], cohort.obs["sample"].to_numpy()
@@ -129,10 +120,3 @@ def test_oracle_is_drawn_once_for_its_scheme_and_read_by_gene(protocol, expected
     scores = pcc(cohort, drawn_oracle.oracle(cohort), protocol, protocol.pooling)
     np.testing.assert_allclose(scores, 1, atol=1e-5)
     assert calls == [expected]
-
-
-@pytest.mark.parametrize("name", ["slide_one_hot", *controls.REFERENCES])
-def test_named_builders_give_what_evaluate_takes(name):
-    cohort = draw()
-    predictor = (controls.CONTROLS | controls.REFERENCES)[name](cohort)
-    assert len(evaluate(cohort, predictor, PAPER).scores)

@@ -14,7 +14,7 @@ from peka_core.cohort import Split
 from peka_core.common.errors import PekaError
 from peka_core.evaluation import Evaluation, evaluate, predict_with_head
 from peka_core.protocols import PROTOCOLS
-from peka_core.statistics import MIN_SECTION_SPOTS, paired, summarise
+from peka_core.statistics import MIN_SECTION_SPOTS, summarise
 from peka_core.tasks import make_tasks
 
 PAPER = replace(PROTOCOLS["peka_paper"], n_genes=10)
@@ -104,12 +104,13 @@ def test_changed_test_counts_change_no_prediction_of_strict():
     cohort, changed = draw(), draw()
     test = cohort.splits[0].test
     changed.counts[test] = np.random.default_rng(9).poisson(20, changed.counts[test].shape)
-    ours, theirs = (
-        predict_with_head(c.features, make_tasks(c, STRICT)[0]) for c in (cohort, changed)
-    )
-    for name in ours:
-        assert ours[name][0] == theirs[name][0]
-        np.testing.assert_array_equal(ours[name][1], theirs[name][1])
+    ours, theirs = (make_tasks(c, STRICT) for c in (cohort, changed))
+    assert ours[0].genes == theirs[0].genes
+    assert ours[1].genes != theirs[1].genes  # the same counts do count where they train
+    before, after = (predict_with_head(cohort.features, t[0]) for t in (ours, theirs))
+    for name, (alpha, predicted) in before.items():
+        assert after[name][0] == alpha
+        np.testing.assert_array_equal(after[name][1], predicted)
 
 
 def test_undefined_values_are_counted_and_never_zero():
@@ -120,9 +121,7 @@ def test_undefined_values_are_counted_and_never_zero():
     row = of_section(evaluate(cohort, cohort.features, STRICT, tasks).scores)
     assert silent and row["n_undefined"] == silent and row["n_genes"] == 10 and row["pcc"] > 0
 
-    def constant(task, train, test):
-        return np.tile(task.targets[train].mean(0), (len(test), 1))
-
+    constant = lambda task, train, test: np.tile(task.targets[train].mean(0), (len(test), 1))
     scores = evaluate(cohort, constant, STRICT, tasks).scores
     assert scores["pcc"].isna().all() and (scores["n_undefined"] == scores["n_genes"]).all()
 
@@ -138,13 +137,6 @@ def test_a_predictor_that_leaves_a_spot_out_is_undefined_for_that_gene():
     first = of_section(evaluate(cohort, gap, STRICT).scores)
     assert first["n_undefined"] == 1 and np.isnan(first["alpha_value"])
     assert first["pcc"] == pytest.approx(1)
-
-
-def test_small_sections_have_no_pcc():
-    cohort = draw(spots=MIN_SECTION_SPOTS - 1)
-    scores = evaluate(cohort, cohort.features, STRICT, alpha=1.0).scores
-    assert rows(scores, "section")["pcc"].isna().all()
-    assert rows(scores, "pooled")["pcc"].notna().all()
 
 
 def test_predictions_hold_each_test_spot_once_per_split():
@@ -187,24 +179,12 @@ def test_gene_table_equals_pearson_on_the_predictions(protocol):
         assert gene["pcc"] == pytest.approx(mean.mean(), abs=1e-5) and gene["n"] == len(mean)
 
 
-def test_real_signal_beats_noise_in_pairs_over_patients():
-    cohort = draw()
-    noise = np.random.default_rng(99).normal(size=cohort.features.shape)
-    ours, theirs = (evaluate(cohort, x, STRICT).scores for x in (cohort.features, noise))
-    difference = paired(ours, theirs)
-    assert difference["low"] > 0 and difference["n"] == 4
-    assert abs(summarise(theirs, STRICT)["mean"].iloc[0]) < 0.1
-
-
 def test_features_may_differ_by_split():
     cohort = draw()
-    noise = np.random.default_rng(99).normal(size=cohort.features.shape)
+    tasks, noise = make_tasks(cohort, STRICT), cohort.features[::-1]
     by_split = {f"patients/{i}": noise if i == 2 else cohort.features for i in range(4)}
-    tasks = make_tasks(cohort, STRICT)
-    mixed, plain = (
-        rows(evaluate(cohort, x, STRICT, tasks).scores, "section")
-        for x in (by_split, cohort.features)
-    )
+    both = (evaluate(cohort, x, STRICT, tasks).scores for x in (by_split, cohort.features))
+    mixed, plain = (rows(scores, "section") for scores in both)
     same = mixed["pcc"].to_numpy() == plain["pcc"].to_numpy()
     np.testing.assert_array_equal(same, mixed["split"] != "patients/2")
 

@@ -51,24 +51,11 @@ def test_tissue_map_is_in_micrometres_with_y_downwards():
     assert ax.get_ylim()[0] > ax.get_ylim()[1]
 
 
-def test_paired_dots_show_every_patient_with_a_value():
-    row = {"label": "bat", "predictor": "bat", "mean": 0.1, "low": 0.0, "high": 0.2}
-    table = pd.DataFrame([row | {"values": pd.Series([0.1, np.nan, 0.2])}])
-    assert len(figures.paired_dots(table).lines[0].get_xdata()) == 2
-
-
 def test_score_dots_are_sorted_and_an_undefined_mean_is_written_out():
     table = pd.DataFrame({"label": ["a", "b"], "predictor": ["x", "y"], "mean": [0.2, np.nan]})
     ax = figures.score_dots(table.assign(kind="control", **NO_INTERVAL))
     assert texts(ax.get_yticklabels()) == ["b", "a"]  # from below
     assert texts(ax.texts) == ["undefined"] and ax.texts[0].get_position()[1] == 0
-
-
-def test_save_writes_a_whole_png(tmp_path):
-    figures.grid(1)
-    figures.save(plt.gcf(), tmp_path, "one")
-    assert [path.name for path in tmp_path.iterdir()] == ["one.png"]
-    assert (tmp_path / "one.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_a_ladder_shows_each_rung_once_in_order_with_its_interval():
@@ -91,13 +78,6 @@ def test_a_rung_below_the_floor_is_written_as_a_number():
     ax = figures.rungs(table, floor=-0.1)
     assert ax.get_xlim()[0] == -0.1 and texts(ax.texts) == ["◂ -0.400"]
     assert not figures.rungs(table).texts
-
-
-def test_curves_have_a_panel_each_and_keep_the_order_of_values():
-    table = pd.DataFrame({"curve": ["k", "k", "tau"], "value": ["8", "leiden", "1.0"]})
-    axes = figures.curves(table.assign(genes="all", mean=0.1, low=0.0, high=0.2))
-    assert [ax.get_title() for ax in axes] == ["k", "tau"]
-    assert texts(axes[0].get_xticklabels()) == ["8", "leiden"]
 
 
 @pytest.mark.parametrize(

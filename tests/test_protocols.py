@@ -10,11 +10,8 @@ from sklearn.model_selection import KFold
 
 from peka_core.cohort import Split, open_cohort
 from peka_core.common.errors import PekaError
-from peka_core.drawn.oracle import oracle
 from peka_core.genes import log_cp10k, section_table, variable_genes
-from peka_core.layout.gene_columns import columns_of
 from peka_core.protocols import PROTOCOLS
-from peka_core.studies.ceiling import split_half_ceiling
 from peka_core.tasks import make_tasks
 
 PAPER = replace(PROTOCOLS["peka_paper"], n_genes=10)
@@ -62,17 +59,6 @@ def test_targets_are_log_cp10k_of_every_spot_with_the_groups_of_the_genes():
     assert task.gene_groups == ["cue" if c % 2 else "composition" for c in columns]
 
 
-def test_a_cohort_on_disk_gives_the_same_tasks_as_plain_numpy(tiny_cohort):
-    cohort = open_cohort(tiny_cohort)
-    tasks, patient = make_tasks(cohort, STRICT), cohort.obs["patient"]
-    assert [task.split.name for task in tasks] == [f"patients/{i}" for i in range(4)]
-    log = pd.DataFrame(log_cp10k(cohort.adata()), columns=cohort.adata().var_names)
-    for task in tasks:
-        held_out = set(patient[task.split.test])
-        assert len(held_out) == 1 and not held_out & set(patient[task.split.train])
-        np.testing.assert_array_equal(task.targets, log[task.genes])
-
-
 def splits_that_test(cohort, protocol=STRICT):
     """How many splits test each spot."""
     return sum(split.test.astype(int) for split in protocol.splits(cohort))
@@ -86,27 +72,6 @@ def test_strict_leaves_copies_out_of_both_sides_and_paper_keeps_them():
     assert (splits_that_test(cohort, PAPER) == 1).all()
     cohort.obs["duplicate_of"] = cohort.obs["duplicate_of"].replace("P3B", "elsewhere")
     assert (splits_that_test(cohort) == 1).all()  # the original is not in the cohort
-
-
-@pytest.mark.parametrize(
-    "duplicate_of",
-    [{"P3A": "P3B", "P3B": "P3A"}, {"P3A": "P2B", "P2B": "P1B", "P1B": "P3A"}, {"P3B": "P3B"}],
-)
-def test_of_copies_named_in_a_ring_one_stays(duplicate_of):
-    cohort = draw()
-    cohort.obs["duplicate_of"] = cohort.obs["sample"].map(duplicate_of).fillna("")
-    lost = set(cohort.obs["sample"][splits_that_test(cohort) == 0])
-    assert len(lost) == len(duplicate_of) - 1 and lost < {*duplicate_of, ""}
-
-
-def test_test_counts_change_nothing_that_is_chosen():
-    cohort, changed = draw(), draw()
-    test = cohort.splits[0].test
-    changed.counts[test] = np.random.default_rng(9).poisson(20, changed.counts[test].shape)
-    ours, theirs = (make_tasks(c, STRICT) for c in (cohort, changed))
-    assert ours[0].genes == theirs[0].genes
-    np.testing.assert_array_equal(ours[0].targets[~test], theirs[0].targets[~test])
-    assert ours[1].genes != theirs[1].genes  # the same counts do count where they train
 
 
 @pytest.mark.parametrize("train, test, named", [
@@ -124,13 +89,6 @@ def test_splits_that_hold_nothing_out_are_refused(train, test, named):
     cohort.splits = [Split(f"{scheme}/0", spots(train), spots(test))] if train else []
     with pytest.raises(PekaError, match=named):
         make_tasks(cohort, STRICT)
-
-
-def test_sections_of_one_patient_may_be_held_out_as_sections():
-    cohort = draw(patients=1, sections=3)
-    test = (cohort.obs["sample"] == "P0B").to_numpy()
-    cohort.splits = [Split("sections/0", ~test, test)]
-    assert make_tasks(cohort, STRICT)[0].split.test.sum() == 30
 
 
 def test_dropped_zeros_are_nan_and_rare_genes_skipped():
@@ -162,13 +120,6 @@ def test_genes_that_are_all_alike_are_not_ranked():
     names = pd.Index([f"G{i}" for i in range(9)])
     for log in (np.full((14, 9), 2.0), np.eye(14, 1) * np.full(9, 1.3)):
         assert not section_table(log, names, 5).to_numpy().any()
-
-
-def test_a_failure_of_scanpy_on_a_sound_section_is_not_hidden(monkeypatch):
-    adata = draw().adata()
-    monkeypatch.setattr(sc.pp, "highly_variable_genes", lambda *_, **__: [][0])
-    with pytest.raises(IndexError):
-        section_table(log_cp10k(adata), adata.var_names, 10)
 
 
 # ---- genes that not every section measured -------------------------------------------------------
@@ -226,19 +177,6 @@ def test_a_gene_that_a_section_did_not_measure_is_zero_there(unequal, zeros):
 def test_unknown_genes_and_rules_are_refused(unequal, genes):
     with pytest.raises(PekaError):
         make_tasks(unequal, replace(OFFICIAL, genes_from=genes))
-
-
-def test_nobody_takes_another_column_for_a_gene_that_is_not_there(unequal, monkeypatch):
-    genes, name = ["G05", "OWN1"], "peka_core.drawn.oracle.expected_targets"
-    monkeypatch.setattr(name, lambda *_, **__: np.zeros((len(unequal), 28)))
-    task = make_tasks(unequal, replace(OFFICIAL, genes_from=("OWN1",), min_spots=5))[0]
-    for read in (
-        lambda: columns_of(unequal.adata().var_names, genes),
-        lambda: split_half_ceiling(unequal.adata(), genes, repeats=1),
-        lambda: oracle(unequal)(task, np.arange(5), np.arange(5)),
-    ):
-        with pytest.raises(PekaError, match="OWN1"):
-            read()
 
 
 @pytest.mark.parametrize(("used", "scored"), [(321, False), (322, True)])

@@ -7,15 +7,7 @@ from scipy import stats
 
 from peka_core.common.errors import PekaError
 from peka_core.protocols import PROTOCOLS
-from peka_core.statistics import (
-    mean_defined,
-    paired,
-    paired_t,
-    partial_pearson,
-    pearson,
-    summarise,
-    t_interval,
-)
+from peka_core.statistics import paired, paired_t, partial_pearson, pearson, summarise, t_interval
 
 STRICT, PAPER = PROTOCOLS["strict"], PROTOCOLS["peka_paper"]
 
@@ -63,10 +55,6 @@ def test_undefined_correlations_are_nan_not_zero():
     float32 = np.full((30, 1), 0.1, np.float32)
     float32[::2] = np.nextafter(float32[::2], np.float32(1))
     assert np.isnan(pearson(np.arange(30.0)[:, None], float32)).all()
-
-
-def test_mean_defined_skips_nan_and_keeps_all_nan():
-    np.testing.assert_equal(mean_defined([[1.0, np.nan, 3.0], [np.nan] * 3]), [2.0, np.nan])
 
 
 def test_t_interval_equals_scipy():
@@ -134,11 +122,6 @@ def test_without_three_patients_there_are_single_values_and_no_interval(
     assert np.isnan([row["low"], row["high"]]).all() and "no interval" in row["note"]
     assert (row["unit"], row["n"], pytest.approx(row["mean"]), row["values"]) == expected
     assert row["n_undefined"] == 50 * sum(np.isnan(value) for *_, value in values)
-
-
-def test_a_score_undefined_everywhere_stays_undefined():
-    row = summarise(scores([(s, p, c, np.nan) for s, p, c, _ in FOUR]), STRICT).iloc[0]
-    assert np.isnan(row["mean"]) and row["n"] == 0 and "4 of 4" in row["note"]
 
 
 def test_the_other_pooling_can_be_shown_beside():

@@ -109,16 +109,6 @@ def test_variance_components_equal_reml_on_a_balanced_table(variance_components)
     np.testing.assert_allclose(variance_components(table)["variance"], expected, rtol=0.02)
 
 
-def test_shares_are_those_of_a_cohorts_mean_at_one_seed(variance_components):
-    table = components_drawn(6, 5, 3, (0, 0.02, 0, 0), 0)
-    means = table.groupby("cohort")["difference"].transform("mean")
-    found = variance_components(table.assign(difference=table["difference"] - means))
-    expected = {"cohort": 0, "patient": 1, "seed": 0, "rest": 0}  # patients alone differ
-    found = found.set_index("component")
-    assert found["share"].to_dict() == pytest.approx(expected, abs=1e-9)
-    assert found["n"].to_dict() == {"cohort": 6, "patient": 30, "seed": 18, "rest": 90}
-
-
 def test_an_unbalanced_table_has_no_components(variance_components):
     table = components_drawn(3, 4, 2, (0.1, 0.1, 0.1, 0.1), 0)
     other = table.assign(seed=table["seed"] + (table["cohort"] == 2))  # other seeds in one cohort

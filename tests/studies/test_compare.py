@@ -89,10 +89,6 @@ def test_missing_new_and_undefined_rows_other_counts_and_other_single_values_fai
     assert check(fresh, committed)[0] == 1
 
 
-def test_equal_single_values_pass(check):
-    assert check(SINGLE, SINGLE)[0] == 0
-
-
 def test_committed_demo_scores_of_a_student_two_thirds_as_good_fail(check, tmp_path):
     results = PATH.parents[1] / "results"
     for name in compare_results.TABLES:

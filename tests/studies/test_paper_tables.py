@@ -7,7 +7,6 @@ import pytest
 
 from peka_core.common import folders
 from peka_core.common.errors import PekaError
-from peka_core.models import scfoundation
 from peka_core.protocols import PROTOCOLS
 from peka_core.runner import stages
 from peka_core.runner.profile import load_profile
@@ -175,15 +174,6 @@ def test_only_the_papers_own_experiment_counts(work, tmp_path):
     ):  # fmt: skip
         run = dataclasses.replace(work, profile=dataclasses.replace(hest, **changes))
         assert paper_tables.paper_cohort(run) == expected, changes
-
-
-def test_a_local_copy_of_the_pinned_teacher_is_the_papers(tmp_path, monkeypatch):
-    pinned = scfoundation.digests({})
-    copy = tmp_path / "models.ckpt"
-    copy.write_bytes(b"a copy")
-    monkeypatch.setattr(scfoundation, "sha256_once", lambda path: pinned["checkpoint"])
-    assert scfoundation.as_authors({"checkpoint": str(copy)})
-    assert not scfoundation.as_authors({"vocabulary": str(copy)})
 
 
 @pytest.mark.parametrize(("recipe", "method"), [("as_written", "bat"), ("as_run", "bone")])

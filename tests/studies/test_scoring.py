@@ -58,13 +58,6 @@ def test_hest_bench_equals_their_code():
     assert scores["mean"] == pytest.approx(expected, abs=1e-3)
 
 
-def test_the_switches_matter():
-    switches = ({}, {"mask_zeros": False}, {"inner_holdout": False}, {"alpha": 1000},
-                {"standardise": True})  # fmt: skip
-    means = {round(score("peka_official", switch)["mean"], 6) for switch in switches}
-    assert len(means) == len(switches)
-
-
 def test_spots_are_joined_by_barcode_and_those_without_embedding_left_out(task):
     whole = score("hest_bench")
     for path in (task / "embeddings").glob("*.h5"):
@@ -89,11 +82,6 @@ def test_the_command_prints_and_writes(task, tmp_path, capsys):
     assert set(written["splits"]) == set("01234") and len(written["splits"]["0"]["genes"]) == 12
     assert written["settings"] == {"mask_zeros": False}
     assert f"PCC {written['mean']:.4f}" in capsys.readouterr().out
-
-
-def test_strict_scores_foreign_embeddings_too():
-    scores = score("strict")
-    assert 0.3 < scores["mean"] < 0.7 and len(scores["splits"]) == 3
 
 
 @pytest.mark.parametrize(
@@ -168,10 +156,6 @@ def write_embeddings(task, sample, spots=slice(None), **datasets):
 def printed(task, capsys, *words):
     assert main(["score", str(task), "--embeddings", str(task / "embeddings"), *words]) == 0
     return capsys.readouterr().out
-
-
-def test_a_whole_score_has_a_line_for_each_split_and_one_for_the_mean(drawn, capsys):
-    assert len(printed(drawn, capsys).splitlines()) == 5
 
 
 def test_missing_embeddings_and_undefined_splits_are_printed_and_stored(drawn, tmp_path, capsys):

@@ -13,11 +13,6 @@ from peka_core.studies import tables
 STRICT, OFFICIAL = PROTOCOLS["strict"], PROTOCOLS["peka_official"]
 
 
-def test_a_students_weights_are_named_without_making_targets(work, monkeypatch):
-    monkeypatch.setattr(type(work), "tasks", lambda *_: pytest.fail("targets were made"))
-    assert len(stages.adapters_of(work, "bat", OFFICIAL)) == 12
-
-
 @pytest.mark.parametrize("name", ["demo", "her2st", "smoke"])
 def test_the_papers_method_is_scored_under_its_own_rules(name):
     profile = load_profile(name)
