@@ -7,33 +7,22 @@ d_t, and the losses compare both, so the authors' code has one too.
 
 import copy
 import dataclasses
-import functools
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from . import adapters
-from .common.device import versions
 from .common.errors import PekaError
-from .common.files import sha256, write_json, write_whole
 from .encoders import Encoder
-from .models.weight_files import load_safely
 from .recipe import METHODS, Recipe
+from .training import saved_student
 from .training.batches import in_batches
 
 # `transform` divides pixels by 255 and by std, so this std keeps them at 0 to 255
 RAW = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3, "preprocess": None}
-# the two files of a saved student, and how the names of their tensors begin
-PARTS = {"adapter": "network.", "projector": "projector."}
-# fields of the recipe that card.json of a saved student holds
-ON_CARD = (
-    "block", "rank", "alpha", "targets", "hidden", "dropout", "projector", "reallocate", "pixels",
-)  # fmt: skip
 
 
 class Student(nn.Module):
@@ -48,7 +37,7 @@ class Student(nn.Module):
         method: one of `METHODS`. `full` trains a copy of the encoder, `projector_only` has no
             adapter, and `none` has neither adapter nor projector: it is the frozen encoder.
         d_teacher: dimension d_t of the teacher's space.
-        recipe: its fields for adapter and projector are used (`ON_CARD`, `adapter_dropout`).
+        recipe: its fields for adapter, projector and pixels are used.
         seed: random seed for the projector's weights and LoRA's first factor.
 
     Raises:
@@ -127,21 +116,7 @@ class Student(nn.Module):
         Args:
             extra: further entries of the card (split, seed, ...), of types that JSON has.
         """
-        folder, encoder, digests = Path(folder), self.encoder, {}
-        trained = {n: p.detach() for n, p in self.named_parameters() if p.requires_grad}
-        for part, prefix in PARTS.items():
-            part_of = {n: p for n, p in trained.items() if n.startswith(prefix)}
-            tensors = {n.removeprefix(prefix): p.cpu().contiguous() for n, p in part_of.items()}
-            path = folder / f"{part}.safetensors"
-            write_whole(path, functools.partial(save_file, tensors))
-            digests[part] = sha256(path)
-        card = {
-            "encoder": encoder.name, "revision": encoder.revision, "digest": encoder.digest,
-            "precision": encoder.precision, "dim": encoder.dim, "method": self.method,
-            "d_teacher": self.d_teacher, **{name: getattr(self.recipe, name) for name in ON_CARD},
-            "parameters": count_parameters(self), "versions": versions(), "sha256": digests,
-        }  # fmt: skip
-        write_json(folder / "card.json", (extra or {}) | card)
+        saved_student.save(self, folder, extra or {})
 
     @classmethod
     def load(cls, folder: str | Path, encoder: Encoder) -> "Student":
@@ -151,21 +126,7 @@ class Student(nn.Module):
             PekaError: card.json is missing, the encoder or its weights are others, a file is
                 damaged, or the tensors do not match card.json.
         """
-        folder = Path(folder)
-        card = _read_card(folder, encoder)
-        recipe = Recipe(**{name: card[name] for name in ON_CARD if name in card})
-        student = cls(encoder, card["method"], card["d_teacher"], recipe)
-        state: dict[str, Tensor] = {}
-        for part, prefix in PARTS.items():
-            tensors = load_safely(folder / f"{part}.safetensors")
-            state |= {prefix + name: tensor for name, tensor in tensors.items()}
-        expected = {name for name, p in student.named_parameters() if p.requires_grad}
-        if different := sorted(state.keys() ^ expected)[:4]:
-            raise PekaError(
-                f"the tensors in {folder} do not match its card.json: {different}; align again"
-            )
-        student.load_state_dict(state, strict=False)
-        return student
+        return saved_student.load(cls, folder, encoder)
 
 
 def _copy_sharing_tensors(model: nn.Module) -> nn.Module:
@@ -183,42 +144,12 @@ def _projector(dim: int, d_teacher: int, recipe: Recipe) -> nn.Sequential:
     return nn.Sequential(first, *between, last)
 
 
-def _read_card(folder: Path, encoder: Encoder) -> dict:
-    """Read card.json, and refuse an encoder with which the student was not trained."""
-    path = folder / "card.json"
-    if not path.exists():
-        raise PekaError(f"{path} is missing: {folder} holds no finished student; run 03_alignment")
-    card = json.loads(path.read_text())
-    trained_on = f"{folder} was trained on encoder {card['encoder']!r}"
-    if card["encoder"] != encoder.name:
-        raise PekaError(f"{trained_on}, not on {encoder.name!r}: load {card['encoder']!r}")
-    if card["digest"] != encoder.digest:
-        raise PekaError(
-            f"{trained_on} with other weights (digest {card['digest'][:12]}) than those of the "
-            f"given encoder ({encoder.digest[:12]}): use the same weights, or align again"
-        )
-    return card
-
-
 def project_features(student: Student, features: np.ndarray) -> np.ndarray:
     """Projection (n, d_t) of features (n, d) that were computed earlier."""
     assert student.projector is not None
     with torch.no_grad():
         x = torch.as_tensor(features, device=student.device)
         return student.projector(x).cpu().numpy()
-
-
-def count_parameters(student: Student) -> dict[str, int]:
-    """Trained values of `adapter` and `projector`, and all values of the frozen `encoder`.
-
-    For `full`, the trained values of the encoder count as adapter and as encoder.
-    """
-    counts = {"adapter": 0, "projector": 0, "encoder": 0}
-    for name, p in student.named_parameters():
-        trained = "adapter" if name.startswith("network.") else "projector"
-        if ".ranknum." not in name:  # peft stores the number of ranks there, which is no weight
-            counts[trained if p.requires_grad else "encoder"] += p.numel()
-    return counts if student.method != "full" else counts | {"encoder": counts["adapter"]}
 
 
 def embed_tiles(

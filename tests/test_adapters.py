@@ -1,32 +1,31 @@
 """LoRA and AdaLoRA through peft: their formula, their targets, and how AdaLoRA moves its ranks."""
 
-import dataclasses
+import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from test_alignment import RECIPE as SHORT
-from test_alignment import data, one_thread, train  # noqa: F401
+from test_alignment import data, train  # noqa: F401
 from torch import nn
 
 from peka_core import adapters, alignment
 from peka_core.common.errors import PekaError
 from peka_core.recipe import Recipe
 
-RECIPE = dataclasses.replace(
-    SHORT, targets=("attn.qkv", "mlp.fc1", "mlp.fc2"), rank=4, alpha=4.0, epochs=10
-)
+TARGETS = ("attn.qkv", "mlp.fc1", "mlp.fc2")
+RECIPE = replace(SHORT, targets=TARGETS, rank=4, alpha=4.0, epochs=10)
 
 
 @pytest.mark.parametrize("method", ["lora", "adalora"])
 def test_a_convolution_of_the_same_name_is_never_hit(method):
-    convolution = nn.ModuleDict({"proj": nn.Conv2d(3, 8, 4)})
-    linear = nn.ModuleDict({"proj": nn.Linear(8, 8)})
-    network = nn.ModuleDict({"patch_embed": convolution, "attn": linear})
+    layers = {"patch_embed": nn.Conv2d(3, 8, 4), "attn": nn.Linear(8, 8)}
+    network = nn.ModuleDict({name: nn.ModuleDict({"proj": m}) for name, m in layers.items()})
     recipe = Recipe(targets=("proj",), rank=2)
     adapters.add(network, method, recipe)
-    hit = {name for name, p in network.named_parameters() if p.requires_grad}
-    assert hit and all(name.startswith("attn.proj.lora_") for name in hit)
+    changed = {name for name, p in network.named_parameters() if p.requires_grad}
+    assert changed and all(name.startswith("attn.proj.lora_") for name in changed)
     with pytest.raises(PekaError, match="'proj'"):
         adapters.add(nn.Sequential(nn.Conv2d(3, 8, 4)), method, recipe)
 
@@ -43,7 +42,7 @@ def test_lora_equals_its_formula():
 
 
 def test_adalora_moves_ranks_between_layers(data):
-    student, history = train(data, "adalora", dataclasses.replace(RECIPE, epochs=30))
+    student, history = train(data, "adalora", replace(RECIPE, epochs=30))
     ranks = history.filter(like="rank_").T  # (layers, epochs)
     assert (ranks.sum().diff().iloc[1:] <= 0).all(), "the budget grew again"
     assert ranks[0].sum() > ranks[29].sum() == pytest.approx(4 * len(ranks), abs=2)
@@ -54,9 +53,8 @@ def test_adalora_moves_ranks_between_layers(data):
 def test_adalora_keeps_an_epoch_within_its_budget_even_where_an_earlier_one_was_better(
     data, monkeypatch
 ):
-    calls = iter(range(100))  # worse at every epoch
-    worse = lambda *_: {"validation_total": float(next(calls))}
-    monkeypatch.setattr(alignment, "validate", worse)
+    losses = itertools.count(1.0)  # worse at every epoch
+    monkeypatch.setattr(alignment, "validate", lambda *_: {"validation_total": next(losses)})
     student, history = train(data, "adalora", RECIPE)
     assert history.loc[history["kept"], "epoch"].item() == 8, "the first one within the budget"
     ranks = student.rank_schedule.ranks()
@@ -67,13 +65,13 @@ def test_adalora_keeps_an_epoch_within_its_budget_even_where_an_earlier_one_was_
 @pytest.mark.parametrize("steps", [1, 2, 3, 5])
 def test_adalora_of_very_few_steps_meets_its_budget(data, steps):
     few = {"epochs": 1, "batch_size": -(-40 // steps), "validation_share": 0.0}
-    student, _ = train(data, "adalora", dataclasses.replace(RECIPE, **few))
+    student, _ = train(data, "adalora", replace(RECIPE, **few))
     ranks = student.rank_schedule.ranks()
     assert sum(ranks.values()) <= (4 if steps > 1 else 6) * len(ranks) + 2
 
 
 def test_adalora_without_reallocation_keeps_its_ranks(data):
-    student, history = train(data, "adalora", dataclasses.replace(RECIPE, reallocate=False))
+    student, history = train(data, "adalora", replace(RECIPE, reallocate=False))
     named = student.named_parameters()
     ranks = [len(p) for name, p in named if "lora_A" in name and p.requires_grad]
     assert ranks and set(ranks) == {4} and not history.columns.str.startswith("rank_").any()

@@ -1,6 +1,7 @@
 """Bone and Bat against peft, Eq. 3 block by block, and the sizes of the paper's encoders."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from peka_core.bone import WEIGHT_FUNCTIONS, BlockLinear, adapted_weight, inject
 from peka_core.common.errors import PekaError
 
 PEFT = {"bone": True, "bat": "bat"}
+to_peft = lambda blocks: blocks.permute(2, 0, 1).flatten(1)  # (out/b, b, b) -> bone's (b, out)
 both = pytest.mark.parametrize("method", ["bone", "bat"])
 
 
@@ -27,11 +29,6 @@ def filled(method, n_in=16, n_out=48, block=4, dtype=torch.float64):
     layer = theirs.base_model.model[0].miss_block["default"]
     layer.data = blocks if method == "bat" else to_peft(blocks)
     return ours, theirs, layer
-
-
-def to_peft(blocks):
-    """(out/b, b, b) -> peft's layout of the additive method, (b, out)."""
-    return blocks.permute(2, 0, 1).flatten(1)
 
 
 def gradients(model, x, parameter):
@@ -56,24 +53,12 @@ def test_forward_and_gradients_equal_peft(method, shape, dtype, close):
 @both
 def test_weight_is_equation_3_block_by_block(method):
     torch.manual_seed(0)
-    weight, blocks, b = torch.randn(12, 8), torch.randn(3, 4, 4), 4
+    weight, blocks = torch.randn(12, 8), torch.randn(3, 4, 4)
     full = WEIGHT_FUNCTIONS[method](weight, blocks)
-    for j in range(3):
-        for n in range(2):
-            part = slice(j * b, (j + 1) * b), slice(n * b, (n + 1) * b)
-            w = weight[part]
-            delta = blocks[j] + (w @ blocks[j] if method == "bat" else 0)
-            torch.testing.assert_close(full[part], w + delta)
-
-
-@both
-def test_gradients_equal_finite_differences_and_reach_the_blocks_alone(method):
-    ours, _, _ = filled(method, 8, 12, 4)
-    x = torch.randn(2, 8, dtype=torch.float64, requires_grad=True)
-    call = lambda x, blocks: torch.func.functional_call(ours, {"0.blocks": blocks}, x)
-    assert torch.autograd.gradcheck(call, (x, ours[0].blocks))
-    ours(x).sum().backward()
-    assert [name for name, p in ours.named_parameters() if p.grad is not None] == ["0.blocks"]
+    for j, n in itertools.product(range(3), range(2)):
+        part = slice(4 * j, 4 * j + 4), slice(4 * n, 4 * n + 4)
+        delta = blocks[j] + (weight[part] @ blocks[j] if method == "bat" else 0)
+        torch.testing.assert_close(full[part], weight[part] + delta)
 
 
 @both
@@ -83,8 +68,6 @@ def test_merged_equals_unmerged_and_unmerge_restores_every_bit(method):
     before, bits = ours(x), weight.detach().clone()
     merge(ours)
     torch.testing.assert_close(ours(x), before, rtol=1e-12, atol=1e-12)
-    by_torch = nn.functional.linear(x, ours[0].base.weight, ours[0].base.bias)
-    torch.testing.assert_close(by_torch, before, rtol=1e-12, atol=1e-12)
     assert torch.equal(weight, bits), "a tensor shared with another model was written to"
     merge(ours)  # once more changes nothing
     unmerge(ours)
@@ -124,17 +107,6 @@ def test_backward_keeps_no_adapted_weight():
         ours(torch.randn(2, 64, dtype=torch.float64, requires_grad=True))
     weights = [t.data_ptr() for t in saved if t.shape == (64, 64)]
     assert weights == [ours[0].base.weight.data_ptr()]
-
-
-@both
-@pytest.mark.parametrize(  # H-optimus-0 and UNI, with the paper's block
-    ("dim", "depth", "parameters"), [(1536, 40, 47_185_920), (1024, 24, 18_874_368)]
-)
-def test_parameters_of_the_papers_encoders(dim, depth, parameters, method):
-    with torch.device("meta"):
-        model = nn.ModuleList(nn.ModuleDict({"qkv": nn.Linear(dim, 3 * dim)}) for _ in range(depth))
-        assert len(inject(model, ("qkv",), method, 256)) == depth
-    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == parameters
 
 
 def test_targets_are_whole_words_and_never_a_convolution():

@@ -1,19 +1,18 @@
 """On an NVIDIA GPU: the loop under bf16 autocast, features back on the CPU."""
 
 import contextlib
-import dataclasses
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from test_alignment import kill_in_epoch
 from test_encoders import smooth_tiles
 from test_scfoundation import CHECKPOINT, LIMIT, cells, near_in_bfloat16
 from test_scfoundation import vocabulary as vocabulary  # a fixture
 
-from peka_core import alignment
 from peka_core.alignment import align
-from peka_core.bone import BlockLinear
 from peka_core.common.device import autocast
 from peka_core.common.errors import PekaError
 from peka_core.encoders import load_encoder
@@ -26,11 +25,8 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU that torch can see"),
 ]
-RECIPE = Recipe(
-    epochs=8, lr=3e-3, batch_size=16, warmup=2, k=3, block=16, rank=9, hidden=32,
-    validation_share=0.25,
-)  # fmt: skip
-SMALL = ("epochs", "lr", "batch_size", "k", "block", "rank", "hidden")  # what fits 48 tiles
+SMALL = {"epochs": 8, "lr": 3e-3, "batch_size": 16, "k": 3, "block": 16, "rank": 9, "hidden": 32}
+RECIPE = Recipe(**SMALL, warmup=2, validation_share=0.25)
 
 
 @contextlib.contextmanager
@@ -67,8 +63,7 @@ def test_the_loss_falls_under_bf16_autocast(data, method, name):
     with autocast("cuda"):
         product = torch.ones(2, 2, device="cuda") @ torch.ones(2, 2, device="cuda")
     assert product.dtype == torch.bfloat16 or not torch.cuda.is_bf16_supported()
-    small = {field: getattr(RECIPE, field) for field in SMALL}
-    recipe = RECIPE if name == "ours" else dataclasses.replace(RECIPES[name], **small)
+    recipe = RECIPE if name == "ours" else replace(RECIPES[name], **SMALL)
     student = student_of(method, recipe)
     history = align(student, data, recipe, progress=False)
     factor = 0.9 if name == "ours" else 1.0
@@ -76,62 +71,26 @@ def test_the_loss_falls_under_bf16_autocast(data, method, name):
     assert all(parameter.is_cuda for parameter in student.parameters())
 
 
-@pytest.mark.parametrize("method", ["bat", "bone"])
-def test_gradients_under_autocast_are_near_those_in_float32(method):
-    """Of x, with three digits, and of the blocks, which gather 512 rows: cosine above .999."""
-    torch.manual_seed(0)
-    layer = BlockLinear(torch.nn.Linear(64, 128), 16, method).cuda()
-    torch.nn.init.normal_(layer.blocks, std=0.1)
-    x = torch.randn(4, 128, 64, device="cuda", requires_grad=True)
-    weights = torch.randn(4, 128, 128, device="cuda")
-
-    def gradients() -> list[torch.Tensor]:
-        y = layer(x)
-        return [y, *torch.autograd.grad((y.float() * weights).sum(), (x, layer.blocks))]
-
-    exact = gradients()
-    with autocast("cuda"):
-        rounded = gradients()
-    assert [g.dtype for g in rounded] == [torch.bfloat16, torch.float32, torch.float32]
-    cosine = torch.nn.functional.cosine_similarity
-    for here, there in zip(rounded, exact, strict=True):
-        assert not torch.equal(here.float(), there)
-        assert cosine(here.float().flatten(), there.flatten(), dim=0) > 0.999
-
-
 def test_a_batch_that_does_not_fit_ends_with_one_that_does(data):
     """On a GPU with 1 GB: the message has a batch size with which the same alignment runs."""
-    parts = (data.tiles, data.targets, data.labels, data.groups)
-    many = TrainingData(*(np.concatenate([part] * 16) for part in parts))  # 768 spots
-    one = dataclasses.replace(RECIPE, epochs=1, batch_size=768, validation_share=0.0)
+    many = TrainingData(*(np.concatenate([part] * 16) for part in list(vars(data).values())[:4]))
+    one = replace(RECIPE, epochs=1, batch_size=768, validation_share=0.0)  # of 768 spots
     with at_most(2**30):
         with pytest.raises(PekaError, match=r"768 tiles; \d+ fit: add -p batch_size") as error:
             align(student_of("full", one), many, one, progress=False)
         fits = int(re.search(r"(\d+) fit", str(error.value))[1])
         assert 1 <= fits <= 384
-        del error
+        del error  # which holds tensors
         torch.cuda.empty_cache()
-        fitting = dataclasses.replace(one, batch_size=fits)
+        fitting = replace(one, batch_size=fits)
         align(student_of("full", fitting), many, fitting, progress=False)
 
 
 def test_a_killed_alignment_goes_on_where_it_was(data, tmp_path, monkeypatch):
     """Three of five epochs, then from the file: dropout, orientations and Adam go on."""
-    recipe = dataclasses.replace(RECIPE, epochs=5, dropout=0.2, validation_share=0.0)
-
-    def run(checkpoint=None):
-        student = student_of("bat", recipe)
-        return align(student, data, recipe, checkpoint=checkpoint, progress=False)["total"]
-
-    undisturbed, real, started = run(), alignment.batches, []
-
-    def until_killed(*arguments):
-        started.append(1)
-        if len(started) == 4:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(alignment, "batches", until_killed)
+    recipe = replace(RECIPE, epochs=5, dropout=0.2, validation_share=0.0)
+    run = lambda path: align(student_of("bat", recipe), data, recipe, 0, path, False)["total"]
+    undisturbed, started = run(None), kill_in_epoch(4, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "progress.pt")
     torch.manual_seed(77)

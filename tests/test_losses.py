@@ -19,8 +19,7 @@ from peka_core.student import Student
 
 @pytest.fixture
 def batch():
-    rng = np.random.default_rng(1)
-    return rng.normal(size=(6, 5)), rng.normal(size=(6, 5)) * 3
+    return np.random.default_rng(1).normal(size=(2, 6, 5)) * [[[1]], [[3]]]
 
 
 def divergence(teacher, student, tau):
@@ -33,6 +32,9 @@ def test_kd_is_the_divergence_of_student_from_teacher_without_a_factor(batch, ta
     student, teacher = batch
     loss = kd_loss(*map(torch.tensor, batch), tau).item()
     assert loss == pytest.approx(divergence(teacher, student, tau), rel=1e-5)
+    rounded = [torch.tensor(x).bfloat16() for x in batch]
+    half, exact = kd_loss(*rounded, tau), kd_loss(*(x.float() for x in rounded), tau)
+    assert half.dtype == torch.float32 and half.item() == pytest.approx(exact.item(), rel=1e-6)
 
 
 def test_kd_of_two_classes_in_closed_form_and_of_rows_shifted_by_a_constant(batch):
@@ -43,23 +45,13 @@ def test_kd_of_two_classes_in_closed_form_and_of_rows_shifted_by_a_constant(batc
     assert kd_loss(shifted, student).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_structure_loss_is_the_mean_negative_log_probability(batch):
+def test_structure_loss_is_the_mean_negative_log_probability_and_total_the_weighted_sum(batch):
     logits, labels = batch[0], np.array([0, 4, 1, 1, 2, 3])
     expected = -log_softmax(logits, axis=1)[np.arange(6), labels].mean()
-    loss = structure_loss(torch.tensor(logits), torch.tensor(labels)).item()
-    assert loss == pytest.approx(expected, rel=1e-6)
-
-
-def test_total_weighs_both_and_leaves_out_a_loss_of_weight_zero():
-    kd, struct = torch.tensor(2.0), torch.tensor(5.0)
-    assert total_loss(kd, struct, 0.25, 0.5).item() == 3.0
-    assert total_loss(torch.tensor(torch.nan), struct, 0.0, 1.0).item() == 5.0
-
-
-def test_losses_of_bfloat16_are_computed_in_float32(batch):
-    student, teacher = (torch.tensor(x).bfloat16() for x in batch)
-    loss, exact = kd_loss(student, teacher), kd_loss(student.float(), teacher.float())
-    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(exact.item(), rel=1e-6)
+    struct = structure_loss(torch.tensor(logits), torch.tensor(labels))
+    assert struct.item() == pytest.approx(expected, rel=1e-6)
+    assert total_loss(torch.tensor(2.0), torch.tensor(5.0), 0.25, 0.5).item() == 3.0
+    assert total_loss(torch.tensor(torch.nan), torch.tensor(5.0), 0.0, 1.0).item() == 5.0
 
 
 @pytest.mark.parametrize("classifier_epochs", [0, 2])

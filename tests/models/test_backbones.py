@@ -25,7 +25,8 @@ from peka_core.encoders import Encoder, load_encoder
 from peka_core.models import backbones
 from peka_core.models.encoder_files import rows
 from peka_core.recipe import Recipe
-from peka_core.student import Student, count_parameters
+from peka_core.student import Student
+from peka_core.training.saved_student import count_parameters
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "backbones"
 RULE = json.loads((FIXTURES / "fill_rule.json").read_text())
