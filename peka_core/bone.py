@@ -156,8 +156,7 @@ def merge(model: nn.Module) -> None:
             merged.append((layer, weight))
     for layer, weight in merged:
         layer.frozen_weight = layer.base.weight.data
-        weight = weight.to(layer.frozen_weight.dtype)
-        layer.base.weight = nn.Parameter(weight, requires_grad=False)
+        layer.base.weight = nn.Parameter(weight.to(layer.frozen_weight.dtype), requires_grad=False)
 
 
 def unmerge(model: nn.Module) -> None:
@@ -209,8 +208,7 @@ class _BlockProduct(torch.autograd.Function):
         if ctx.needs_input_grad[3]:
             outer = grad.flatten(0, -2).mT @ saved.flatten(0, -2)  # bone (out, b), bat (out, in)
             outer = outer.to(blocks.dtype)
-            # gradient of the term B, (out/b, b, b)
-            grad_blocks = outer.reshape(n_blocks, b, -1, b).sum(2)
+            grad_blocks = outer.reshape(n_blocks, b, -1, b).sum(2)  # gradient of the term B
             if ctx.method == "bat":  # gradient of the term W B
                 rows = weight.to(blocks.dtype).reshape(n_blocks, -1, b)  # (out/b, b * in/b, b)
                 grad_blocks = grad_blocks + torch.bmm(rows.mT, outer.reshape(n_blocks, -1, b))

@@ -126,7 +126,8 @@ class Student(nn.Module):
             PekaError: card.json is missing, the encoder or its weights are others, a file is
                 damaged, or the tensors do not match card.json.
         """
-        return saved_student.load(cls, folder, encoder)
+        make = lambda method, d_teacher, values: cls(encoder, method, d_teacher, Recipe(**values))
+        return saved_student.load(make, folder, encoder)
 
 
 def _copy_sharing_tensors(model: nn.Module) -> nn.Module:

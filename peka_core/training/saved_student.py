@@ -13,7 +13,6 @@ from ..common.device import versions
 from ..common.errors import PekaError
 from ..common.files import sha256, write_json, write_whole
 from ..models.weight_files import load_safely
-from ..recipe import Recipe
 
 if TYPE_CHECKING:
     from ..encoders import Encoder
@@ -47,11 +46,15 @@ def save(student: "Student", folder: str | Path, extra: dict) -> None:
 
 
 def load(make: Callable[..., "Student"], folder: str | Path, encoder: "Encoder") -> "Student":
-    """`make` a student as card.json says, and give it the saved tensors."""
+    """Give the saved tensors to the student that `make` returns.
+
+    Args:
+        make: called with method, d_teacher and the recipe's values (`ON_CARD`) of card.json.
+    """
     folder = Path(folder)
     card = _read_card(folder, encoder)
-    recipe = Recipe(**{name: card[name] for name in ON_CARD if name in card})
-    student = make(encoder, card["method"], card["d_teacher"], recipe)
+    values = {name: card[name] for name in ON_CARD if name in card}
+    student = make(card["method"], card["d_teacher"], values)
     state: dict[str, Tensor] = {}
     for part, prefix in PARTS.items():
         tensors = load_safely(folder / f"{part}.safetensors")
