@@ -4,8 +4,6 @@ import errno
 import importlib.metadata
 from pathlib import Path
 
-import pytest
-
 from peka_core.commands import doctor, needs
 from peka_core.commands.command_line import main
 from peka_core.common import folders
@@ -26,32 +24,16 @@ def test_this_machine_passes_and_tokens_are_not_shown(monkeypatch, capsys, tmp_p
     assert main(["doctor"]) == 1 and str(tmp_path / "nowhere") in capsys.readouterr().out
 
 
-def test_packages_are_compared_with_the_pins(tmp_path):
-    here = importlib.metadata.version("numpy")
-    (tmp_path / "pins.txt").write_text(f"numpy=={here}\nSciKit_Learn==0.0.1\n")
-    (line,) = doctor.packages(tmp_path / "pins.txt")
-    assert line[0] == "note" and "numpy" not in line[2]
-    assert "scikit-learn" in line[2] and "pinned 0.0.1" in line[2]
-
-
-@pytest.mark.parametrize(
-    ("wanted", "state", "name"),
-    [
+def test_missing_and_old_packages_are_problems_and_other_pins_are_notes(monkeypatch, tmp_path):
+    (tmp_path / "pins.txt").write_text("SciKit_Learn==0.0.1\n")
+    assert [state for state, *_ in doctor.packages(tmp_path / "pins.txt")] == ["note"]
+    for wanted, state, name in (
         ("no-such-package>=1", "problem", "no-such-package"),
         ("numpy>=999", "problem", "numpy"),
         ("numpy; extra == 'test'", "ok", "packages"),
-    ],
-)
-def test_missing_and_old_packages_are_problems(monkeypatch, wanted, state, name):
-    monkeypatch.setattr(importlib.metadata, "requires", lambda _: [wanted])
-    assert next(doctor.packages())[:2] == (state, name)
-
-
-def test_too_little_disk_or_memory_is_a_problem(monkeypatch):
-    monkeypatch.setattr(doctor, "free_gb", lambda folder: 0.5)
-    monkeypatch.setattr(doctor, "memory_gb", lambda: 1.0)
-    found = states(doctor.examine())
-    assert found["disk of runs"] == found["memory"] == "problem"
+    ):
+        monkeypatch.setattr(importlib.metadata, "requires", lambda _, wanted=wanted: [wanted])
+        assert next(doctor.packages())[:2] == (state, name)
 
 
 def test_a_folder_that_may_not_be_written_is_noticed(monkeypatch, tmp_path):
@@ -85,11 +67,3 @@ def test_a_profile_is_compared_with_this_machine(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "free_gb", lambda _: 10)
     monkeypatch.setenv("PEKA_MIRROR", str(tmp_path))  # nothing is downloaded
     assert found() == ["ok", "ok", "ok"]
-
-
-def test_a_container_has_the_memory_that_it_is_allowed(monkeypatch, tmp_path):
-    monkeypatch.setattr(doctor, "CGROUP", tmp_path / "memory.max")
-    whole = doctor.memory_gb()
-    for text, gb in (("1073741824\n", 1.0), ("max\n", whole), (str(2**60), whole)):
-        (tmp_path / "memory.max").write_text(text)
-        assert doctor.memory_gb() == gb

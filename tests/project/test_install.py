@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from peka_core.commands.notebooks import CHAPTERS, working_folder
+from peka_core.commands.notebooks import CHAPTERS
 from peka_core.common import folders
-from peka_core.common.errors import PekaError
 from peka_core.downloads import manifest
 
 ROOT = Path(__file__).parents[2]
@@ -23,31 +22,6 @@ def test_in_a_checkout_everything_is_the_checkouts(monkeypatch, tmp_path):
         assert folders.root() == ROOT and folders.results_folder() == ROOT / "results"
         assert folders.bundled("notebooks") == ROOT / "notebooks"
         assert manifest.load_manifest()["encoders"]
-
-
-def test_an_installed_package_reads_its_own_copy_and_runs_go_elsewhere(monkeypatch, tmp_path):
-    package, here = tmp_path / "site-packages" / "peka_core", tmp_path / "here"
-    bundled, run = package / "bundled", here / "runs/mine/notebooks"
-    for folder in (bundled / "notebooks", bundled / "results", run, here / "results"):
-        folder.mkdir(parents=True)
-    (bundled / "data_manifest.yaml").write_text("sources: {}\nencoders: {}\n")
-    (run.parent / "run.json").write_text("{}")
-    monkeypatch.setattr(folders, "PACKAGE", package)
-    monkeypatch.setattr(manifest, "PACKAGE", package)
-    for folder in (here, run):
-        monkeypatch.chdir(folder)
-        assert folders.root() == here
-    assert folders.results_folder() == bundled / "results"
-    assert folders.bundled("notebooks") == bundled / "notebooks"
-    assert manifest.load_manifest() == {"sources": {}, "encoders": {}}
-    monkeypatch.chdir(here)
-    assert working_folder(bundled / "notebooks/01_data.ipynb") == here
-    assert working_folder(here / "mine.ipynb") == here
-    monkeypatch.chdir(bundled / "notebooks")  # no checkout, though a manifest lies above
-    assert folders.root() == bundled / "notebooks"
-    (bundled / "data_manifest.yaml").unlink()
-    with pytest.raises(PekaError, match="data_manifest"):
-        manifest.load_manifest()
 
 
 @pytest.mark.slow

@@ -77,15 +77,6 @@ def test_every_unit_depends_on_who_reads_counts_and_on_who_chooses_the_inputs(mo
     assert all("cohort" in begin for begin in begins) and len(set(plain)) > 5
 
 
-@pytest.mark.parametrize(
-    ("field", "values"),
-    [("teacher", ("pca{}", "scfoundation{}")), ("taught_by", ("teacher", "genes"))],
-)
-def test_who_teaches_has_a_part_and_who_does_not_has_none(field, values):
-    one, other = (code_of(Unit("alignment", "c", method="bat", **{field: v})) for v in values)
-    assert one != other
-
-
 def test_a_file_that_is_edited_while_its_process_runs_does_not_count(tmp_path, monkeypatch):
     package, begin = (
         copied(tmp_path, "losses", "F.cross_entropy", "F.nll_loss"),

@@ -115,18 +115,6 @@ def test_a_changed_value_is_checked_as_a_written_one(overrides):
         load_profile("smoke", overrides)
 
 
-def test_a_number_is_the_same_however_it_is_written(tmp_path):
-    text = (
-        "base: smoke\nrecipe: {lr: 3e-3, tau: 2}\nteacher_options: {n_components: 12, scale: 2}\n"
-        "others: [{name: a, recipe: {tau: 2, targets: [fc]}, share: 1}]"
-    )
-    written = load_profile(write(tmp_path, text))
-    changed = load_profile("smoke", {"lr": 0.003, "tau": 2.0, "scale": 2})
-    assert written.recipe == changed.recipe and type(written.recipe.tau) is float
-    assert repr(written.teacher_options) == repr(changed.teacher_options)
-    assert repr(written.others[0].recipe) == "(('targets', ('fc',)), ('tau', 2.0))"
-
-
 def test_paths_stay_what_they_are_in_another_working_directory(tmp_path, monkeypatch):
     (tmp_path / "profiles").mkdir()
     write(tmp_path / "profiles", "base: own\nsource_options: {path: ../tissue}", "near.yaml")
