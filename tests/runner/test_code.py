@@ -15,7 +15,7 @@ from peka_core.common.folders import PACKAGE
 from peka_core.drawn import demo
 from peka_core.models import encoder_files
 from peka_core.protocols import PROTOCOLS
-from peka_core.runner import code, inputs, stages, units
+from peka_core.runner import code, inputs, stages
 from peka_core.runner import run as runs
 from peka_core.runner.code import STAGES, code_of
 from peka_core.runner.rungs import Rung
@@ -78,10 +78,8 @@ def test_every_unit_depends_on_who_reads_counts_and_on_who_chooses_the_inputs(mo
 
 
 def test_a_file_that_is_edited_while_its_process_runs_does_not_count(tmp_path, monkeypatch):
-    package, begin = (
-        copied(tmp_path, "losses", "F.cross_entropy", "F.nll_loss"),
-        frozenset({"losses"}),
-    )
+    package = copied(tmp_path, "losses", "F.cross_entropy", "F.nll_loss")
+    begin = frozenset({"losses"})
     started = {package / "losses.py": (PACKAGE / "losses.py").read_text()}
     monkeypatch.setattr(code_digest, "AT_START", started)
     assert digest_of_code(begin, NONE, package) == digest_of_code(begin)
@@ -95,10 +93,8 @@ def test_other_code_that_draws_is_other_tissue(monkeypatch):
 
 
 def test_what_the_manifest_says_of_an_encoder_is_part_of_its_name(work, monkeypatch):
-    row, there = (
-        encoder_files.rows()["resnet50"],
-        dataclasses.replace(work, weights={"resnet50": "w"}),
-    )
+    row = encoder_files.rows()["resnet50"]
+    there = dataclasses.replace(work, weights={"resnet50": "w"})
     monkeypatch.setattr(runs, "weights_digest", lambda name, path=None: "a" * 64)
     plain = there.encoder_name("resnet50")
     other = dataclasses.replace(row, transform=row.transform | {"mean": [0.1, 0.2, 0.3]})
@@ -152,15 +148,6 @@ def test_a_score_carries_the_commit_of_its_unit_and_not_of_the_process(work):
     file.write_text(json.dumps(facts))
     assert (made["commit"], made["device"]) == ("0ld", "a slide rule")
     assert made["code"] == facts["unit"]["code"]
-
-
-def test_another_version_of_a_library_is_said_once(work, capsys, monkeypatch):
-    units.say_once.cache_clear()
-    here = units.versions() | {"torch": "9.9"}
-    monkeypatch.setattr(units, "versions", lambda: here)
-    stages.features(work)
-    stages.features(work)
-    assert capsys.readouterr().err.count("torch") == 1
 
 
 def test_frozen_features_and_teachers_are_taken_from_a_run_beside(work, monkeypatch):

@@ -2,7 +2,6 @@ import json
 
 import pytest
 
-from peka_core.common.errors import PekaError
 from peka_core.common.files import sha256
 from peka_core.drawn.worlds import OWN
 from peka_core.protocols import PROTOCOLS
@@ -40,14 +39,3 @@ def test_a_students_scores_name_the_weights_behind_them(work):
         stages.adapters_of(work, "bat", STRICT, scope="all"),
     }
     assert len(names) == 3 and table["versions"].str.contains("torch ").all()
-
-
-def test_a_card_without_digests_is_refused(work):
-    card = stages.align(work, "bat", "all") / "card.json"
-    before = card.read_text()
-    values = json.loads(before)
-    del values["sha256"]
-    card.write_text(json.dumps(values))
-    with pytest.raises(PekaError, match=r"card\.json"):
-        stages.adapters_of(work, "bat", PROTOCOLS["peka_paper"])
-    card.write_text(before)
