@@ -129,11 +129,6 @@ def bundled() -> dict[str, tuple[Path, str, str]]:
     return found
 
 
-def profile_names() -> list[str]:
-    """Names of the bundled profiles."""
-    return sorted(bundled())
-
-
 def profile_titles() -> dict[str, str]:
     """Name -> title of the bundled profiles; cohorts of one file share a name with `COHORT`."""
     titles = {}
@@ -234,7 +229,7 @@ def _find(name: str, folder: Path = Path()) -> tuple[Path, str, str]:
         return bundled()[name]
     path = absolute(folder / Path(str(name)).expanduser())
     if path.suffix not in (".yaml", ".yml") or not path.is_file():
-        known = ", ".join(profile_names())
+        known = ", ".join(sorted(bundled()))
         raise PekaError(f"no profile {name!r}; there are {known}. Or give the path of a YAML file.")
     return path, "", ""
 
@@ -266,8 +261,10 @@ def _checked(values: dict, origin: dict) -> Profile:
     Args:
         origin: name, overrides and file of the profile.
     """
-    recipe = _filled(Recipe, values["recipe"], "recipe")
-    chapters = _filled(Chapters, values["chapters"], "chapters")
+    for group, kind in (("recipe", Recipe), ("chapters", Chapters)):
+        names = [f.name for f in dataclasses.fields(kind)]
+        _refuse_unknown(values[group], names, f"{group} value")
+    recipe, chapters = Recipe(**values["recipe"]), Chapters(**values["chapters"])
     chapters = Chapters(**fitted_fields(chapters, RANGES))
     made = {group: checked_options(values, group) for group in OPTION_GROUPS}
     for group in ("ladder", "others"):
@@ -280,8 +277,3 @@ def _checked(values: dict, origin: dict) -> Profile:
     check_chapters(chapters, values)
     cohort = str(profile.source_options.get("cohort", ""))
     return dataclasses.replace(profile, title=profile.title.replace("{cohort}", cohort))
-
-
-def _filled(kind: type, values: dict, group: str):
-    _refuse_unknown(values, [f.name for f in dataclasses.fields(kind)], f"{group} value")
-    return kind(**values)

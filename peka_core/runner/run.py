@@ -207,15 +207,15 @@ class Run:
         """Tiles of all spots, `(n, 224, 224, 3)`, in memory where they fit."""
         if self.world.same_tissue:
             return self.at(OWN).tiles()
-        return self._once(("tiles", self.folder, self.world), self._read_tiles)
-
-    def _read_tiles(self):
         from ..tiles import KEEP_IN_MEMORY
 
-        reader = self.cohort(tiles=True).tiles()
-        if np.prod(reader.shape) < KEEP_IN_MEMORY:
-            reader[:]  # after one full pass they are in memory
-        return reader
+        def read():
+            reader = self.cohort(tiles=True).tiles()
+            if np.prod(reader.shape) < KEEP_IN_MEMORY:
+                reader[:]  # after one full pass they are in memory
+            return reader
+
+        return self._once(("tiles", self.folder, self.world), read)
 
     def tasks(self, protocol: "Protocol") -> list:
         """A protocol's splits with their target genes and values."""
@@ -275,7 +275,7 @@ class Run:
 
     @property
     def teacher_name(self) -> str:
-        """Name and options of the profile's teacher; options that are files are named by digest."""
+        """Name and options of the profile's teacher; a file is named by its digest."""
         from ..teachers import TEACHERS
 
         options = TEACHERS[self.profile.teacher].named_options(self.profile.teacher_options)

@@ -7,7 +7,7 @@ import yaml
 
 from peka_core.common.errors import PekaError
 from peka_core.recipe import RECIPES, Recipe
-from peka_core.runner.profile import load_profile, override_names, profile_names, read_values
+from peka_core.runner.profile import bundled, load_profile, override_names, read_values
 
 
 def write(folder, text, name="mine.yaml"):
@@ -15,7 +15,7 @@ def write(folder, text, name="mine.yaml"):
     return str(folder / name)
 
 
-@pytest.mark.parametrize("name", profile_names())
+@pytest.mark.parametrize("name", sorted(bundled()))
 def test_a_bundled_profile_loads_and_sets_every_value_of_the_recipe(name):
     profile = load_profile(name)
     assert profile.name == profile.file == name
