@@ -146,7 +146,7 @@ def test_smoke_runs_end_to_end_and_ends_with_the_same_tables_when_killed():
         check_whole(whole, finish(start("smoke", whole.name), timeout=600))
         seconds = time.perf_counter() - began
         for _ in range(KILLS):
-            process, moment = start("smoke", killed.name), dice.uniform(0.05, 0.7) * seconds
+            process, moment = start("smoke", killed.name), dice.uniform(0.3, 0.7) * seconds
             time.sleep(moment)
             if process.poll() is None:
                 kill(process)
