@@ -1,4 +1,4 @@
-"""Batches of tiles: shuffled and turned for training, one after the other for embedding."""
+"""Batches of tiles: in random order and orientation for training, in order for embedding."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,18 +31,18 @@ def batches(
         tiles: uint8 (n, h, w, 3), an array or a reader that takes an array of row numbers.
         rows: row numbers of the spots of this epoch, (m,).
         flips: show each tile in a random one of its eight orientations.
-        generator: draws order and orientations.
-        ahead: read the next batch in a thread while this one is trained on. That helps a GPU; a CPU
+        generator: random generator for the order and the orientations.
+        ahead: read the next batch in a thread during the training step. That helps a GPU; a CPU
             that trains with all its cores has none left for the thread.
     """
     order = rows[torch.randperm(len(rows), generator=generator).numpy()]
     turns = torch.randint(8 if flips else 1, (len(rows),), generator=generator).numpy()
     pin = ahead and torch.cuda.is_available()  # page-locked memory is copied faster to a GPU
 
-    def read(some: slice) -> tuple[np.ndarray, Tensor]:
-        pairs = zip(tiles[order[some]], turns[some], strict=True)
+    def read(piece: slice) -> tuple[np.ndarray, Tensor]:
+        pairs = zip(tiles[order[piece]], turns[piece], strict=True)
         batch = torch.from_numpy(np.stack([orient(tile, turn) for tile, turn in pairs]))
-        return order[some], batch.pin_memory() if pin else batch
+        return order[piece], batch.pin_memory() if pin else batch
 
     yield from in_turn(read, pieces(len(rows), batch_size), ahead)
 
@@ -60,10 +60,10 @@ def in_turn(read: Callable, chunks: list, ahead: bool) -> Iterator:
     with ThreadPoolExecutor(1) as reader:
         waiting = reader.submit(read, chunks[0])
         for following in [*chunks[1:], None]:
-            made = waiting.result()
+            batch = waiting.result()
             if following is not None:
                 waiting = reader.submit(read, following)
-            yield made
+            yield batch
 
 
 def orient(tile: np.ndarray, turn: int) -> np.ndarray:
@@ -85,8 +85,9 @@ def in_batches(
 ) -> list[np.ndarray]:
     """Each output of `forward(x)` for all tiles, float32, computed without gradients.
 
-    The encoder makes x and says in which precision `forward` runs. Where the device has too little
-    memory for a batch, this batch and all later ones are half as large.
+    The encoder gives x and the precision of `forward`. If the GPU has too little memory for a
+    batch, this batch and all later ones are halved without a message, because the outputs of a tile
+    do not depend on its batch.
 
     Raises:
         PekaError: there are no tiles, or the memory is too small for a single one.
@@ -98,7 +99,7 @@ def in_batches(
     size = min(batch_size, 32) if on_cpu else batch_size  # small batches stay in a CPU's cache
     parts, title = [], f"embed with {encoder.name}"
     bar = tqdm(total=len(tiles), desc=title, unit="tile", disable=not progress)
-    for chunk in in_turn(lambda some: tiles[some], pieces(len(tiles), size), ahead=not on_cpu):
+    for chunk in in_turn(lambda piece: tiles[piece], pieces(len(tiles), size), ahead=not on_cpu):
         while len(chunk):
             try:
                 x = encoder.transform(chunk[:size])
