@@ -29,29 +29,26 @@ def thin(
 def split_half_ceiling(
     adata: ad.AnnData, genes: list[str], repeats: int = 5, seed: int = 0, min_spots: int = 10
 ) -> dict:
-    """Highest PCC that counting noise allows.
+    """Highest PCC that counting noise allows, per section and averaged as in `strict`.
 
-    As in `strict` it is taken per section and averaged over genes and sections.
-
-    Args:
-        adata: raw counts (n, G), obs column sample.
-        genes: target genes.
-        repeats: independent thinnings that are averaged.
+    `adata` has raw counts (n, G) and the obs column sample; `repeats` thinnings are averaged.
 
     Returns:
-        ceiling: mean over genes of the square root of the reliability, which is the PCC of a
-        perfect prediction with the counts; reliability: mean reliability of the target at full
-        depth (Spearman-Brown, 2r / (1 + r)); half: mean PCC r of two halves; by_gene: `(g,)`
-        ceilings, NaN where no section defines one.
+        half: mean PCC r of two halves.
+        reliability: mean reliability of the target at full depth (Spearman-Brown, 2r / (1 + r)).
+        ceiling: mean over genes of the square root of the reliability. This is the PCC of a perfect
+            prediction with the counts.
+        by_gene: `(g,)` ceilings, NaN if no section defines one.
 
     Raises:
-        PekaError: a gene that `adata` does not have.
+        PekaError: `adata` does not have a gene.
     """
     rng, columns = np.random.default_rng(seed), columns_of(adata.var_names, genes)
     samples = adata.obs["sample"].to_numpy()
-    halves = np.stack(
-        [_halves(adata, columns, samples, rng, min_spots) for _ in range(repeats)]
-    )  # (repeats, sections, g)
+    names = list(pd.unique(samples)) * repeats  # one section is in memory at a time
+    pairs = (_targets_of_halves(adata[samples == name], columns, rng) for name in names)
+    halves = np.stack([pearson(*pair, min_spots) for pair in pairs])  # (repeats x sections, g)
+    halves = halves.reshape(repeats, -1, len(genes))
     half = mean_defined(np.moveaxis(halves, 0, -1))  # (sections, g)
     reliability = 2 * half / (1 + half)
     ceiling = mean_defined(np.sqrt(np.clip(reliability, 0, None)).T)  # (g,)
@@ -63,24 +60,11 @@ def split_half_ceiling(
     }
 
 
-def _halves(adata, columns, samples, rng, min_spots) -> np.ndarray:
-    """PCC of the two halves' targets, (sections, g); one section in memory at a time."""
-    return np.stack(
-        [
-            pearson(*_targets_of_halves(adata[samples == s], columns, rng), min_spots)
-            for s in pd.unique(samples)
-        ]
-    )
-
-
 def _targets_of_halves(section: ad.AnnData, columns, rng) -> list[np.ndarray]:
     """Targets (n, g) of the two halves of a section's counts."""
     targets = []
     for counts in thin(section.X, rng):
-        half = ad.AnnData(
-            counts,
-            obs=section.obs.assign(total_counts=np.asarray(counts.sum(1)).ravel()),
-            var=section.var,
-        )
+        obs = section.obs.assign(total_counts=np.asarray(counts.sum(1)).ravel())
+        half = ad.AnnData(counts, obs=obs, var=section.var)
         targets.append(log_cp10k(half, dense=False)[:, columns].toarray())
     return targets

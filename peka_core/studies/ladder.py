@@ -69,9 +69,7 @@ ALPHAS = tuple(10.0**power for power in range(-1, 6))
 def ladder(work: Run, splits: Sequence[str] = ()) -> pd.DataFrame:
     """Every rung minus the frozen encoder under `strict`: one row for each rung and gene set.
 
-    Args:
-        work: a run.
-        splits: names of the splits that are scored; all of the cohort's own where empty.
+    `splits` are the names of the scored splits; if it is empty, all of the cohort's own are scored.
     """
     drawn, scheme = work.profile.source == "demo", work.cohort().splits[0].scheme
     rungs = [("rung", rung) for rung in work.profile.ladder if rung != "oracle" or drawn]
@@ -84,25 +82,21 @@ def ladder(work: Run, splits: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def scope_effects(work: Run, split: str = "spots/0") -> pd.DataFrame:
-    """Each trained rung nested and `all` on one fold of `peka_paper`, and their difference.
+    """Each trained rung with scope nested and with `all` on a fold of `peka_paper`, and their gap.
 
-    Both have the same fold, test spots and number of epochs, and no validation groups. With the
-    scope `all`, the alignment sees the test spots too, so it has a quarter more spots and steps.
+    Both have the same fold, test spots and number of epochs, and no validation patients. With scope
+    `all` the student is trained on the test spots too, so it has a quarter more spots and steps.
     """
     paper, rows = PROTOCOLS["peka_paper"], []
     rungs = [rung for rung in work.profile.ladder if isinstance(rung, Rung)]
     frozen = stages.score(work, "frozen", paper, splits=(split,))
     for rung in tqdm(rungs, desc="scope effects", unit="rung"):
-        nested, seen = (
-            stages.score(work, rung, paper, scope, (split,)) for scope in ("nested", "all")
-        )
-        for name, a, b in (
-            ("nested - frozen", nested, frozen),
-            ("all - frozen", seen, frozen),
-            ("all - nested", seen, nested),
-        ):
-            row = {"label": rung.name, "difference": name, **_difference(a.scores, b.scores)}
-            rows.append(row | tables.made_by(a, b))
+        scores = {"frozen": frozen}
+        scores |= {s: stages.score(work, rung, paper, s, (split,)) for s in ("nested", "all")}
+        for a, b in (("nested", "frozen"), ("all", "frozen"), ("all", "nested")):
+            row = {"label": rung.name, "difference": f"{a} - {b}"}
+            row |= _difference(scores[a].scores, scores[b].scores)
+            rows.append(row | tables.made_by(scores[a], scores[b]))
     table = pd.DataFrame(rows)
     return _named(work, table, protocol="peka_paper", pooling="section", split=split)
 
@@ -128,9 +122,9 @@ def curves(work: Run, splits: Sequence[str]) -> pd.DataFrame:
 def recipes(work: Run, splits: Sequence[str]) -> pd.DataFrame:
     """Students minus frozen under `strict`, from the profile's recipe to those of paper and code.
 
-    Each switch between paper and code is changed by itself, in encoder space. The two recipes as a
-    whole are read in projected space too, which is what paper and code hand to the head. They keep
-    their epochs and rates; block and rank are the profile's, since 256 does not divide `mini`.
+    Each switch between paper and code is changed alone, in encoder space. The two whole recipes are
+    also scored in projected space, which paper and code give to the head. They keep their epochs
+    and learning rates; block and rank are the profile's, since 256 does not divide `mini`.
     """
     base, size = work.profile.recipe, ("block", "rank", "alpha")
     rungs = {"the profile's recipe": student()} | SWITCHES
@@ -169,15 +163,9 @@ def alphas(work: Run, splits: Sequence[str]) -> pd.DataFrame:
         fixed = replace(strict, name="strict_fixed_alpha", alphas=(alpha,))
         wanted = [task for task in work.tasks(strict) if task.split.name in splits]
         tasks = [replace(task, protocol=fixed) for task in wanted]
-        frozen, bat = (
-            evaluate(
-                work.cohort(),
-                {t.split.name: stages.space_of(work, rung, t.split.name) for t in tasks},
-                fixed,
-                tasks,
-            ).scores
-            for rung in ("frozen", "bat")
-        )
+        order = [task.split.name for task in tasks]
+        inputs = ({n: stages.space_of(work, r, n) for n in order} for r in ("frozen", "bat"))
+        frozen, bat = (evaluate(work.cohort(), x, fixed, tasks).scores for x in inputs)
         by_section = frozen.query("pooling == 'section' and genes == 'all'")
         level = by_section.groupby("patient")["pcc"].mean().mean()
         rows.append({"alpha": alpha, "frozen": level, **_difference(bat, frozen)})
@@ -189,9 +177,9 @@ def alphas(work: Run, splits: Sequence[str]) -> pd.DataFrame:
 def forgetting(work: Run, splits: Sequence[str] = ()) -> pd.DataFrame:
     """Balanced accuracy of the drawn tissue type of held-out patients, and minus frozen, by rung.
 
-    The type is read by a logistic regression on standardised features, fitted on the training
-    spots of the split. No alignment is told the type, so this shows what adapting the encoder to
-    counts does to something else that it could tell.
+    A logistic regression on standardised features predicts the type; it is fitted on the training
+    spots. No student is trained on the type, so this shows whether an encoder that is adapted to
+    counts loses what else it could tell.
     """
     known = PROTOCOLS["strict"].splits(work.cohort())
     scored = [split for split in known if not splits or split.name in splits]
@@ -238,13 +226,9 @@ def _difference(a: pd.DataFrame, b: pd.DataFrame) -> dict:
 
 def _named(work: Run, table: pd.DataFrame, **names: str) -> pd.DataFrame:
     """The table with what its numbers depend on."""
-    return table.assign(
-        profile=work.profile.name,
-        cohort=work.cohort().digest[:12],
-        encoder=work.encoder_name(),
-        seed=work.profile.seed,
-        **names,
-    )
+    made = {"profile": work.profile.name, "cohort": work.cohort().digest[:12]}
+    made |= {"encoder": work.encoder_name(), "seed": work.profile.seed}
+    return table.assign(**made, **names)
 
 
 Study = Callable[[Run, Sequence[str]], pd.DataFrame]

@@ -12,13 +12,9 @@ NEAR = 1.5  # neighbours are spots closer than this many times the pitch
 def leaks_of_splits(cohort, splits, hashes: np.ndarray | None = None) -> pd.DataFrame:
     """Count what training and test spots of each split share, one row a split.
 
-    Columns: split, train, test (numbers of spots); patients_shared; copies (test spots whose tile
-    has the hash of a training tile); neighbours (test spots that have a training spot of the same
-    section within 1.5 times the section's pitch).
-
-    Args:
-        splits: `Split`s, for example of a protocol.
-        hashes: of all tiles (n,); without them the column copies is NaN.
+    Columns: split; train and test, numbers of spots; patients_shared; copies, test spots whose tile
+    has the hash of a training tile (NaN without `hashes (n,)`); neighbours, test spots that have a
+    training spot of the same section within 1.5 times the section's pitch.
     """
     near, group = _neighbours(cohort), cohort.obs["group"].to_numpy()
     rows = []
@@ -26,9 +22,7 @@ def leaks_of_splits(cohort, splits, hashes: np.ndarray | None = None) -> pd.Data
         copied = None if hashes is None else np.isin(hashes[split.test], hashes[split.train])
         beside = [split.train[near[spot]].any() for spot in np.flatnonzero(split.test)]
         rows.append({
-            "split": split.name,
-            "train": int(split.train.sum()),
-            "test": int(split.test.sum()),
+            "split": split.name, "train": int(split.train.sum()), "test": int(split.test.sum()),
             "patients_shared": len(set(group[split.train]) & set(group[split.test])),
             "copies": np.nan if copied is None else int(copied.sum()),
             "neighbours": int(sum(beside)),
@@ -37,11 +31,7 @@ def leaks_of_splits(cohort, splits, hashes: np.ndarray | None = None) -> pd.Data
 
 
 def without_leaks(cohort, split, hashes: np.ndarray) -> dict[str, np.ndarray]:
-    """Training masks (n,) from which one leak after the other is taken out.
-
-    Returns:
-        the masks `as it is`, `no copies`, `no neighbours` and `no shared patients`.
-    """
+    """Training masks (n,) by name; each mask removes one kind of leak more than the mask before."""
     near, group = _neighbours(cohort), cohort.obs["group"].to_numpy()
     train, test = split.train, split.test
     beside = np.zeros(len(train), bool)

@@ -45,8 +45,8 @@ def method_of(predictor: Rung | str, recipe: str) -> str:
 def paper_cohort(work: Run) -> str:
     """Which of the paper's cohorts a run scores, or "".
 
-    It does so with all HEST-1k slides of the index that the paper used, the pinned scFoundation as
-    the authors use it, and a recipe of `RECIPES` (batch size aside).
+    Such a run has all HEST-1k slides of the index that the paper used, the pinned scFoundation as
+    the authors use it, and a recipe of `RECIPES` (with any batch size).
     """
     profile, options = work.profile, work.profile.source_options
     as_the_paper = (
@@ -87,10 +87,10 @@ def with_authors_list(work: Run, protocol: Protocol) -> tuple[Protocol | None, s
 def beside_published(table: pd.DataFrame, cohort: str) -> pd.DataFrame:
     """A score table with the columns published, published_in and minus_published.
 
-    They are empty where nothing can be compared. Compared are headline scores over all genes and
-    splits of one of the paper's `cohort`s, with the value of the same encoder and method; PEKA is
-    aligned on all spots and read in the projected space. HEST-Benchmark's CCRCC has the slides of
-    the paper's kidney cohort, with genes and folds of its own.
+    A headline score over all genes and splits of one of the paper's `cohort`s is compared with the
+    published value of the same encoder and method; for all other rows the columns are empty. PEKA
+    is aligned on all spots and scored in the projected space. HEST-Benchmark's CCRCC has the slides
+    of the paper's kidney cohort, with genes and folds of its own.
     """
     values = {
         (row.table, row.cohort, row.encoder, row.method): (row.pcc, row.source)
@@ -192,7 +192,5 @@ def paper_form(beside: pd.DataFrame, table: str) -> pd.DataFrame:
         + (cell.note if np.isnan(cell.ours) else f"{cell.ours:.3f} ({cell.control:.3f})")
         for cell in part.itertuples()
     ]
-    index = ["encoder", "method"]
-    return part.assign(cell=cells).pivot_table(
-        index=index, columns="cohort", values="cell", aggfunc="first", sort=False
-    )
+    wide = {"index": ["encoder", "method"], "columns": "cohort", "values": "cell"}
+    return part.assign(cell=cells).pivot_table(**wide, aggfunc="first", sort=False)

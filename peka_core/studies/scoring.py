@@ -44,20 +44,21 @@ def score_embeddings(
     """Score given features on the genes of a task directory, and on its splits or shuffled ones.
 
     Args:
-        task_dir: a directory in the HEST-Benchmark layout; `patches/` may be missing where the
+        task_dir: a directory in the HEST-Benchmark layout; `patches/` may be missing if the
             embeddings have barcodes.
         embeddings: folder of `<sample>.h5`.
         protocol: a name in `PROTOCOLS`.
         switches: changes to the protocol by the names of `SWITCHES`.
 
     Returns:
-        protocol, settings, scope (`given`), mean, and splits: `{"0": {"mean": ..., "genes": {gene:
-        pcc}, "n_genes": ..., "undefined_sections": [...]}}`. Means are over genes, then splits;
-        skipped genes and undefined values are left out, and a split without any has the mean None.
-        n_spots is the number of spots with an embedding, of n_spots_in_cohort; incomplete has the
-        sections where these differ, `{sample: [with embedding, all]}`; n_splits_scored of n_splits
-        have a mean; copies has the sections that the protocol leaves out, `{sample: {"of": ...,
-        "n_spots": ...}}`.
+        protocol, settings, scope: what was scored; scope is `given`.
+        splits: `{"0": {"mean": ..., "genes": {gene: pcc}, "n_genes": ..., "undefined_sections":
+            [...]}}`. The mean leaves out skipped genes and undefined values; it is None if no
+            value is left.
+        mean, n_splits_scored, n_splits: mean over the splits that have a mean, and their number.
+        n_spots, n_spots_in_cohort: number of spots with an embedding, and of all spots.
+        incomplete: sections where these differ, `{sample: [with embedding, all]}`.
+        copies: sections that the protocol leaves out, `{sample: {"of": ..., "n_spots": ...}}`.
 
     Raises:
         PekaError: the protocol or a switch is unknown, files are missing or broken, or embeddings
@@ -103,10 +104,7 @@ def _of_split(result: Evaluation, task: Task) -> dict[str, Any]:
 
 
 def in_words(scores: dict[str, Any]) -> list[str]:
-    """The lines that `peka score` prints.
-
-    They are the mean of each split, what the score leaves out, and the mean over the splits.
-    """
+    """The lines that `peka score` prints: each split, what is left out, and the mean."""
     lines = []
     for name, split in scores["splits"].items():
         n, asked, sections = len(split["genes"]), split["n_genes"], split["undefined_sections"]
@@ -176,10 +174,8 @@ def with_embeddings(cohort: Cohort, folder: Path) -> tuple[Cohort, np.ndarray]:
         parts.append(values[place[place >= 0]])
     lengths = {part.shape[1] for part in parts}
     if len(lengths) > 1:
-        raise PekaError(
-            f"{folder}: embeddings have different lengths, {sorted(lengths)}. Use one encoder for "
-            "all sections."
-        )
+        found = sorted(lengths)
+        raise PekaError(f"{folder}: embeddings have several lengths, {found}. Use one encoder.")
     return cohort.restricted(kept), np.concatenate(parts)
 
 
@@ -208,9 +204,8 @@ def _barcodes_at(file: h5py.File, path: Path, section: Section) -> pd.Index:
     """Barcodes (m,) of the tiles at the `coords` of an open file, from the patches file."""
     if section.patches is None:
         raise PekaError(
-            f"{path} has coords and no barcodes; expected {section.sample}.h5 in patches/, which "
-            "has the barcode of the tile at each place. Put patches/ into the task directory, or "
-            "add the data set `barcodes` to the embeddings."
+            f"{path} has coords and no barcodes; patches/{section.sample}.h5 has the barcode at "
+            "each place. Put patches/ into the task directory, or add `barcodes` to this file."
         )
     with reading(file, "coords") as stored:
         asked = pd.MultiIndex.from_arrays(np.asarray(stored, dtype=float).reshape(-1, 2).T)
@@ -221,7 +216,7 @@ def _barcodes_at(file: h5py.File, path: Path, section: Section) -> pd.Index:
     row = coords.get_indexer(asked)  # (m,) row of each asked place in patches
     if (row < 0).any():
         raise PekaError(
-            f"{path}: {(row < 0).sum()} of {len(row)} coords are no tile's in {section.patches} "
-            f"(the first is {asked[row < 0][0]}). Embed the tiles of that file."
+            f"{path}: {(row < 0).sum()} of {len(row)} coords belong to no tile of "
+            f"{section.patches} (the first is {asked[row < 0][0]}). Embed the tiles of that file."
         )
     return barcodes[row]

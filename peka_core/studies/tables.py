@@ -45,14 +45,11 @@ Entry = tuple[str, Rung | str]  # kind (oracle, encoder, student, control, refer
 def predictors(
     work: Run, protocol: Protocol, methods: tuple[str, ...] | None = None
 ) -> list[Entry]:
-    """All that a profile scores under a protocol.
+    """Every predictor that a profile scores under a protocol.
 
-    Args:
-        work: a run.
-        protocol: under which they are scored.
-        methods: of the aligned students; by default the profile's `methods` where the scope is
-            nested, else its `all_methods`. Of the profile's `others`, frozen encoders are always
-            scored, and aligned ones where all spots align and there are methods.
+    `methods` are those of the aligned students. The default is the profile's `methods` if the scope
+    is nested, else its `all_methods`. The profile's `others` are scored too: frozen encoders
+    always, students if the scope is `all` and there are methods.
     """
     profile = work.profile
     if methods is None:
@@ -93,17 +90,16 @@ def score_table(
 ) -> pd.DataFrame:
     """Score every predictor of `entries`; one row for each scheme, gene set, alpha and pooling.
 
-    Every row carries what its number depends on: profile, protocol, scope, space, split scheme,
-    zero rule, n and its unit, seed, digests of encoder, adapters and cohort, and commit, device,
-    versions and code of the unit that made it. Where there is a published value, the row has the
-    difference to it.
+    Every row has all that its number depends on: profile, protocol, scope, space, scheme, zero
+    rule, n and its unit, seed, digests of encoder, adapters and cohort, and commit, device,
+    versions and code of the unit that made it. A published value stands beside it.
 
     Args:
         work: a run.
-        protocol: under which they are scored.
-        entries: what is scored; `predictors(work, protocol)` where None.
-        scope: of the alignment; the protocol's where empty.
-        splits: names of the splits that are scored; all where empty.
+        protocol: the rules of scoring.
+        entries: what is scored, by default `predictors(work, protocol)`.
+        scope: of the alignment, by default the protocol's.
+        splits: names of the splits that are scored, by default all.
     """
     parts, recipe = [], name_of_recipe(work.profile.recipe)
     entries = predictors(work, protocol) if entries is None else entries
@@ -174,11 +170,10 @@ def difference_table(
 
 
 def made_by(*sources) -> dict[str, str]:
-    """Commit, device, versions and code of all that a number was made from, joined by ` + `.
+    """Commit, device, versions and code behind a number, each joined by ` + `.
 
-    Args:
-        sources: evaluations, tables or dicts that have these columns, or a run, for numbers that
-            this process computes itself.
+    `sources` are evaluations, tables or dicts that have these columns, or a run, for numbers that
+    this process computes itself.
     """
     parts: dict[str, list[str]] = {name: [] for name in MADE}
     for source in sources:
@@ -202,26 +197,19 @@ def made_here(device: str = "", work: Run | None = None) -> dict[str, str]:
 
 
 def code_here(work: Run | None = None) -> str:
-    """The digest of the code that aligns and scores a student of a run.
-
-    Without a run, the encoder is `mini` and the teacher PCA.
-    """
-    encoder = own_file.short(work.profile.encoder) if work else "mini"
-    teacher = work.profile.teacher if work else "pca"
-    return code_of(
-        Unit("evaluation", "", encoder=encoder, method="bat", teacher=teacher, taught_by="teacher")
-    )
+    """The digest of the code that aligns and scores a student, without a run `mini`'s with PCA."""
+    names = {"encoder": "mini", "teacher": "pca", "method": "bat", "taught_by": "teacher"}
+    if work:
+        names["encoder"] = own_file.short(work.profile.encoder)
+        names["teacher"] = work.profile.teacher
+    return code_of(Unit("evaluation", "", **names))
 
 
 def save_table(table: pd.DataFrame, folder: str | Path, name: str, *sources) -> Path:
-    """Write a table as `<folder>/<name>.csv` with six decimals, whole or not at all.
+    """Write a table as `<folder>/<name>.csv` with six decimals.
 
-    Args:
-        table: the table.
-        folder: where.
-        name: of the file, without suffix.
-        sources: what its numbers were made from (`made_by`), for the columns commit, device,
-            versions and code; none where the table has these columns or holds no number of ours.
+    The columns of `MADE` are taken from `sources` (see `made_by`). Give no source if the table has
+    these columns, or if it has no number of ours.
     """
     table = table.assign(**made_by(*sources)) if sources else table
     path = Path(folder) / f"{name}.csv"
@@ -229,17 +217,14 @@ def save_table(table: pd.DataFrame, folder: str | Path, name: str, *sources) -> 
 
 
 def read_result(name: str) -> pd.DataFrame:
-    """A committed table, `results/<name>.csv`; a line is printed where other code made its scores.
+    """A committed table, `results/<name>.csv`; a line is printed if other code made its scores.
 
     Raises:
         PekaError: there is no such table.
     """
     path = folders.results_folder() / f"{name}.csv"
     if not path.is_file():
-        raise PekaError(
-            f"{path} is missing; expected a table that comes with the repository. Restore it from "
-            "there."
-        )
+        raise PekaError(f"{path} is missing; it comes with the repository. Restore it from there.")
     table = pd.read_csv(path)
     if "mean" in table and code_here() not in codes_in(table):  # other tables hold no score
         print(f"Other code than this made results/{name}.csv (commit {_commits(table)}).")
@@ -259,8 +244,8 @@ def read_table(work: Run, name: str) -> pd.DataFrame:
         path = folders.results_folder() / f"{work.profile.name}_{name}.csv"
     if not path.exists():
         raise PekaError(
-            f"{path} is missing; expected the table of an earlier chapter. Run notebooks 01 to 04 "
-            "of this run first."
+            f"{path} is missing; an earlier chapter writes this table. Run notebooks 01 to 04 of "
+            "this run first."
         )
     table = pd.read_csv(path)
     if not codes_in(table) or codes_in(table) - codes_here(work.folder):
@@ -272,7 +257,7 @@ def read_table(work: Run, name: str) -> pd.DataFrame:
 
 
 def codes_in(table: pd.DataFrame) -> set[str]:
-    """The digests of code that a table names; empty for a table from before they were kept."""
+    """The digests of code in a table; an old table without this column has none."""
     return {part for value in table.get("code", []) for part in _parts(value)}
 
 
