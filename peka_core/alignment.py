@@ -40,7 +40,7 @@ def align(
     """Train a student in place; afterwards it has the weights of the kept epoch.
 
     The kept epoch is the eligible one with the lowest loss on the validation spots. An epoch is
-    eligible if this loss is a number and AdaLoRA's ranks are down to their target. The last epoch
+    eligible if this loss is finite and AdaLoRA's ranks are down to their target. The last epoch
     is kept if no epoch is eligible, if there are no validation spots, or if the recipe says
     `keep: last`.
 
@@ -62,7 +62,7 @@ def align(
         choice: how that epoch was chosen, in words.
 
     Raises:
-        PekaError: the data do not fit the student or the recipe, or a loss is not finite. If a GPU
+        PekaError: the data do not fit the student or the recipe, or a training loss is not finite. If a GPU
             has too little memory, the message has a batch size that fits (training/memory.py).
             A smaller batch would change the result, so the user decides.
     """
