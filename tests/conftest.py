@@ -1,13 +1,10 @@
-"""Shared fixtures: a tiny drawn cohort.
-
-One thread each: tests are small, and busy-waiting threads on a loaded machine cost more than they
-bring.
-"""
+"""Shared fixtures: a tiny drawn cohort, HEST's files, and a run of a small cohort."""
 
 import copy
 import os
 import shutil
 
+# one thread each: on a loaded machine, threads that wait for each other cost more than they bring
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 
@@ -27,13 +24,8 @@ from peka_core.downloads import manifest
 from peka_core.runner.run import open_run
 from peka_core.sources import hest_index
 
-SMALL = {
-    "patients": 4,
-    "spots": 12,
-    "folds": 2,
-    "epochs": 1,
-    "batch_size": 16,
-}  # of a run that tests can afford
+# of a run that tests can afford
+SMALL = {"patients": 4, "spots": 12, "folds": 2, "epochs": 1, "batch_size": 16}
 SHARED = Path(__file__).parents[2] / "shared"
 
 
@@ -52,38 +44,24 @@ def write_tiny_cohort(
     rows = []
     for sample in [f"P{p}{s}" for p in range(1, patients + 1) for s in "AB"]:
         bright = rng.uniform(0.3, 1.0, spots)  # (n,)
-        noise = rng.integers(0, 256, (spots, 28, 28, 3))
-        tiles = (
-            (noise * bright[:, None, None, None]).astype(np.uint8).repeat(8, 1).repeat(8, 2)
-        )  # (n, 224, 224, 3)
+        noise = rng.integers(0, 256, (spots, 28, 28, 3)) * bright[:, None, None, None]
+        tiles = noise.astype(np.uint8).repeat(8, 1).repeat(8, 2)  # (n, 224, 224, 3)
         mean = base * np.where(np.arange(genes) < 10, 3 * bright[:, None], 1.0)  # (n, G)
         xy = np.stack([np.arange(spots) % 4, np.arange(spots) // 4], 1) * 400.0 + 500  # (n, 2) px
-        obs = pd.DataFrame(
-            {"tissue_type": rng.choice(["tumour", "stroma"], spots)},
-            index=[f"{i}x1" for i in range(spots)],
-        )
-        adata = ad.AnnData(
-            sparse.csr_matrix(rng.poisson(mean), dtype=np.float32), obs, pd.DataFrame(index=names)
-        )
+        types = rng.choice(["tumour", "stroma"], spots)
+        obs = pd.DataFrame({"tissue_type": types}, index=[f"{i}x1" for i in range(spots)])
+        counts, var = rng.poisson(mean), pd.DataFrame(index=names)
+        adata = ad.AnnData(sparse.csr_matrix(counts, dtype=np.float32), obs, var)
         adata.obsm["spatial"] = xy
         back = np.arange(spots)[::-1]
         digest = write_sample(
             path, sample, tiles[back], (xy - 112)[back], obs.index[back], adata, um_per_px=0.5
         )
-        rows.append(
-            {
-                "sample_id": sample,
-                "patient": sample[:-1],
-                "technology": "drawn",
-                "um_per_px": 0.5,
-                "tiles_sha256": digest,
-            }
-        )
-    table = pd.DataFrame(rows)
-    splits = [
-        (table.sample_id[table.patient != patient], table.sample_id[table.patient == patient])
-        for patient in table.patient.unique()
-    ]
+        rows.append((sample, sample[:-1], "drawn", 0.5, digest))
+    columns = ["sample_id", "patient", "technology", "um_per_px", "tiles_sha256"]
+    table = pd.DataFrame(rows, columns=columns)
+    sides = [table.patient == patient for patient in table.patient.unique()]
+    splits = [(table.sample_id[~held_out], table.sample_id[held_out]) for held_out in sides]
     write_cohort_tables(path, table, splits, names[:20])
     return path
 
@@ -96,29 +74,22 @@ def drawn_once(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def tiny_cohort(tmp_path: Path, drawn_once: Path) -> Path:
-    """Directory of a tiny drawn cohort, fresh for each test: 4 patients x 2 sections x 12 spots, 30
-    genes.
-    """
+    """A tiny drawn cohort, fresh for each test: 4 patients x 2 sections x 12 spots, 30 genes."""
     return Path(shutil.copytree(drawn_once, tmp_path / "cohort"))
 
 
-# files of others: drawn in their form by tests/draw_hest.py, and the originals too where ../shared
-# is
+# files of others: drawn in their form by draw_hest.py, and the originals too where ../shared is
 FILES = ["drawn"] + ["original"] * SHARED.is_dir()
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder ../shared of the development machine; elsewhere its tests, which compare with
-    files of others, are left out.
-    """
+    """The folder ../shared of the development machine; elsewhere the tests of it are left out."""
     return SHARED
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out what compares with ../shared where that is not: each such test has a twin on drawn
-    files.
-    """
+    """Without ../shared leave out the tests of it: each has a twin on drawn files."""
     if not SHARED.is_dir():
         apart = [item for item in items if "shared" in getattr(item, "fixturenames", ())]
         items[:] = [item for item in items if item not in apart]
@@ -127,9 +98,8 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session", params=FILES)
 def hest_files(request, tmp_path_factory) -> Path:
-    """HEST's files of three small slides (hest1k/), the same as a task (bench/FIXTASK), what must
-    be found in them (golden/).
-    """
+    """HEST's files of three small slides (hest1k/), the same as a task (bench/FIXTASK), and what
+    must be found in them (golden/)."""
     if request.param == "original":
         return SHARED / "fixtures/hest"
     return draw_hest.draw(tmp_path_factory.mktemp("drawn-hest"))
@@ -145,18 +115,15 @@ def hest_vocabulary(hest_files) -> Path:
 @pytest.fixture(params=FILES)
 def papers_index(request, tmp_path, monkeypatch) -> Path:
     """A mirror with the index of HEST-1k: the paper's, or one drawn with as many slides and spots,
-    which the manifest then has.
-    """
+    which the manifest then has."""
     if request.param == "original":
         mirror = SHARED / "data"
     else:
         mirror, listed = tmp_path / "index", copy.deepcopy(manifest.load_manifest())
         groups = pd.read_csv(hest_index.GROUPS, keep_default_na=False)
         path = draw_hest.draw_papers_index(mirror / hest_index.NAME, hest_index.COHORTS, groups)
-        listed["sources"]["hest"]["files"][hest_index.NAME] = {
-            "size": path.stat().st_size,
-            "sha256": sha256(path),
-        }
+        facts = {"size": path.stat().st_size, "sha256": sha256(path)}
+        listed["sources"]["hest"]["files"][hest_index.NAME] = facts
         monkeypatch.setattr(manifest, "load_manifest", lambda: listed)
     monkeypatch.setenv("PEKA_MIRROR", str(mirror))
     monkeypatch.setenv("PEKA_CACHE", str(tmp_path / "index-cache"))

@@ -40,11 +40,12 @@ def edit_samples(cohort, **columns):
 
 
 def refused(cohort, *names, call=open_cohort):
-    """The call must raise a PekaError that names these."""
+    """The call must raise a PekaError that names these; returns its message."""
     with pytest.raises(PekaError) as caught:
         call(cohort)
     for name in names:
-        assert name in str(caught.value), str(caught.value)
+        assert str(name) in str(caught.value), str(caught.value)
+    return str(caught.value)
 
 
 def validate(path):

@@ -1,5 +1,6 @@
 """Slides drawn in HEST's layout, an index of their own, and a mirror that holds them."""
 
+import json
 import shutil
 import warnings
 
@@ -9,7 +10,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from draw_hest import row
+from draw_hest import PARTS, row
 from draw_hest import write_index as write_rows
 from scipy import sparse
 
@@ -24,61 +25,43 @@ IDS = ("TENX13", "TENX14", "TENX23", "TENX24", "D1", "D2")
 
 def draw_slide(home, sample, genes=GENES, spots=14, seed=0, um_per_px=0.5):
     """A slide in HEST's layout: the last two spots have no tile, tiles stand in the other order,
-    one tile has no counts.
-    """
+    one tile has no counts."""
     rng = np.random.default_rng(seed)
     bright = rng.uniform(0.3, 1.0, spots)
-    tiles = (
-        (rng.integers(0, 256, (spots, 28, 28, 3)) * bright[:, None, None, None])
-        .astype(np.uint8)
-        .repeat(8, 1)
-        .repeat(8, 2)
-    )
-    mean = rng.gamma(2.0, 3.0, len(genes)) * np.where(
-        np.arange(len(genes)) % 3 == 0, 3 * bright[:, None], 1.0
-    )  # (n, G)
-    counts = rng.poisson(mean)
+    noise = rng.integers(0, 256, (spots, 28, 28, 3)) * bright[:, None, None, None]
+    tiles = noise.astype(np.uint8).repeat(8, 1).repeat(8, 2)
+    follows = np.where(np.arange(len(genes)) % 3 == 0, 3 * bright[:, None], 1.0)  # (n, G)
+    counts = rng.poisson(rng.gamma(2.0, 3.0, len(genes)) * follows)
     counts[3] = 0
-    names = [f"{i:03d}x010" for i in range(spots)]
+    names = np.array([f"{i:03d}x010" for i in range(spots)])
     obs, var = pd.DataFrame({"in_tissue": seed % 2}, names), pd.DataFrame(index=list(genes))
     adata = ad.AnnData(sparse.csr_matrix(counts, dtype=np.float32), obs, var)
-    adata.obsm["spatial"] = np.stack(
-        [np.arange(spots) * 300.0 + 20, np.full(spots, 30.0)], 1
-    )  # the first tile leaves the image
-    back, side = np.arange(spots - 2)[::-1], round(112 / um_per_px)
-    corners = (adata.obsm["spatial"] - side // 2).astype(int)[back]
-    assert corners.min() < 0
-    write_sample(home, sample, tiles[back], corners, np.array(names)[back], adata, um_per_px)
-    for folder, file in (("st", f"{sample}.h5ad"), ("metadata", f"{sample}.json")):
+    adata.obsm["spatial"] = np.stack([np.arange(spots) * 300.0 + 20, np.full(spots, 30.0)], 1)
+    back = np.arange(spots - 2)[::-1]
+    corners = (adata.obsm["spatial"] - round(112 / um_per_px) // 2).astype(int)[back]
+    assert corners.min() < 0, "the first tile leaves the image"
+    write_sample(home, sample, tiles[back], corners, names[back], adata, um_per_px)
+    for folder in ("st", "metadata"):
         (home / folder).mkdir(exist_ok=True)
-        if folder == "st":
-            (home / "adata" / file).rename(home / "st" / file)
-        else:
-            (home / folder / file).write_text(
-                f'{{"pixel_size_um_estimated": {um_per_px}, "patient": NaN}}'
-            )
+    (home / f"adata/{sample}.h5ad").rename(home / f"st/{sample}.h5ad")
+    text = f'{{"pixel_size_um_estimated": {um_per_px}, "patient": NaN}}'
+    (home / f"metadata/{sample}.json").write_text(text)
 
 
 def write_index(home, rows):
-    """An index as HEST writes it, and what has to be said of it."""
+    """An index as HEST writes it, and the options that name it."""
     write_rows(home / "index.csv", rows)
-    ours = [
-        r
-        for r in rows
-        if (r["organ"], r["species"], r["st_technology"]) == ("Breast", "Homo sapiens", "Visium")
-    ]
+    kind = ("Breast", "Homo sapiens", "Visium")
+    ours = [r for r in rows if (r["organ"], r["species"], r["st_technology"]) == kind]
     counts = [len(ours), sum(int(r["spots_under_tissue"]) for r in ours)]
     return {"index": "index.csv", "index_sha256": sha256(home / "index.csv"), "counts": counts}
 
 
 def copy_tiles(home, original, copy, change=lambda tile: tile, leave_out=0):
     """Give a slide (or a section of a cohort) the tiles of another: in an order of its own, each
-    changed, the first left out.
-    """
-    with (
-        h5py.File(home / f"patches/{original}.h5") as source,
-        h5py.File(home / f"patches/{copy}.h5", "a") as target,
-    ):
+    changed, the first left out."""
+    files = (home / f"patches/{name}.h5" for name in (original, copy))
+    with h5py.File(next(files)) as source, h5py.File(next(files), "a") as target:
         rows = np.roll(np.arange(len(source["img"])), 3)[leave_out:]
         target["img"].resize(len(rows), 0)
         target["img"][:] = np.stack([change(tile) for tile in source["img"][:][rows]])
@@ -95,27 +78,19 @@ def recompressed(tile):
     )
 
 
-def draw_mirror(home):
-    """Slides IDS below `home`, TENX23 with the tiles of TENX24, and rows that are no slides of the
-    cohort.
-    """
+@pytest.fixture(scope="session")
+def drawn_mirror(tmp_path_factory):
+    """Slides IDS, TENX23 with the tiles of TENX24, and rows of the index that are no slides of the
+    cohort; the options that name the index."""
+    home = tmp_path_factory.mktemp("hest") / "hest"
     for seed, sample in enumerate(IDS):
         draw_slide(home, sample, PANEL if sample == "TENX23" else GENES, seed=seed)
     copy_tiles(home, "TENX24", "TENX23")
     ad.read_h5ad(home / "st/TENX23.h5ad")[::-1].copy().write_h5ad(home / "st/TENX23.h5ad")
+    others = [row("TENX1", organ="Lung"), row("TENX131", species="Mus musculus")]
+    others.append(row("X", st_technology="Xenium"))
     rows = [row(sample, patient="Patient 1" if sample == "D1" else "   ") for sample in IDS]
-    others = [
-        row("TENX1", organ="Lung"),
-        row("TENX131", species="Mus musculus"),
-        row("X", st_technology="Xenium"),
-    ]
-    return write_index(home, [*others, *rows])
-
-
-@pytest.fixture(scope="module")
-def drawn_mirror(tmp_path_factory):
-    home = tmp_path_factory.mktemp("hest") / "hest"
-    return home, draw_mirror(home)
+    return home, write_index(home, [*others, *rows])
 
 
 @pytest.fixture
@@ -125,6 +100,28 @@ def mirror(drawn_mirror, tmp_path, monkeypatch):
     monkeypatch.setenv("PEKA_MIRROR", str(tmp_path / "mirror"))
     monkeypatch.setenv("PEKA_CACHE", str(tmp_path / "cache"))
     return tmp_path / "mirror/hest", drawn_mirror[1]
+
+
+def fixture_mirror(hest_files, tmp_path, monkeypatch, drawn=0):
+    """A mirror of the three slides of `hest_files`, and drawn ones of the same genes."""
+    home = tmp_path / "mirror/hest"
+    for folder in PARTS:
+        shutil.copytree(hest_files / "hest1k" / folder, home / folder)
+    for path in [home, *home.rglob("*")]:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    monkeypatch.setenv("PEKA_MIRROR", str(tmp_path / "mirror"))
+    monkeypatch.setenv("PEKA_CACHE", str(tmp_path / "cache"))
+    rows, genes = [], None
+    for s in ("FIX3", "FIX2", "FIX1"):
+        golden = json.loads((hest_files / f"golden/{s}.json").read_text())
+        facts = {"patient": "" if s == "FIX3" else "Patient C", "dataset_title": s[:-1]}
+        rows.append(row(s, golden["n_spots_h5ad"], golden["pixel_size_um"], **facts))
+        names = ad.read_h5ad(home / f"st/{s}.h5ad").var_names
+        genes = names if genes is None else genes.intersection(names)
+    for i in range(drawn):
+        draw_slide(home, f"D{i}", genes, seed=i)
+        rows.append(row(f"D{i}"))
+    return home, write_index(home, rows)
 
 
 def build(path, options, **other):

@@ -1,4 +1,4 @@
-"""Have files on this machine: from the mirror, from the cache, or downloaded; always verified."""
+"""Fetch files from the mirror, from the cache or from their address, and verify them."""
 
 import contextlib
 import os
@@ -26,14 +26,9 @@ COPY_INSTEAD = (
 
 
 def fetch(files: list[Download], dry_run: bool = False) -> list[Path]:
-    """Have files on this machine, verified. A file that was verified before is not read again.
+    """Fetch and verify files, and return their paths; verified files are not read again.
 
-    Args:
-        files: what is wanted.
-        dry_run: print where each file is or would come from and its size, and change nothing.
-
-    Returns:
-        the files' paths, in the order of `files`.
+    With `dry_run` print where each file is or would come from and its size, and change nothing.
 
     Raises:
         PekaError: files are not in the mirror, cannot be downloaded, or have other bytes.
@@ -83,8 +78,8 @@ def _check_sources(missing: list[Download]) -> None:
         raise _refused(no_address, "there is no address to download it from")
 
 
-def _check_variables(missing: list[Download]) -> None:
-    for hub in {bool(file.repo) for file in missing}:
+def _check_variables(files: list[Download]) -> None:
+    for hub in {bool(file.repo) for file in files}:
         check_network(hub)
 
 
@@ -118,9 +113,9 @@ def _refused(files: list[Download], why: str) -> PekaError:
 
 
 def choose(candidates: list[Download], ask_hub: bool = False) -> Download:
-    """Which of a file's possible names is meant: the recorded one, else the first that is here.
+    """Choose among a file's possible names: the recorded one, else the first that is here.
 
-    Where none is here, the first that the hub has if `ask_hub`, else the first.
+    If none is here, choose the first that the hub has if `ask_hub`, else the first.
     """
     record = Record()
     left = [file for file in candidates if file.path in record.entries] or candidates
@@ -134,7 +129,7 @@ def choose(candidates: list[Download], ask_hub: bool = False) -> Download:
 
 
 def _have(file: Download, record: Record, offer: dict) -> None:
-    """Verify one file, after downloading it where it is not here, and record it."""
+    """Download one file if it is not here, verify it and record it."""
     if record.knows(file):
         return
     if file.terms and file.path not in record.entries:
@@ -161,7 +156,7 @@ def _verify_here(file: Download, record: Record) -> dict:
 
 
 def _download(file: Download, record: Record, offer: dict) -> None:
-    """Download a file beside its place, verify and record it, then move it to its place."""
+    """Download a file into a folder beside its place, verify and record it, then move it."""
     path = file.place
     partial = path.with_name(f".{path.name}.partial")  # stays after a broken download, to resume it
     revision = offer.get("revision") or file.revision
@@ -171,8 +166,7 @@ def _download(file: Download, record: Record, offer: dict) -> None:
             where = {"repo_type": file.kind, "revision": revision or None, "local_dir": partial}
             fresh = Path(_api().hf_hub_download(file.repo, file.name, **where))
         else:  # pooch could compare a sha256, but not git's digest; `verify` below compares all
-            options = {"fname": path.name, "path": partial, "progressbar": True}
-            fresh = Path(pooch.retrieve(file.url, None, **options))
+            fresh = Path(pooch.retrieve(file.url, None, path.name, partial, progressbar=True))
         try:
             expected = {name: offer[name] for name in ("size", *DIGESTS) if name in offer}
             expected |= record.expected(file)
@@ -181,15 +175,14 @@ def _download(file: Download, record: Record, offer: dict) -> None:
         except PekaError:
             shutil.rmtree(partial)
             raise
-        origin = {"revision": revision, "source": file.address}
-        record.add(file, facts, fresh.stat(), **origin)
+        record.add(file, facts, fresh.stat(), revision=revision, source=file.address)
         os.replace(fresh, path)
         shutil.rmtree(partial)
 
 
 @contextlib.contextmanager
 def _explained(file: Download) -> Iterator[None]:
-    """Turn the errors of other libraries into one message; errors of a full disk pass."""
+    """Turn the errors of other libraries into one message, but pass on those of a full disk."""
     from huggingface_hub.errors import HTTPError
 
     try:
@@ -210,11 +203,11 @@ def _api():
 
 
 def _ask_hub(files: list[Download], record: Record, need_all: bool = True) -> dict[str, dict]:
-    """What the hub says of files: `revision`, `size`, and `sha256` or, for small files, `blob`.
+    """Ask the hub for `revision`, `size`, and `sha256` or, for small files, `blob` of files.
 
     Raises:
-        PekaError: the hub does not answer, or it has none of a repository's files (not all of them,
-            if `need_all`).
+        PekaError: the hub does not answer, or it lacks all files of a repository (with `need_all`:
+            one of them).
     """
     offers: dict[str, dict] = {}
     for repo in dict.fromkeys(file.repo for file in files if file.repo):
@@ -239,7 +232,7 @@ def _ask_hub(files: list[Download], record: Record, need_all: bool = True) -> di
 
 
 def _plan(files: list[Download]) -> str:
-    """One line a file with its size and place, and their sum; estimated sizes say so."""
+    """One line for each file with its size and place, and the sum of the sizes."""
     sizes = {file.path: file.facts["size"] for file in files if "size" in file.facts}
     sizes |= {file.path: file.place.stat().st_size for file in files if file.is_here}
     unknown, why = [file for file in files if file.path not in sizes], ""
@@ -248,7 +241,7 @@ def _plan(files: list[Download]) -> str:
             _check_variables(unknown)
             sizes |= {path: offer["size"] for path, offer in _ask_hub(unknown, Record()).items()}
         except PekaError as error:
-            why = f"\nSizes after `about` are estimates, since the hub gave none. {error}"
+            why = f"\nSizes after `about` are estimates, because the hub gave none. {error}"
     lines, total, missing = [], 0.0, sum(not file.is_here for file in files)
     for file in files:
         size = sizes.get(file.path, file.estimate)
@@ -258,7 +251,5 @@ def _plan(files: list[Download]) -> str:
         state = f"here, {file.place}" if file.is_here else come
         lines.append(f"{file.path:<48} {text:>18}  {state}")
     about = "about " if len(sizes) < len(files) else ""
-    lines.append(
-        f"{len(files)} files, {about}{total / 1e9:.2f} GB; {missing} are not here yet{why}"
-    )
-    return "\n".join(lines)
+    size = f"{about}{total / 1e9:.2f} GB"
+    return "\n".join([*lines, f"{len(files)} files, {size}; {missing} are not here yet{why}"])

@@ -56,10 +56,7 @@ def mirror() -> Path | None:
 
 
 def load_manifest(path: str | Path | None = None) -> dict:
-    """The manifest as a mapping with `sources` and `encoders`.
-
-    Args:
-        path: a manifest file; by default that of the checkout, else the one that was installed.
+    """The manifest, which has `sources` and `encoders`, of the checkout or the installed package.
 
     Raises:
         PekaError: there is no such file.
@@ -90,17 +87,13 @@ def source_files(source: str, paths: list[str]) -> list[Download]:
     unknown = [path for path in paths if path not in entry["files"]]
     if unknown:
         raise PekaError(f"{NAME}: source {source} lists no {', '.join(unknown)}.")
-    return [_source_file(entry, path) for path in paths]
-
-
-def _source_file(entry: dict, path: str) -> Download:
-    """A file with its own address, or that of the source and the path without its first folder."""
-    facts = entry["files"][path]
-    by_hand = f"Otherwise fetch it by hand: {facts['by_hand']}." if "by_hand" in facts else ""
-    return Download(
-        path,
-        facts.get("url", entry["url"] + path.split("/", 1)[1]),
-        facts={name: facts[name] for name in ("size", "blob", "sha256") if name in facts},
-        terms=facts.get("terms", ""),
-        otherwise=by_hand,
-    )
+    files = []
+    for path in paths:
+        facts = entry["files"][path]
+        # the file's own address, or that of the source and the path without its first folder
+        url = facts.get("url", entry["url"] + path.split("/", 1)[1])
+        pinned = {name: facts[name] for name in ("size", "blob", "sha256") if name in facts}
+        step = f"Otherwise fetch it by hand: {facts['by_hand']}." if "by_hand" in facts else ""
+        terms = facts.get("terms", "")
+        files.append(Download(path, url, facts=pinned, terms=terms, otherwise=step))
+    return files

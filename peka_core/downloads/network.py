@@ -13,11 +13,15 @@ PROXY_SCHEMES = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
 VARIABLES = ("HF_TOKEN", "HF_ENDPOINT", *HUB_CERTIFICATES, *WEB_CERTIFICATES, *PROXIES)
 
 
-def has_token() -> bool:
-    """Whether a token for the Hugging Face hub is set or saved."""
+def _token() -> str:
     import huggingface_hub  # takes a second
 
-    return bool(huggingface_hub.get_token())
+    return huggingface_hub.get_token() or ""
+
+
+def has_token() -> bool:
+    """Whether a token for the Hugging Face hub is set or saved."""
+    return bool(_token())
 
 
 def check_network(hub: bool) -> None:
@@ -29,31 +33,20 @@ def check_network(hub: bool) -> None:
     Raises:
         PekaError: names every wrong variable, but never a token or a proxy's password.
     """
-    problems = [*_token_problems(), *_certificate_problems(HUB_CERTIFICATES)] if hub else []
-    problems += [] if hub else _certificate_problems(WEB_CERTIFICATES)
-    problems += _address_problems(hub)
-    if problems:
-        text = "; ".join(problems)
+    if text := "; ".join(_problems(hub)):
         raise PekaError(f"{text}. Nothing was downloaded. Correct this and run the command again.")
 
 
-def _token_problems() -> Iterator[str]:
-    import huggingface_hub
-
-    token = huggingface_hub.get_token() or ""
-    if not all("!" <= letter <= "~" for letter in token):
-        name = "HF_TOKEN" if os.environ.get("HF_TOKEN") else "The saved token (HF_TOKEN is not set)"
-        yield f"{name} holds a quote, a space or another character that no token has"
-
-
-def _certificate_problems(names: tuple[str, ...]) -> Iterator[str]:
-    for name in [name for name in names if os.environ.get(name)][:1]:
+def _problems(hub: bool) -> Iterator[str]:
+    """What is wrong. Tokens and addresses may hold a secret, so they are not shown."""
+    for name in [n for n in (HUB_CERTIFICATES if hub else WEB_CERTIFICATES) if os.environ.get(n)][
+        :1
+    ]:
         if not os.access(os.environ[name], os.R_OK):
             yield f"{name}={os.environ[name]}: there is no such file of certificates to read"
-
-
-def _address_problems(hub: bool) -> Iterator[str]:
-    """Values that are no address. They may hold a password, so they are not shown."""
+    if hub and not all("!" <= letter <= "~" for letter in _token()):
+        name = "HF_TOKEN" if os.environ.get("HF_TOKEN") else "The saved token (HF_TOKEN is not set)"
+        yield f"{name} holds a quote, a space or another character that no token has"
     endpoint = os.environ.get("HF_ENDPOINT")
     if hub and endpoint and not _is_address(endpoint, ("http", "https")):
         yield "HF_ENDPOINT is not an address; expected one such as https://huggingface.co"
@@ -72,7 +65,7 @@ def _is_address(text: str, schemes: tuple[str, ...]) -> bool:
 
 
 def without_secrets(error: Exception) -> str:
-    """Kind and first line of an error of another library, without a token or a proxy's password."""
+    """Name and first line of another library's error, without a token or a proxy's password."""
     text = (str(error).splitlines() or [""])[0]
     proxies = [os.environ.get(name, "") for name in PROXIES]
     passwords = [proxy.rpartition("@")[0].rpartition("//")[2] for proxy in proxies]
@@ -82,6 +75,6 @@ def without_secrets(error: Exception) -> str:
 
 
 def variables_set() -> str:
-    """The names of the variables of the network that are set, for the end of a message."""
+    """The end of a message: the names of the network's variables that are set."""
     names = [name for name in VARIABLES if os.environ.get(name)]
     return f"; these variables are set and may be the cause: {', '.join(names)}" if names else ""

@@ -1,8 +1,8 @@
 """record.json in the cache: what each file was at its first use, and which files were verified.
 
-The record has an entry for each path of a file: `size`, `sha256` and, where the manifest pins it,
-`blob`; `revision` and `source` of its download; `verified`, the place and the time of change of the
-file that was compared with them, so that a large file is hashed only once.
+An entry has `size`, `sha256` and, if the manifest pins it, `blob`; `revision` and `source` of the
+download; and `verified`: place, size and time of the file that was compared with these digests. So
+a large file is hashed only once.
 """
 
 import hashlib
@@ -39,17 +39,14 @@ class Record:
             self.entries = _earlier_entries()
 
     def expected(self, file: Download) -> dict:
-        """Size and digests that a file must have; no digest where it was never used before.
-
-        The manifest decides. Where it pins no digest, the first use does.
-        """
+        """Size and digests that a file must have, from the manifest or from its first use."""
         if file.is_pinned or file.path not in self.entries:
             return file.facts
         entry = self.entries[file.path]
         return file.facts | {name: entry[name] for name in ("size", "sha256") if name in entry}
 
     def authority(self, file: Download) -> str | Path:
-        """Who says what a file must be, for messages."""
+        """Where the expected digest of a file is written, for messages."""
         if file.is_pinned:
             return NAME
         return self.path if file.path in self.entries else f"{file.address}, where it comes from"
@@ -61,7 +58,7 @@ class Record:
         return same and file.is_here and entry.get("verified") == _state(file, file.place.stat())
 
     def revision(self, repo: str) -> str:
-        """The commit from which files of a repository were downloaded before; empty before that."""
+        """The commit from which files of a repository were downloaded; empty if none was."""
         found = (e["revision"] for e in self.entries.values() if e.get("source") == repo)
         return next((revision for revision in found if revision), "")
 
@@ -70,8 +67,8 @@ class Record:
 
         Args:
             facts: size and digests, as `verify` returns them.
-            state: of the file, which may still be on its way to its place.
-            origin: `revision` and `source`; what the record has of them where they are not given.
+            state: of the file, which may not be at its place yet.
+            origin: `revision` and `source`; if they are not given, those of the record stay.
         """
         with alone(self.path):
             self.read()  # another process may have written meanwhile
@@ -86,19 +83,16 @@ def _state(file: Download, state: os.stat_result) -> list:
 
 
 def verify(path: Path, expected: dict, listed_in: str | Path, next_step: str) -> dict:
-    """Compare a file with what it must be.
+    """Compare a file with what it must be; return its size, sha256 and, if expected, blob.
 
     Args:
         path: the file.
         expected: any of `size` (bytes), `blob` (git's SHA-1) and `sha256`.
-        listed_in: where these stand, for the message.
+        listed_in: where these values are written, for the message.
         next_step: the last sentence of the message.
 
-    Returns:
-        its size, sha256 and, where one is expected, blob.
-
     Raises:
-        PekaError: it differs, or it only stands in for a file, such as an HTML page.
+        PekaError: the file differs, or it is a placeholder such as an HTML page.
     """
     found = {"size": path.stat().st_size, "sha256": sha256(path)}
     if "blob" in expected:
@@ -132,7 +126,7 @@ def _read_json(path: Path) -> dict:
 
 
 def _checked(path: Path, entries: Any) -> dict[str, dict]:
-    """The entries, each with a sha256."""
+    """Return the entries; each must have a sha256."""
     pairs = entries.items() if isinstance(entries, dict) else [(None, {})]
     if not all(isinstance(n, str) and isinstance(e, dict) and "sha256" in e for n, e in pairs):
         raise PekaError(f"{path} is damaged: expected the sha256 of each file. {RECOVER}")

@@ -1,8 +1,8 @@
 """The demo cohort: sections from drawing.py, counts from law.py, written like any other cohort.
 
 One section is written a second time as sample X01 under another patient's name, as it happened in
-public collections: whoever does not notice it tests on training spots. samples.csv marks the copy
-(duplicate_of), and the splits keep both together.
+public collections. A reader who does not notice it tests on training spots. samples.csv marks the
+copy (duplicate_of), and the splits keep both together.
 """
 
 import json
@@ -39,35 +39,24 @@ TYPE_WEIGHTS = (1, 1, 1, 0.8, 1, 6)  # one fat cell fills the room of six others
 
 
 def build(
-    path,
-    seed=11,
-    patients=20,
-    sections=2,
-    spots=60,
-    hidden=1.0,
-    folds=4,
-    tiles=True,
-    counts_for=None,
-    workers=2,
-):
-    """Draws a cohort into a directory: patients x sections x spots, and one copied section.
+    path, seed=11, patients=20, sections=2, spots=60, hidden=1.0, folds=4, tiles=True,
+    counts_for=None, workers=2,
+):  # fmt: skip
+    """Draw a cohort of patients x sections x spots and one copied section; return its path.
 
-    A finished cohort of the same options is left alone. One without tiles gets them, and its other
-    files stay. An interrupted build goes on with the missing sections.
+    A finished cohort of the same options is left alone. If it has no tiles, they are added and its
+    other files stay. An interrupted build goes on with the missing sections.
 
     Args:
         path: cohort directory.
-        seed: of images and law. Pre-training and probes of `mini` use 90001 and 90002.
+        seed: random seed of images and law. Training and tests of `mini` use 90001 and 90002.
         hidden: share of the cue genes' loading that stays on what `mini` half ignores; 0.0 moves
             all of it away.
-        folds: held-out splits; patient i is tested in fold i mod folds.
+        folds: number of held-out splits; patient i is tested in fold i mod folds.
         tiles: False writes counts and tables only.
         counts_for: a finished demo cohort with the same seed and sizes. What its tiles show is
             read, only counts are drawn, and no tiles are written.
-        workers: processes; 1 draws in this one.
-
-    Returns:
-        the path.
+        workers: number of processes; 1 draws in this process.
 
     Raises:
         PekaError: the directory holds something else, or `counts_for` shows other tissue.
@@ -131,7 +120,7 @@ def measure_section(job):
 
 
 def write_section(task):
-    """Paints a section and writes its two files; task: path, name, law, job, z (n, 8), tiles."""
+    """Paint a section and write its two files; task: path, name, law, job, z (n, 8), tiles."""
     path, name, genes, job, z, tiles = task
     section = drawing.plan_section(*job)
     paint = tiles and not (path / "patches" / f"{name}.h5").exists()
@@ -147,7 +136,7 @@ def write_section(task):
 
 
 def write_tiles_of(task):
-    """Paints a section and writes its patches file alone; task: path, name, job."""
+    """Paint a section and write its patches file alone; task: path, name, job."""
     path, name, job = task
     section = drawing.plan_section(*job)
     images = painting.tiles(section)
@@ -155,7 +144,7 @@ def write_tiles_of(task):
 
 
 def recount_section(shown, path, name, genes, job):
-    """Writes counts of another law for a section of the cohort `shown`; z is read from there."""
+    """Write counts of another law for a section of the cohort `shown`, which has its z."""
     adata = ad.read_h5ad(shown / "adata" / f"{name}.h5ad")
     counts = law.draw_counts(genes, adata.obsm["z"].astype(float), *job[:3])
     adata.X, adata.var = sparse.csr_matrix(counts, dtype=np.float32), _gene_table(genes)
@@ -179,14 +168,13 @@ def tissue_type(section):
 
 @contextmanager
 def _pool(workers, spots):
-    """Yields run(function, tasks, title): ordered results, from `workers` processes or from here.
+    """Yield run(function, tasks, title), which gives ordered results of `workers` processes.
 
-    Results must be read to the end, or the progress bar ends red.
+    Few spots are done in this process. Results must be read to the end, or the bar ends red.
     """
-
-    def progress(results, tasks, title):
-        return tqdm(results, total=len(tasks), desc=title, unit="section", disable=not tasks)
-
+    progress = lambda results, tasks, title: tqdm(
+        results, total=len(tasks), desc=title, unit="section", disable=not tasks
+    )
     if workers <= 1 or spots < ONE_PROCESS:
         yield lambda function, tasks, title: progress(map(function, tasks), tasks, title)
         return
@@ -208,10 +196,7 @@ def _pool(workers, spots):
 
 @contextmanager
 def _no_interrupts():
-    """Processes that start in here do not get Ctrl-C, which goes to a whole group of processes.
-
-    Their parent ends them, without a traceback of each.
-    """
+    """Start processes that ignore Ctrl-C; their parent ends them, without a traceback of each."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -224,18 +209,15 @@ def _no_interrupts():
 
 
 def _why_lost(workers):
-    """Why a worker process ended; exit code 1 is an error while it imported the user's script."""
+    """Why a worker ended. Exit code 1 means an error while it imported the user's script."""
     script = getattr(sys.modules["__main__"], "__file__", None)
     if script and any(worker.exitcode == 1 for worker in workers):
         return (
             f"the worker processes ended while they started. Each of them runs {script} again, so "
-            'its work must stand under `if __name__ == "__main__":`. If it does, the cause is '
-            "printed above."
+            'put its work under `if __name__ == "__main__":`. If it is there, see the error above.'
         )
-    return (
-        "a worker process was lost. The cause may be printed above; otherwise free memory and run "
-        "again. Finished sections are kept."
-    )
+    step = "The cause may be printed above; otherwise free memory and run again"
+    return f"a worker process was lost. {step}. Finished sections are kept."
 
 
 # ---------------------------------------------------------------- the directory
@@ -254,17 +236,13 @@ def _is_built(path, world, jobs, tiles):
 
 
 def _add_tiles(path, jobs, workers, original):
-    """Draws the tiles of a finished cohort that has none.
+    """Draw the tiles of a finished cohort that has none.
 
     They are drawn into another folder first, so that an interrupted build has all of them or none.
     """
     drawn = path / "patches" / ".unfinished"
-    folders = path / "patches", drawn / "patches"
-    todo = [
-        (drawn, name, job)
-        for name, job in jobs.items()
-        if not any((folder / f"{name}.h5").exists() for folder in folders)
-    ]
+    files = lambda name: (folder / f"{name}.h5" for folder in (path / "patches", drawn / "patches"))
+    todo = [(drawn, n, job) for n, job in jobs.items() if not any(f.exists() for f in files(n))]
     with _pool(workers, len(todo) * next(iter(jobs.values()))[-1]) as run:
         list(run(write_tiles_of, todo, "drawing"))
     for file in sorted((drawn / "patches").glob("[!.]*.h5")):
@@ -275,7 +253,7 @@ def _add_tiles(path, jobs, workers, original):
 
 
 def _claim(path, world):
-    """Marks the directory as this cohort's, so that no two cohorts mix in one place."""
+    """Mark the directory as this cohort's, so that two cohorts never mix in one place."""
     marks = [file for name in ("source.json", "unfinished.json") if (file := path / name).exists()]
     for file in marks:
         if (other := json.loads(file.read_text())) != world:
@@ -291,7 +269,7 @@ def _claim(path, world):
 
 
 def _check_same_tissue(shown, world):
-    """Refuses a cohort whose tiles show other tissue."""
+    """Refuse a cohort whose tiles show other tissue."""
     file = shown / "source.json"
     if not file.exists():
         raise PekaError(f"{file}: missing; expected a finished demo cohort. Build it first.")
@@ -307,25 +285,20 @@ def _copy_section(path, original, tiles):
 
 
 def _write_law(path, genes, jobs, mean, sd, original):
-    """Everything that the oracle needs beside obsm["z"]."""
+    """Write everything that the oracle needs in addition to obsm["z"]."""
     effects = {name: law.section_effect(*job[:3], len(genes.genes)) for name, job in jobs.items()}
     effects[COPY] = effects[original]
-    arrays = vars(genes) | {
-        "z_mean": mean,
-        "z_sd": sd,
-        "factors": np.array(law.FACTORS),
-        "samples": np.array(list(effects)),
-        "effect": np.stack(list(effects.values())),
-    }
+    arrays = vars(genes) | {"z_mean": mean, "z_sd": sd, "factors": np.array(law.FACTORS)}
+    arrays |= {"samples": np.array(list(effects)), "effect": np.stack(list(effects.values()))}
     write_whole(path / "law.npz", lambda file: np.savez_compressed(file, **arrays))
 
 
 def _tissue_digest(world, job):
-    """Identity of a section's tiles: of all that determines them, not of their pixels.
+    """A digest of everything that determines a section's tiles, not of their pixels.
 
-    Floating point differs in the last digit between processors, which may move a pixel by one grey
-    level, and a cohort that is redrawn elsewhere is still the same. Other drawing code gives
-    another identity, whether VERSION was raised or not.
+    Floating point differs in the last digit between processors, so a cohort that is drawn elsewhere
+    may differ by a grey level and still counts as the same. Other drawing code gives another
+    digest, even if VERSION was not raised.
     """
     code = digest_of_code(frozenset({"drawn.drawing", "drawn.painting"}))
     what = world["drawing"] if code == DRAWING_1 else f"{world['drawing']} {code}"
@@ -343,14 +316,9 @@ def _write_tables(path, world, jobs, original):
     samples = pd.DataFrame(rows, columns=columns).set_index("sample_id")
     # the digest of a cohort covers these words, so the old name of this module stays
     source = f"peka_core.sources.demo, {world['drawing']}, {world['law']}"
-    samples = samples.assign(
-        organ="drawn",
-        disease="drawn carcinoma",
-        technology="drawn",
-        um_per_px=UM_PER_PX,
-        license="MIT",
-        source=f"{source}, seed {world['options']['seed']}",
-    )
+    same = {"organ": "drawn", "disease": "drawn carcinoma", "technology": "drawn"}
+    same |= {"um_per_px": UM_PER_PX, "license": "MIT"}
+    samples = samples.assign(**same, source=f"{source}, seed {world['options']['seed']}")
     folds = world["options"]["folds"]
     fold = {name: jobs.get(name, jobs[original])[1] % folds for name in samples.index}
     splits = [

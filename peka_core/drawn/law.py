@@ -121,8 +121,8 @@ def expected_target(law, z, effect, redraws, seed, positive_only=False):
         z: (n, 8), standardised.
         effect: (n, G) or (G,), the known effect of patient and section. With None each redraw has a
             new one for all spots, so that differences between spots are free of its noise.
-        positive_only: mean over the redraws with a non-zero count; where none has one, the value of
-            a single count.
+        positive_only: mean over the redraws with a non-zero count; if none has one, the value of a
+            single count.
     """
     shape = (len(z), len(law.genes))
     depth_sd = np.sqrt(PATIENT_DEPTH**2 + SECTION_DEPTH**2 + SPOT_DEPTH**2)

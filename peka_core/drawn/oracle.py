@@ -15,21 +15,17 @@ from . import law
 def oracle(cohort, redraws: int = 32, seed: int = 0) -> Predictor:
     """Demo only: the mean target over redraws of counts and depth given the drawn tile.
 
-    Where patients are held out, the effects of patient and section are redrawn too; where spots are
-    shuffled they are kept. Where zeros are dropped, the mean is over non-zero draws.
+    If patients are held out, the effects of patient and section are redrawn too; if spots are
+    shuffled, these effects are kept. If zeros are dropped, the mean is over non-zero draws.
     """
     names, drawn = cohort.adata().var_names, {}
 
     def predict(task: Task, train: np.ndarray, test: np.ndarray) -> np.ndarray:
-        how = (
-            "nothing" if task.split.scheme == "spots" else "patients",
-            task.protocol.zeros == "drop",
-        )
-        if how not in drawn:
-            drawn[how] = expected_targets(
-                cohort.path, redraw=how[0], redraws=redraws, seed=seed, positive_only=how[1]
-            )
-        return drawn[how][np.ix_(test, columns_of(names, task.genes))]
+        redraw = "nothing" if task.split.scheme == "spots" else "patients"
+        key = (redraw, task.protocol.zeros == "drop")
+        if key not in drawn:
+            drawn[key] = expected_targets(cohort.path, redraw, redraws, seed, key[1])
+        return drawn[key][np.ix_(test, columns_of(names, task.genes))]
 
     return predict
 
@@ -56,6 +52,5 @@ def expected_targets(path, redraw="patients", redraws=64, seed=0, positive_only=
     known = pd.DataFrame(stored["effect"], index=stored["samples"])
     effect = known.loc[adata.obs["sample"]].to_numpy() if redraw == "nothing" else None  # (n, G)
     the_law = law.Law(stored["genes"], stored["group"], stored["baseline"], stored["loading"])
-    return law.expected_target(the_law, adata.obsm["z"], effect, redraws, seed, positive_only)[
-        :, genes
-    ]
+    z = adata.obsm["z"]
+    return law.expected_target(the_law, z, effect, redraws, seed, positive_only)[:, genes]

@@ -6,19 +6,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class World:
-    """One of a run's cohorts, and what it changes in the profile.
+    """One of a run's cohorts, and what it changes in the profile."""
 
-    Attributes:
-        name: what tables call it; `on` is the profile's own cohort.
-        options: changes of the source's options, (name, value) pairs.
-        recipe: changes of the recipe, likewise.
-        same_tissue: it shows the tiles of the profile's own cohort, and only its counts differ.
-    """
-
-    name: str = "on"
-    options: tuple[tuple[str, Any], ...] = ()
-    recipe: tuple[tuple[str, Any], ...] = ()
-    same_tissue: bool = False
+    name: str = "on"  # in tables; `on` is the profile's own cohort
+    options: tuple[tuple[str, Any], ...] = ()  # changes of the source's options: (name, value)
+    recipe: tuple[tuple[str, Any], ...] = ()  # changes of the recipe: (name, value)
+    same_tissue: bool = False  # True if it shows the tiles of the profile's own cohort
 
 
 OWN = World()
@@ -26,9 +19,8 @@ OWN = World()
 
 def hidden_cues(share: float) -> World:
     """The profile's own tissue, with this share of the cue genes' law hidden from `mini`."""
-    return World(
-        f"hidden_{share}" if share else "off", options=(("hidden", share),), same_tissue=True
-    )
+    name = f"hidden_{share}" if share else "off"
+    return World(name, options=(("hidden", share),), same_tissue=True)
 
 
 OFF = hidden_cues(0.0)

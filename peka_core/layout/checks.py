@@ -43,22 +43,24 @@ def validate(cohort: Cohort) -> list[str]:
     Raises:
         PekaError: counts or coordinates that cannot be right.
     """
-    notes = [*cohort.notes]
-    for section in cohort.sections:
-        notes += _check_section(section)
-    return notes + _copied_sections(cohort) + _check_splits(cohort) + _check_genes(cohort)
-
-
-def _copied_sections(cohort: Cohort) -> list[str]:
+    notes = [*cohort.notes, *(note for section in cohort.sections for note in _section(section))]
     spots = {section.sample: len(section.barcodes) for section in cohort.sections}
-    return [
+    notes += [
         f"{cohort.path / 'samples.csv'}: {sample} ({spots[sample]} spots) is a copy of {original} "
         "and is left out where duplicates are merged"
         for sample, original in originals(cohort.samples.duplicate_of).items()
     ]
+    notes += _splits(cohort)
+    absent = [g for g in cohort.genes if any(g not in section.genes for section in cohort.sections)]
+    if absent:
+        number = f"{len(absent)} of {len(cohort.genes)}"
+        notes.append(
+            f"{cohort.path}: {number} target genes are not measured in every section: {absent}"
+        )
+    return notes
 
 
-def _check_section(section: Section) -> list[str]:
+def _section(section: Section) -> list[str]:
     notes, n = [], len(section.barcodes)
     if section.without_tile:
         notes.append(
@@ -69,47 +71,36 @@ def _check_section(section: Section) -> list[str]:
         notes.append(f"{section.h5ad}: {empty} of {n} spots have no count at all")
     spots = read_spots(section)
     centres = tile_centres(section) if section.patches else None
-    if centres is not None:
-        distance = np.abs(centres - spots.arrays["spatial"]).max(axis=1)  # (n,) px
-        away = ~(distance <= CENTRE_TOLERANCE)  # NaN is away
-        if away.any():
-            raise PekaError(
-                f"{section.patches}: {away.sum()} of {n} tiles are not centred on the spot of the "
-                f"same barcode in {section.h5ad.name} (first: {section.barcodes[away][0]}); "
-                f"expected coords within {CENTRE_TOLERANCE:.0f} px of obsm['spatial']. "
-                "Take both files from the same release."
-            )
+    if centres is None:
+        return notes + spots.notes
+    distance = np.abs(centres - spots.arrays["spatial"]).max(axis=1)  # (n,) px
+    away = ~(distance <= CENTRE_TOLERANCE)  # NaN is away
+    if away.any():
+        raise PekaError(
+            f"{section.patches}: {away.sum()} of {n} tiles are not centred on the spot of the same "
+            f"barcode in {section.h5ad.name} (first: {section.barcodes[away][0]}); expected coords "
+            f"within {CENTRE_TOLERANCE:.0f} px of obsm['spatial']. Take both files from the same "
+            "release."
+        )
     return notes + spots.notes
 
 
-def _check_splits(cohort: Cohort) -> list[str]:
+def _splits(cohort: Cohort) -> list[str]:
     notes, folder, table = [], cohort.path / "splits", cohort.samples
     used = {sample for sides in cohort.split_ids for side in sides for sample in side}
     if unused := sorted(set(table.index) - used):
         notes.append(f"{folder}: {len(unused)} of {len(table)} samples are in no split: {unused}")
     for split, (train, test) in zip(cohort.splits, cohort.split_ids, strict=True):
+        start = f"{folder}: split {split.name} has"
         patients = set(table.patient[train]) & set(table.patient[test])
         if patients:
-            notes.append(
-                f"{folder}: split {split.name} has {len(patients)} patients on both sides: "
-                f"{sorted(patients)}"
-            )
+            notes.append(f"{start} {len(patients)} patients on both sides: {sorted(patients)}")
         groups = set(table.group[train]) & set(table.group[test])
         groups -= set(table.group[table.patient.isin(patients)])
         if groups:
-            notes.append(
-                f"{folder}: split {split.name} has duplicates on both sides in {len(groups)} "
-                f"groups: {sorted(groups)}"
-            )
+            number = f"{len(groups)} groups: {sorted(groups)}"
+            notes.append(f"{start} duplicates on both sides in {number}")
     return notes
-
-
-def _check_genes(cohort: Cohort) -> list[str]:
-    absent = [g for g in cohort.genes if any(g not in section.genes for section in cohort.sections)]
-    if not absent:
-        return []
-    number = f"{len(absent)} of {len(cohort.genes)}"
-    return [f"{cohort.path}: {number} target genes are not measured in every section: {absent}"]
 
 
 def digest(cohort: Cohort) -> str:
@@ -126,7 +117,7 @@ def digest(cohort: Cohort) -> str:
 
 
 def _add_counts(total: hashlib._Hash, section: Section) -> None:
-    """Add names, spot centres and counts of the whole h5ad, with or without tiles."""
+    """Add names, spot centres and counts of all spots in the h5ad, also of those without a tile."""
     counts = read_counts(section)  # (n, G)
     counts.eliminate_zeros()
     barcodes = list(map(str, section.barcodes))
@@ -138,7 +129,7 @@ def _add_counts(total: hashlib._Hash, section: Section) -> None:
 
 
 def _add_tiles(total: hashlib._Hash, section: Section, table: pd.DataFrame, path: Path) -> None:
-    """Add what samples.csv, which the digest contains already, does not say of the tiles."""
+    """Add what samples.csv does not say of the tiles; the digest contains samples.csv already."""
     if not _column_is_right(section, table, path):
         barcodes = sorted(map(str, section.barcodes))
         pixels = digest_by_barcode(section.patches)
@@ -152,8 +143,8 @@ def _add_tiles(total: hashlib._Hash, section: Section, table: pd.DataFrame, path
 def _column_is_right(section: Section, table: pd.DataFrame, path: Path) -> bool:
     """Whether tiles_sha256 of samples.csv belongs to a section's tiles.
 
-    In a drawn cohort it is no digest of pixels, which may differ by a grey level between
-    processors, but of everything that determines them.
+    In a drawn cohort it is a digest of everything that determines the pixels, because the pixels
+    themselves may differ by a grey level between processors.
     """
     claimed = table.get("tiles_sha256", {}).get(section.sample)
     if not claimed or is_drawn(path) or has_digest(section.patches, claimed):

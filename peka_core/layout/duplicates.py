@@ -28,34 +28,30 @@ def difference_hash(tiles) -> np.ndarray:
     brighter than its right neighbour. Copies have equal hashes. Copies that were compressed again
     or slightly recoloured differ in a few bits. Blank tiles look alike.
     """
-    parts = [_difference_bits(images) for images in in_chunks(tiles)]
-    return np.concatenate(parts) if parts else np.zeros(0, np.uint64)
-
-
-def _difference_bits(images: np.ndarray) -> np.ndarray:
-    grey = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in images]
-    small = [cv2.resize(g, (SIDE + 1, SIDE), interpolation=cv2.INTER_AREA) for g in grey]
-    small = np.stack(small)  # (b, 8, 9)
-    bits = (small[:, :, :-1] > small[:, :, 1:]).reshape(len(small), -1)  # (b, 64)
-    return np.packbits(bits, axis=1).view(np.uint64).ravel()
+    parts = [np.zeros(0, np.uint64)]
+    for images in in_chunks(tiles):
+        grey = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in images]
+        small = [cv2.resize(g, (SIDE + 1, SIDE), interpolation=cv2.INTER_AREA) for g in grey]
+        small = np.stack(small)  # (b, 8, 9)
+        bits = (small[:, :, :-1] > small[:, :, 1:]).reshape(len(small), -1)  # (b, 64)
+        parts.append(np.packbits(bits, axis=1).view(np.uint64).ravel())
+    return np.concatenate(parts)
 
 
 def tile_digests(cohort) -> pd.Series:
     """sha256 of each section's barcodes and tiles, index sample, whatever the order of the rows.
 
-    Two sections with the same barcodes and the same pixels have the same digest. Every tile is
-    read once, some hundred at a time.
+    Two sections with the same barcodes and the same pixels have the same digest.
 
     Raises:
         PekaError: a section has no tiles.
     """
-    return pd.Series({s.sample: _section_digest(s) for s in cohort.sections}, dtype=object)
-
-
-def _section_digest(section: Section) -> str:
-    names = section.barcodes.astype(str)
-    order = np.argsort(names)
-    return _digest(_tiles(section, order), "\n".join(names[order]).encode())
+    digests = {}
+    for section in cohort.sections:
+        names = section.barcodes.astype(str)
+        order = np.argsort(names)
+        digests[section.sample] = _digest(_tiles(section, order), "\n".join(names[order]).encode())
+    return pd.Series(digests, dtype=object)
 
 
 def _tiles(section: Section, spots: np.ndarray) -> Iterator[np.ndarray]:

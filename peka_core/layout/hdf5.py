@@ -63,24 +63,21 @@ def reading(file: h5py.File, name: str) -> Iterator[h5py.Dataset | h5py.Group]:
     except (PekaError, MemoryError):
         raise
     except Exception as error:  # HDF5 and anndata fail in many ways
-        raise PekaError(f"{file.filename}: `{name}` {_reading_error(file, name, error)}") from error
-
-
-def _reading_error(file: h5py.File, name: str, error: Exception) -> str:
-    if missing := _missing_filters(file, name):
-        return (
-            f"is stored with the HDF5 filter {', '.join(missing)}, which is not installed here: "
-            "pip install hdf5plugin, or write the file again with gzip."
+        why = (
+            f"cannot be read ({_first_line(error)}). It is damaged, or has a form that the "
+            "installed anndata and h5py do not know. Copy or fetch the file again from its source, "
+            "or write it again with this anndata."
         )
-    return (
-        f"cannot be read ({_first_line(error)}). It is damaged, or has a form that the installed "
-        "anndata and h5py do not know. Copy or fetch the file again from its source, or write it "
-        "again with this anndata."
-    )
+        if missing := _missing_filters(file, name):
+            why = (
+                f"is stored with the HDF5 filter {', '.join(missing)}, which is not installed "
+                "here: pip install hdf5plugin, or write the file again with gzip."
+            )
+        raise PekaError(f"{file.filename}: `{name}` {why}") from error
 
 
 def _missing_filters(file: h5py.File, name: str) -> list[str]:
-    """The filters that a data set, or one of a group, needs and HDF5 lacks: number and name."""
+    """Number and name of the filters that a data set, or one of a group, needs and HDF5 lacks."""
     missing = set()
 
     def look(_, item) -> None:

@@ -25,29 +25,17 @@ from .patches import TILE, TILE_UM_PER_PX
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """Names and row numbers of one section; counts and pixels stay on disk.
+    """Names and row numbers of one section; counts and pixels stay on disk."""
 
-    Attributes:
-        sample: sample id.
-        h5ad: file of the counts.
-        patches: file of the tiles, None where a cohort comes without tiles.
-        barcodes: (n,) str, the spots with counts and a tile, in the h5ad's order.
-        h5ad_rows: (n,) their rows in the h5ad.
-        tile_rows: (n,) their rows in the patches file.
-        genes: symbols, all of this section.
-        without_tile: how many spots of the h5ad have no tile.
-        um_per_px: from the attributes of the patches file, NaN where unknown.
-    """
-
-    sample: str
-    h5ad: Path
-    patches: Path | None
-    barcodes: np.ndarray
-    h5ad_rows: np.ndarray
-    tile_rows: np.ndarray
-    genes: pd.Index
-    without_tile: int
-    um_per_px: float
+    sample: str  # sample id
+    h5ad: Path  # file of the counts
+    patches: Path | None  # file of the tiles; None if the cohort comes without tiles
+    barcodes: np.ndarray  # (n,) str, the spots with counts and a tile, in the h5ad's order
+    h5ad_rows: np.ndarray  # (n,) their rows in the h5ad
+    tile_rows: np.ndarray  # (n,) their rows in the patches file
+    genes: pd.Index  # symbols of all genes of this section
+    without_tile: int  # how many spots of the h5ad have no tile
+    um_per_px: float  # from the attributes of the patches file; NaN if unknown
 
 
 def open_section(sample: str, h5ad: Path, patches: Path | None) -> Section:
@@ -64,7 +52,11 @@ def open_section(sample: str, h5ad: Path, patches: Path | None) -> Section:
     if patches is not None:
         with open_h5(patches) as file:
             tiles = unique(tile_barcodes(file, patches), patches, "barcode")
-            um_per_px = _um_per_px(file["img"])
+            attrs, images = file["img"].attrs, file["img"]
+            if "pixel_size" in attrs:
+                um_per_px = positive(images, "pixel_size")
+            elif scale := next((name for name in ("downsample", "factor") if name in attrs), ""):
+                um_per_px = TILE_UM_PER_PX / positive(images, scale)
     unknown = tiles.difference(spots)
     if len(unknown):
         raise PekaError(
@@ -79,7 +71,7 @@ def open_section(sample: str, h5ad: Path, patches: Path | None) -> Section:
 
 
 def unique(names: pd.Index, path: Path, what: str) -> pd.Index:
-    """Return `names`, or raise PekaError naming the first one that occurs twice."""
+    """Return `names`; raise PekaError where one occurs twice."""
     if names.is_unique:
         return names
     twice = names[names.duplicated()].unique()
@@ -98,23 +90,19 @@ def names_of(file: h5py.File, axis: str, path: Path) -> pd.Index:
     if axis not in file:
         raise PekaError(f"{path}: no `{axis}` in it; expected an AnnData file. Convert it first.")
     with reading(file, axis) as table:
-        if _is_old(file):
-            return getattr(_old(file), f"{axis}_names").astype(str)
+        if (old := _old(file)) is not None:
+            return getattr(old, f"{axis}_names").astype(str)
         name = table.attrs.get("_index")  # absent in files of old anndata
         index = pd.Index(ad.io.read_elem(table[name])) if name else ad.io.read_elem(table).index
     return index.astype(str)
 
 
-def _is_old(file: h5py.File) -> bool:
-    """Whether anndata before 0.7 wrote this file: its tables are records."""
-    return isinstance(file["obs"], h5py.Dataset)
-
-
-def _old(file: h5py.File) -> ad.AnnData:
-    """The whole of a file that anndata before 0.7 wrote; only anndata's reader knows its forms."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the old form, and of names that `unique` refuses
-        return ad.read_h5ad(file.filename)
+def _old(file: h5py.File) -> ad.AnnData | None:
+    """The whole of a file that anndata before 0.7 wrote, whose tables are records; else None."""
+    if not isinstance(file["obs"], h5py.Dataset):
+        return None
+    with warnings.catch_warnings(action="ignore"):  # of the old form, and of repeated names
+        return ad.read_h5ad(file.filename)  # only anndata's reader knows its forms
 
 
 def tile_barcodes(file: h5py.File, path: Path, side: int = TILE) -> pd.Index:
@@ -126,8 +114,8 @@ def tile_barcodes(file: h5py.File, path: Path, side: int = TILE) -> pd.Index:
     """
     barcodes = barcodes_in(file)
     if "img" not in file or barcodes is None:
-        found = sorted(file)
-        raise PekaError(f"{path}: expected `img` and `barcode`, found {found}. Fetch it again.")
+        text = f"expected `img` and `barcode`, found {sorted(file)}"
+        raise PekaError(f"{path}: {text}. Fetch it again.")
     images = file["img"]
     if images.shape[1:] != (side, side, 3) or images.dtype != np.uint8:
         raise PekaError(
@@ -142,10 +130,7 @@ def tile_barcodes(file: h5py.File, path: Path, side: int = TILE) -> pd.Index:
 
 
 def barcodes_in(file: h5py.File) -> pd.Index | None:
-    """The barcodes (n,) of an open file of tiles or embeddings; None where it has none.
-
-    HEST calls them `barcode` or `barcodes`.
-    """
+    """The barcodes (n,) of an open file of tiles or embeddings; None if it has none."""
     name = next((name for name in ("barcode", "barcodes") if name in file), None)
     if name is None:
         return None
@@ -153,14 +138,6 @@ def barcodes_in(file: h5py.File) -> pd.Index | None:
         words = np.asarray(stored).reshape(-1)  # (n, 1) -> (n,)
     text = [word.decode() if isinstance(word, bytes) else str(word) for word in words]
     return pd.Index(text, dtype=object)
-
-
-def _um_per_px(images: h5py.Dataset) -> float:
-    """Micrometres per pixel of the slide, from the attributes of either form."""
-    if "pixel_size" in images.attrs:
-        return positive(images, "pixel_size")
-    scale = next((name for name in ("downsample", "factor") if name in images.attrs), None)
-    return np.nan if scale is None else TILE_UM_PER_PX / positive(images, scale)
 
 
 def tile_centres(section: Section) -> np.ndarray | None:
@@ -203,21 +180,17 @@ def read_counts(section: Section) -> sparse.csr_matrix:
         if "X" not in file:
             raise PekaError(f"{section.h5ad}: no `X`; expected raw counts. Write them into X.")
         with reading(file, "X") as x:
-            counts = _matrix(file, x)
+            if (old := _old(file)) is not None:
+                counts = sparse.csr_matrix(old.X)
+            elif isinstance(x, h5py.Group):
+                counts = sparse.csr_matrix(ad.io.read_elem(x))
+            else:  # dense counts, block by block
+                blocks = [sparse.csr_matrix(x[i : i + 1024]) for i in range(0, x.shape[0], 1024)]
+                counts = sparse.vstack(blocks, format="csr")
     _check_counts(counts.data, section.h5ad)
     counts = counts if len(section.h5ad_rows) == counts.shape[0] else counts[section.h5ad_rows]
     counts.sort_indices()
     return counts.astype(np.float32)
-
-
-def _matrix(file: h5py.File, x: h5py.Dataset | h5py.Group) -> sparse.csr_matrix:
-    """`X` in any form in which anndata writes it; dense counts block by block."""
-    if _is_old(file):
-        return sparse.csr_matrix(_old(file).X)
-    if isinstance(x, h5py.Group):
-        return sparse.csr_matrix(ad.io.read_elem(x))
-    blocks = [sparse.csr_matrix(x[i : i + 1024]) for i in range(0, x.shape[0], 1024)]
-    return sparse.vstack(blocks, format="csr")
 
 
 def _check_counts(values: np.ndarray, path: Path) -> None:
@@ -234,7 +207,7 @@ def _check_counts(values: np.ndarray, path: Path) -> None:
 
 
 class Spots(NamedTuple):
-    """What an h5ad has about a section's spots and genes beside the counts."""
+    """Everything but the counts that an h5ad holds about a section's spots and genes."""
 
     obs: pd.DataFrame  # (n, columns), of the section's spots
     arrays: dict[str, np.ndarray]  # numeric obsm (n, ...) of these; spatial as float64 px
@@ -263,9 +236,8 @@ def stored_spots(section: Section) -> Spots:
     """As `read_spots`, but coordinates need not be finite."""
     notes: list[str] = []
     with open_h5(section.h5ad) as file:
-        if _is_old(file):
-            adata = _old(file)
-            obs, var, obsm = adata.obs, adata.var, dict(adata.obsm)
+        if (old := _old(file)) is not None:
+            obs, var, obsm = old.obs, old.var, dict(old.obsm)
         else:
             obs, var = (_table(file, axis, section.h5ad, notes) for axis in ("obs", "var"))
             obsm = {
@@ -285,7 +257,7 @@ def stored_spots(section: Section) -> Spots:
 
 
 def _if_readable(file: h5py.File, name: str, notes: list[str], needed: bool = False):
-    """An element of an h5ad; None, with a warning in `notes`, where it cannot be read."""
+    """Return an element of an h5ad, or None and a warning in `notes` if it cannot be read."""
     try:
         with reading(file, name) as item:
             return ad.io.read_elem(item)
@@ -296,7 +268,7 @@ def _if_readable(file: h5py.File, name: str, notes: list[str], needed: bool = Fa
 
 
 def _table(file: h5py.File, axis: str, path: Path, notes: list[str]) -> pd.DataFrame:
-    """The table `obs` or `var`; where a column cannot be read, the others."""
+    """The table `obs` or `var`, without the columns that cannot be read."""
     try:
         with reading(file, axis) as table:
             return ad.io.read_elem(table)

@@ -52,7 +52,7 @@ def read_csv(path: Path, needs: str) -> pd.DataFrame:
     return table
 
 
-def check_ids(ids: list[str], path: Path) -> None:
+def _check_ids(ids: list[str], path: Path) -> None:
     """Raise PekaError where a sample id is blank, no file name, or not unique."""
     for name in ids:
         one_name(name, f"{path}: sample id")
@@ -80,13 +80,13 @@ def read_samples(path: Path) -> tuple[pd.DataFrame, list[str]]:
             f"{path}: not a cohort; expected adata/<sample>.h5ad in it. Build it with notebook 01."
         )
     table, _ = _completed(pd.DataFrame({"sample_id": in_folder}), file)
-    number = len(in_folder)
-    return table, [f"{path}: no samples.csv, so each of {number} samples counts as its own patient"]
+    each = f"each of {len(in_folder)} samples counts as its own patient"
+    return table, [f"{path}: no samples.csv, so {each}"]
 
 
 def _completed(table: pd.DataFrame, file: Path) -> tuple[pd.DataFrame, list[str]]:
-    """Add missing columns, fill blank patients and merge patients that share a duplicate."""
-    check_ids(list(table.sample_id), file)
+    """Add missing columns, fill blank patients and join patients whose sections are copies."""
+    _check_ids(list(table.sample_id), file)
     table, notes = table.set_index("sample_id"), []
     for column in COLUMNS:
         given = table[column] if column in table else pd.Series("", table.index)
@@ -101,24 +101,15 @@ def _completed(table: pd.DataFrame, file: Path) -> tuple[pd.DataFrame, list[str]
             f"{file}: duplicate_of names {len(absent)} samples that are not here: {absent}"
         )
     table["group"] = _groups(table)
-    table["um_per_px"] = _pixel_sizes(table.um_per_px, file)
-    return table[[*COLUMNS, *(c for c in table if c not in COLUMNS)]], notes
-
-
-def _pixel_sizes(column: pd.Series, file: Path) -> pd.Series:
-    try:
-        numbers = pd.to_numeric(column).astype(float)
-    except ValueError as error:
-        raise PekaError(
-            f"{file}: um_per_px must be numbers ({error}). Correct or empty it."
-        ) from error
-    wrong = numbers[numbers.notna() & ~((numbers > 0) & np.isfinite(numbers))]
+    sizes = pd.to_numeric(table.um_per_px, errors="coerce").astype(float)
+    wrong = table.um_per_px[(table.um_per_px != "") & ~((sizes > 0) & np.isfinite(sizes))]
     if len(wrong):
         raise PekaError(
             f"{file}: um_per_px of {wrong.index[0]} is {wrong.iloc[0]}; expected a number above 0. "
             "Correct or empty it."
         )
-    return numbers
+    table["um_per_px"] = sizes
+    return table[[*COLUMNS, *(c for c in table if c not in COLUMNS)]], notes
 
 
 def _groups(table: pd.DataFrame) -> list[str]:
@@ -164,13 +155,13 @@ def originals(duplicate_of: pd.Series) -> dict[str, str]:
 
 def read_splits(path: Path, samples: pd.DataFrame) -> tuple[tuple[list[str], list[str]], ...]:
     """(training, test) sample ids of train_i.csv and test_i.csv, by ascending i."""
-    named = [SPLIT_FILE.fullmatch(file.name) for file in path.glob("splits/*.csv")]
-    numbers = sorted({int(name[2]) for name in named if name})
+    names = [SPLIT_FILE.fullmatch(file.name) for file in path.glob("splits/*.csv")]
+    numbers = sorted({int(name[2]) for name in names if name})
     return tuple(_read_split(path / "splits", i, samples) for i in numbers)
 
 
 def odd_splits(path: Path) -> list[str]:
-    """A warning about CSV files in splits/ whose names are no split, as `train_0 (1).csv`."""
+    """A warning about CSV files in splits/ that are not read, such as `train_0 (1).csv`."""
     names = [file.name for file in path.glob("splits/*.csv") if file.name[0] != "."]
     odd = sorted(name for name in names if not SPLIT_FILE.fullmatch(name))
     pair = "a split is a pair of files train_0.csv and test_0.csv, 1, 2 …"
@@ -180,13 +171,12 @@ def odd_splits(path: Path) -> list[str]:
 def _read_split(folder: Path, i: int, samples: pd.DataFrame) -> tuple[list[str], list[str]]:
     sides = []
     for file in (folder / f"train_{i}.csv", folder / f"test_{i}.csv"):
-        ids = list(read_csv(file, "sample_id").sample_id)
-        check_ids(ids, file)
-        if unknown := sorted(set(ids) - set(samples.index)):
+        sides.append(list(read_csv(file, "sample_id").sample_id))
+        _check_ids(sides[-1], file)
+        if unknown := sorted(set(sides[-1]) - set(samples.index)):
             raise PekaError(
                 f"{file}: unknown samples {unknown}; expected ids of this cohort. Correct it."
             )
-        sides.append(ids)
     train, test = sides
     if both := sorted(set(train) & set(test)):
         raise PekaError(

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import anndata as ad
@@ -34,12 +35,12 @@ def write_sample(
         tiles: uint8 (n, 224, 224, 3) RGB, or None to write the h5ad only.
         coords_xy_topleft: int (n, 2), (x, y) of the tiles' top-left corners in slide pixels.
         barcodes: (n,) names of the tiles.
-        adata: raw counts with obs index = barcodes and obsm["spatial"] = spot centres (x, y) in
-            slide pixels.
+        adata: raw counts; the obs index has the barcodes, and obsm["spatial"] the spot centres
+            (x, y) in slide pixels.
         um_per_px: micrometres per pixel of the slide.
 
     Returns:
-        sha256 over the tiles' bytes in this order (for samples.csv, column `tiles_sha256`), ""
+        sha256 of the tiles' bytes in this order, for the column `tiles_sha256` of samples.csv; ""
         without tiles.
 
     Raises:
@@ -80,10 +81,8 @@ def write_tiles(
 
     def write(file: Path) -> None:
         with h5py.File(file, "w") as h5:
-            shape = (TILE, TILE, 3)
-            images = h5.create_dataset(
-                "img", data=tiles, chunks=(1, *shape), maxshape=(None, *shape)
-            )
+            form = {"chunks": (1, TILE, TILE, 3), "maxshape": (None, TILE, TILE, 3)}
+            images = h5.create_dataset("img", data=tiles, **form)
             h5["coords"] = corners.astype(np.int64)
             column = np.array(names, dtype=object).reshape(-1, 1)  # (n, 1)
             h5.create_dataset("barcode", data=column, dtype=h5py.string_dtype())
@@ -110,10 +109,10 @@ def write_cohort_tables(
         path: cohort directory.
         samples: sample_id as index or column, with the columns of `samples.csv` that are known.
         splits: (training sample ids, test sample ids) of each held-out split.
-        genes: the k target genes; without any no gene list is written.
+        genes: the k target genes; no gene list is written if there are none.
 
     Raises:
-        PekaError: a sample id is not the name of a file; nothing is written then.
+        PekaError: a sample id cannot be the name of a file; nothing is written then.
     """
     path, genes = Path(path), list(genes)
     table = samples if "sample_id" in samples else samples.rename_axis("sample_id").reset_index()
@@ -122,15 +121,13 @@ def write_cohort_tables(
         one_name(sample, f"{path}: sample id")
     for old in (*path.glob("splits/*.csv"), *path.glob("var_*genes.json")):
         old.unlink()
-    _write_csv(path / "samples.csv", table)
+    tables = {"samples.csv": table}
     for i, sides in enumerate(splits):
         for side, ids in zip(("train", "test"), sides, strict=True):
             rows = [(s, f"patches/{s}.h5", f"adata/{s}.h5ad") for s in ids]
             split = pd.DataFrame(rows, columns=["sample_id", "patches_path", "expr_path"])
-            _write_csv(path / "splits" / f"{side}_{i}.csv", split)
+            tables[f"splits/{side}_{i}.csv"] = split
+    for name, table in tables.items():
+        write_whole(path / name, partial(table.to_csv, index=False, lineterminator="\n"))
     if genes:
         write_json(path / f"var_{len(genes)}genes.json", {"genes": genes})
-
-
-def _write_csv(path: Path, table: pd.DataFrame) -> None:
-    write_whole(path, lambda file: table.to_csv(file, index=False, lineterminator="\n"))

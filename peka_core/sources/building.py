@@ -1,4 +1,4 @@
-"""A cohort directory that is built section by section, so that a build that was stopped can go on.
+"""A cohort directory that is built section by section, so that a stopped build can be continued.
 
 `building.json` (during the build) and `source.json` (after it) hold the options and what is known
 of each section.
@@ -34,7 +34,7 @@ def claim(path: Path, options: dict) -> dict[str, dict]:
 
     Args:
         path: cohort directory.
-        options: `source` (who builds), `sections` (names), and all else that makes another cohort.
+        options: `source`, `sections` (names), and every other option that changes the cohort.
 
     Raises:
         PekaError: the directory holds files that this source did not write, or the name of a

@@ -20,11 +20,7 @@ PARTS = ("adata/*.h5ad", "patches/*.h5", "splits/*.csv", "var_*genes.json", "sam
 
 
 def build(into: str | Path, path: str | Path) -> Path:
-    """Link the files of a cohort directory into a run.
-
-    Args:
-        into: the run's cohort directory, which gets the links.
-        path: the user's directory.
+    """Link the files of a user's cohort directory `path` into a run's cohort directory `into`.
 
     Raises:
         PekaError: as `preflight`.
@@ -103,7 +99,17 @@ def check_unchanged(into: str | Path) -> None:
     Raises:
         PekaError: a file has changed, is gone or is new.
     """
-    record = _read(Path(into) / "source.json")
+    source = Path(into) / "source.json"
+    try:
+        record = json.loads(source.read_text(encoding="utf-8"))
+        if not {"options", "files"} <= set(record):
+            raise ValueError("options or files are missing")
+    except (ValueError, TypeError) as error:
+        raise PekaError(
+            f"{source}: damaged; expected the list of files of this run. Choose "
+            "another --run NAME. If you know that none of them has changed, delete this one file: "
+            "the links are made again."
+        ) from error
     path, before = Path(record["options"]["path"]), record["files"]
     there = {str(file.relative_to(path)): file for file in _files(path)}
     now = {name: _size_and_time(there[name]) for name in before if name in there}
@@ -118,21 +124,7 @@ def check_unchanged(into: str | Path) -> None:
         )
     if touched:
         files = {name: before[name] | state for name, state in touched.items()}
-        write_json(Path(into) / "source.json", record | {"files": before | files})
-
-
-def _read(source: Path) -> dict:
-    try:
-        record = json.loads(source.read_text(encoding="utf-8"))
-        if not {"options", "files"} <= set(record):
-            raise ValueError("options or files are missing")
-        return record
-    except (ValueError, TypeError) as error:
-        raise PekaError(
-            f"{source}: damaged; expected the list of files of this run. Choose "
-            "another --run NAME. If you know that none of them has changed, delete this one file: "
-            "the links are made again."
-        ) from error
+        write_json(source, record | {"files": before | files})
 
 
 def _files(path: Path) -> list[Path]:

@@ -1,12 +1,11 @@
 """her2st (Andersson et al. 2021): real HER2-positive breast cancer sections as a cohort.
 
-There are 36 sections of 8 patients, named by the patient's letter and a number. Spots come from
-three files: counts (names `XxY`), selection (the same x, y, and the measured pixel centre) and the
-H&E image; they are joined by name. Neighbouring sections of a patient are near-copies of one
-tissue. The array is a square grid of 200 um.
+There are 36 sections of 8 patients. A section's name is the patient's letter and a number.
+Neighbouring sections of a patient are near-copies of one tissue. Each section has three files:
+counts (spots are called `XxY`), selection (the same x, y, and the measured pixel centre) and the
+H&E image. Spots are joined by name. The array is a square grid of 200 um.
 """
 
-import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -31,10 +30,14 @@ SECTIONS = ("B4", "C2", "C3", "C4", "C5")
 PITCH_UM = 200.0  # between neighbouring spots, in x and in y
 RECIPE = 1  # raise it when the same options would give another cohort
 N_GENES = 50
+# kind of a file -> its folder in the manifest, and what follows the section's name in its path
+KINDS = {
+    "counts": ("/ST-cnts/", ".tsv.gz"),
+    "selection": ("/ST-spotfiles/", "_selection.tsv"),
+    "image": ("/ST-imgs/", "/"),
+}
 # of an image, unless OPENCV_IO_MAX_IMAGE_PIXELS was another number when cv2 was imported
 OPENCV_PIXELS = 2**30
-
-log = logging.getLogger(__name__)
 
 
 def build(path: str | Path, sections: Iterable[str] | str = SECTIONS, min_umi: int = 100) -> Path:
@@ -70,10 +73,7 @@ def build(path: str | Path, sections: Iterable[str] | str = SECTIONS, min_umi: i
 
 
 def fetch(sections: Iterable[str] | str = SECTIONS, dry_run: bool = False) -> list[Path]:
-    """Download and verify (or find in PEKA_MIRROR) the files of some sections.
-
-    With `dry_run` they are only listed.
-    """
+    """Download (or find in PEKA_MIRROR) and verify files; with `dry_run` only list them."""
     return downloads.fetch(_downloads(sections), dry_run)
 
 
@@ -96,7 +96,7 @@ def section_names() -> list[str]:
 
 
 def _names(sections: Iterable[str] | str) -> list[str]:
-    """Sections as a sorted list without repeats; "all" and a single name are understood."""
+    """Sections as a sorted list without repeats, from a list, "all", or names in one string."""
     known = section_names()
     if isinstance(sections, str):
         sections = known if sections == "all" else sections.replace(",", " ").split()
@@ -108,31 +108,18 @@ def _names(sections: Iterable[str] | str) -> list[str]:
     return sections
 
 
-def _downloads(sections: Iterable[str] | str) -> list[manifest.Download]:
-    """The files of some sections."""
-    paths = [file for section in _names(sections) for file in _paths(section).values()]
+def _downloads(sections: Iterable[str] | str, kinds: Iterable[str] = KINDS) -> list:
+    """The files of some sections, section by section."""
+    files = manifest.load_manifest()["sources"]["her2st"]["files"]
+    parts = [(KINDS[kind][0], f"/{s}{KINDS[kind][1]}") for s in _names(sections) for kind in kinds]
+    paths = [next(f for f in files if folder in f and end in f) for folder, end in parts]
     return manifest.source_files("her2st", paths)
 
 
-def _paths(section: str) -> dict[str, str]:
-    """Manifest paths of a section's counts, selection and image."""
-    files = manifest.load_manifest()["sources"]["her2st"]["files"]
-    kinds = {"counts": "/ST-cnts/", "selection": "/ST-spotfiles/", "image": "/ST-imgs/"}
-    ends = {"counts": ".tsv.gz", "selection": "_selection.tsv", "image": "/"}
-    return {
-        kind: next(f for f in files if folder in f and f"/{section}{ends[kind]}" in f)
-        for kind, folder in kinds.items()
-    }
-
-
-def _files(
-    sections: list[str], kinds: tuple[str, ...] = ("counts", "selection", "image")
-) -> dict[str, dict[str, Path]]:
-    """Verified local paths of every section's files."""
-    wanted = {section: _paths(section) for section in sections}
-    names = [wanted[section][kind] for section in sections for kind in kinds]
-    local = dict(zip(names, downloads.fetch(manifest.source_files("her2st", names))))
-    return {section: {kind: local[wanted[section][kind]] for kind in kinds} for section in sections}
+def _files(sections: list[str], kinds: Iterable[str] = KINDS) -> dict[str, dict[str, Path]]:
+    """Verified local paths of every section's files, by kind; sections in the order of names."""
+    local = iter(downloads.fetch(_downloads(sections, kinds)))
+    return {section: {kind: next(local) for kind in kinds} for section in sections}
 
 
 # ---- one section ------------------------------------------------------------------------------
@@ -143,18 +130,16 @@ def _build_section(path: Path, section: str, raw: dict[str, Path], min_umi: int)
     counts, spots = read_spots(raw["counts"], raw["selection"])
     um_per_px = pixel_size(spots)
     deep = counts.sum(axis=1) >= min_umi
-    facts = {
+    adata = _adata(counts[deep], spots)
+    tiles, corners = cut_tiles(read_image(raw["image"]), adata.obsm["spatial"], um_per_px)
+    digest = write_sample(path, section, tiles, corners, adata.obs_names, adata, um_per_px)
+    return {
         "spots": int(deep.sum()),
         "without_counts": len(spots) - len(counts),
         "below_min_umi": int((~deep).sum()),
         "um_per_px": um_per_px,
+        "tiles_sha256": digest,
     }
-    adata = _adata(counts[deep], spots)
-    tiles, corners = cut_tiles(read_image(raw["image"]), adata.obsm["spatial"], um_per_px)
-    names = adata.obs_names
-    facts["tiles_sha256"] = write_sample(path, section, tiles, corners, names, adata, um_per_px)
-    log.info("her2st %s, min_umi %d: %s", section, min_umi, facts)
-    return facts
 
 
 def read_spots(counts_file: Path, selection_file: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -236,10 +221,10 @@ def read_image(path: Path) -> np.ndarray:
     path = Path(path)
     if not path.is_file():
         raise PekaError(f"{path}: missing; expected an image (JPEG or TIFF). Fetch it again.")
-    image, flags = None, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    image = None
     try:
         if not _is_cut_off(path):
-            image = cv2.imread(str(path), flags)
+            image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except (cv2.error, MemoryError) as error:
         raise PekaError(f"{path}: {_too_large(path, error)}") from error
     if image is None:
@@ -263,7 +248,16 @@ def _is_cut_off(path: Path) -> bool:
 
 def _too_large(path: Path, error: Exception) -> str:
     """Why OpenCV refused an image whose header it could read."""
-    width, height = _size(path)
+    from PIL import Image
+
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # Pillow's own, for headers too
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+    except OSError:
+        width, height = 0, 0
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
     pixels, size = width * height, f"{width} x {height} px, {width * height:,} pixels"
     if "MAX_IMAGE_PIXELS" in str(error):
         own = os.environ.get("OPENCV_IO_MAX_IMAGE_PIXELS", "")
@@ -279,43 +273,25 @@ def _too_large(path: Path, error: Exception) -> str:
     )
 
 
-def _size(path: Path) -> tuple[int, int]:
-    """Width and height from an image's header; (0, 0) where it has none."""
-    from PIL import Image
-
-    limit = Image.MAX_IMAGE_PIXELS  # Pillow's own, for headers too
-    Image.MAX_IMAGE_PIXELS = None
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except OSError:
-        return 0, 0
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
-
-
 # ---- tables -----------------------------------------------------------------------------------
 
 
 def _write_tables(path: Path, facts: dict[str, dict]) -> None:
-    """Write the tables; first without genes, because these are chosen on the opened cohort."""
+    """Write the tables, at first without genes: these are chosen on the opened cohort."""
     source = manifest.load_manifest()["sources"]["her2st"]
-    rows = [
-        {
-            "sample_id": section,
-            "patient": section[0],
-            "organ": "Breast",
-            "disease": "Cancer",
-            "technology": "Spatial Transcriptomics",
-            "um_per_px": made["um_per_px"],
-            "license": source["license"],
-            "source": source["url"],
-            "evidence": "patient: first letter of the section's name",
-            "tiles_sha256": made["tiles_sha256"],
-        }
-        for section, made in facts.items()
-    ]
-    table, splits = pd.DataFrame(rows), make_splits(list(facts))
+    columns = {
+        "sample_id": list(facts),
+        "patient": [section[0] for section in facts],
+        "organ": "Breast",
+        "disease": "Cancer",
+        "technology": "Spatial Transcriptomics",
+        "um_per_px": [made["um_per_px"] for made in facts.values()],
+        "license": source["license"],
+        "source": source["url"],
+        "evidence": "patient: first letter of the section's name",
+        "tiles_sha256": [made["tiles_sha256"] for made in facts.values()],
+    }
+    table, splits = pd.DataFrame(columns), make_splits(list(facts))
     write_cohort_tables(path, table, splits, [])
     write_cohort_tables(path, table, splits, top_genes(open_cohort(path), N_GENES))
 
@@ -330,9 +306,5 @@ def make_splits(sections: list[str]) -> list[tuple[list[str], list[str]]]:
 
 
 def _leave_one_out(parts: dict[str, list[str]]) -> list[tuple[list[str], list[str]]]:
-    if len(parts) < 2:
-        return []
-    return [
-        ([s for other in parts if other != name for s in parts[other]], parts[name])
-        for name in parts
-    ]
+    train = lambda name: [s for other in parts if other != name for s in parts[other]]
+    return [(train(name), parts[name]) for name in parts] if len(parts) > 1 else []

@@ -23,11 +23,11 @@ from ..layout.duplicates import compare_tiles
 from ..layout.gene_columns import joined_genes
 from ..layout.patches import TILE_UM_PER_PX
 from . import building, hest_files
-from .hest_files import fetch_slides, home
+from .hest_files import fetch_slides
 from .hest_index import (
     COHORTS,
+    authors_list,
     counts_table,
-    gene_list,
     groups,
     index_path,
     index_place,
@@ -86,7 +86,7 @@ def build(
             directory was built by another source.
     """
     path, place = Path(path), index_path(index, index_sha256)
-    table = without(read_slides(place, cohort, counts), leave_out)
+    table = _without(read_slides(place, cohort, counts), leave_out)
     whose = groups(table, unknown)
     options = {
         "source": "hest",
@@ -107,8 +107,8 @@ def build(
             facts[sample] = convert_slide(path, sample, files[sample], row, symbols)
             building.save_facts(path, options, facts)
     facts = {sample: facts[sample] for sample in table.index}
-    table, authors = table.join(whose, lsuffix="_in_index"), rules_of(cohort).authors_genes
-    more = _write_tables(path, table, facts, int(folds), authors)
+    table = table.join(whose, lsuffix="_in_index")
+    more = _write_tables(path, table, facts, int(folds), cohort)
     building.mark_built(path, options, facts, **more)
     return path
 
@@ -122,25 +122,19 @@ def fetch(
     index_sha256: str = "",
     counts: tuple[int, int] | None = None,
 ) -> dict[str, dict[str, Path]]:
-    """Download and verify (or find in PEKA_MIRROR) the files of a cohort.
+    """Download (or find in PEKA_MIRROR) and verify the files of a cohort; arguments as `build`.
 
     With `dry_run` the files and their sizes are only listed.
-
-    Args:
-        wsis: also the whole slide images. The other arguments are as in `build`.
 
     Returns:
         paths by slide and folder; empty where a dry run finds no index that names the slides.
     """
     place = index_path(index, index_sha256, dry_run)
     if dry_run and not place.exists():
-        rules = rules_of(cohort)
-        print(
-            f"{cohort}: {rules.slides} slides, {rules.spots} spots; names and sizes are known once "
-            "the index is here"
-        )
+        number = f"{rules_of(cohort).slides} slides, {rules_of(cohort).spots} spots"
+        print(f"{cohort}: {number}; names and sizes are known once the index is here")
         return {}
-    return fetch_slides(without(read_slides(place, cohort, counts), leave_out), wsis, dry_run)
+    return fetch_slides(_without(read_slides(place, cohort, counts), leave_out), wsis, dry_run)
 
 
 def preflight(
@@ -155,11 +149,11 @@ def preflight(
     # without an index nothing is known of the slides yet
     here = index or os.environ.get("PEKA_MIRROR") or index_place().exists()
     hest_files.preflight(
-        without(slides(cohort, index, index_sha256, counts), leave_out) if here else None, wsis
+        _without(slides(cohort, index, index_sha256, counts), leave_out) if here else None, wsis
     )
 
 
-def without(table: pd.DataFrame, leave_out: Iterable[str] | str) -> pd.DataFrame:
+def _without(table: pd.DataFrame, leave_out: Iterable[str] | str) -> pd.DataFrame:
     """Rows of `slides` without some ids; PekaError where one is none of them."""
     ids = leave_out.replace(",", " ").split() if isinstance(leave_out, str) else leave_out
     if unknown := sorted(set(ids) - set(table.index)):
@@ -172,12 +166,11 @@ def without(table: pd.DataFrame, leave_out: Iterable[str] | str) -> pd.DataFrame
 
 
 def _write_tables(
-    path: Path, table: pd.DataFrame, facts: dict[str, dict], folds: int, authors_genes: str
+    path: Path, table: pd.DataFrame, facts: dict[str, dict], folds: int, name: str
 ) -> dict:
-    """Write the tables; genes and splits come last, because they need the opened cohort.
+    """Write the tables, and return what source.json keeps.
 
-    Returns:
-        what source.json keeps.
+    Genes and splits come last, because they need the opened cohort.
     """
     samples = _samples(table, facts)
     write_cohort_tables(path, samples, [], [])
@@ -185,25 +178,21 @@ def _write_tables(
     spots = {sample: made["spots"] for sample, made in facts.items()}
     common = joined_genes([section.genes for section in cohort.sections])
     if len(common) < N_GENES:
-        what = (
-            f"{path}: {len(common)} genes are measured in every slide; expected {N_GENES} or more"
-        )
-        raise PekaError("; ".join([f"{what}. Leave slides out", *narrow(cohort, common)]))
+        number = f"{path}: {len(common)} genes are measured in every slide"
+        what = f"{number}; expected {N_GENES} or more. Leave slides out"
+        raise PekaError("; ".join([what, *_narrow(cohort, common)]))
     genes = top_genes(cohort, N_GENES)
     write_cohort_tables(path, samples, make_splits(samples, spots, folds), genes)
-    copies = {
-        s: compare_tiles(cohort, s, original, LOOK_AT)
-        for s, original in samples.duplicate_of.items()
-        if original
-    }
-    notes = notes_on(cohort, samples, facts, common, copies)
+    named = samples.duplicate_of[samples.duplicate_of != ""]
+    copies = {s: compare_tiles(cohort, s, original, LOOK_AT) for s, original in named.items()}
+    notes = _notes(cohort, samples, facts, common, copies)
     for note in notes:
         warnings.warn(note, stacklevel=3)
     kept = {s.sample: f"{len(common)} of {len(s.genes)}" for s in cohort.sections}
     return {
         "genes_in_common": len(common),
         "kept_of_each": kept,
-        "authors_genes": compare_genes(home() / authors_genes, genes, common),
+        "authors_genes": _compare_genes(name, genes, common),
         "copies": copies,
         "notes": notes,
     }
@@ -255,13 +244,13 @@ def make_splits(
 # ---- what a reader has to know before trusting a score: kept in source.json, and warned of ------
 
 
-def compare_genes(path: Path, genes: list[str], common: pd.Index) -> dict:
-    """How the authors' list of target genes compares with ours, where the mirror has it."""
-    if not path.is_file():
-        return {"file": path.name, "found": False}
-    theirs = gene_list(path)
+def _compare_genes(cohort: str, genes: list[str], common: pd.Index) -> dict:
+    """Compare the authors' list of target genes with ours, if the mirror has it."""
+    file, theirs = rules_of(cohort).authors_genes, authors_list(cohort)
+    if not theirs:
+        return {"file": file, "found": False}
     return {
-        "file": path.name,
+        "file": file,
         "found": True,
         "genes": len(theirs),
         "in_every_slide": int(common.isin(theirs).sum()),
@@ -269,7 +258,7 @@ def compare_genes(path: Path, genes: list[str], common: pd.Index) -> dict:
     }
 
 
-def notes_on(
+def _notes(
     cohort: Cohort, samples: pd.DataFrame, facts: dict, common: pd.Index, copies: dict
 ) -> list[str]:
     """What a reader has to know before trusting a score."""
@@ -286,7 +275,7 @@ def notes_on(
         )
     if samples.patient.nunique() == 1:
         notes.append("one patient: splits leave slides out, which says nothing about a new patient")
-    notes += narrow(cohort, common)
+    notes += _narrow(cohort, common)
     for sample, pair in copies.items():
         if pair["mean_difference"] is None or pair["mean_difference"] > SAME:
             notes.append(
@@ -296,7 +285,7 @@ def notes_on(
     return notes
 
 
-def narrow(cohort: Cohort, common: pd.Index) -> list[str]:
+def _narrow(cohort: Cohort, common: pd.Index) -> list[str]:
     """Slides without which more than twice as many genes would be in common."""
     times = pd.Series(np.concatenate([s.genes for s in cohort.sections])).value_counts()
     almost = times.index[times == len(cohort.sections) - 1]

@@ -13,7 +13,7 @@ from ..downloads import fetch
 from ..downloads.manifest import Download, load_manifest, mirror
 
 SUFFIXES = {"st": "h5ad", "patches": "h5", "metadata": "json", "wsis": "tif"}  # by folder
-TILE_BYTES, COUNT_BYTES = 150_528, 25_000  # of a spot: its tile, and roughly its counts
+SPOT_BYTES = {"patches": 150_528, "st": 25_000}  # of a spot: its tile, and roughly its counts
 PIXEL_BYTES = 4  # of a pixel of a slide, at most
 
 
@@ -65,18 +65,11 @@ def _file(hub: dict, folder: str, id: str, row: pd.Series | None = None) -> Down
         f"HEST-1k is gated: accept its terms on https://huggingface.co/datasets/{hub['repo']} "
         "(granted at once) and set HF_TOKEN to a token of that account."
     )
-    where = {
-        "repo": hub["repo"],
-        "kind": "dataset",
-        "name": name,
-        "revision": hub["revision"] or "",
-    }
-    size = 0.0 if row is None else _estimate(folder, row)
-    return Download(f"hest/{name}", **where, gated=True, otherwise=step, estimate=size)
-
-
-def _estimate(folder: str, row: pd.Series) -> float:
-    """Bytes of a file; each spot has at most one tile."""
-    if folder == "wsis":
-        return float(row.fullres_px_width) * float(row.fullres_px_height) * PIXEL_BYTES
-    return {"patches": row.spots * TILE_BYTES, "st": row.spots * COUNT_BYTES}.get(folder, 1000)
+    where = {"repo": hub["repo"], "kind": "dataset", "revision": hub["revision"] or ""}
+    size = 1000.0 if row is not None else 0.0  # bytes
+    if row is not None and folder == "wsis":
+        size = float(row.fullres_px_width) * float(row.fullres_px_height) * PIXEL_BYTES
+    elif row is not None and folder in SPOT_BYTES:
+        size = row.spots * SPOT_BYTES[folder]
+    facts = where | {"name": name, "gated": True, "otherwise": step, "estimate": size}
+    return Download(f"hest/{name}", **facts)

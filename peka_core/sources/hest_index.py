@@ -26,36 +26,25 @@ WHOLE_ARRAY = 4992  # positions of a 6.5 mm Visium array
 
 @dataclass(frozen=True)
 class Filter:
-    """A cohort of the paper: human Visium slides in the index, by organ and cancer code.
+    """A cohort of the paper: human Visium slides in the index, by organ and cancer code."""
 
-    Attributes:
-        organ: column organ.
-        slides: how many rows index v1_1_0 has.
-        spots: their sum of column spots_under_tissue.
-        n_paper: spots that the paper reports.
-        authors_genes: file of the authors' target genes, used where a mirror has it.
-        oncotree: column oncotree_code, any where empty.
-    """
+    organ: str  # column organ
+    slides: int  # how many rows index v1_1_0 has
+    spots: int  # their sum of column spots_under_tissue
+    n_paper: int  # spots that the paper reports
+    genes: str  # names the file of the authors' target genes, which is used if a mirror has it
+    oncotree: str = ""  # column oncotree_code; empty takes every code
 
-    organ: str
-    slides: int
-    spots: int
-    n_paper: int
-    authors_genes: str
-    oncotree: str = ""
+    @property
+    def authors_genes(self) -> str:
+        return f"top_50_genes_{self.genes}.json"
 
 
 COHORTS = {
-    "breast": Filter(
-        "Breast", 8, 30_543, 30_414, "top_50_genes_Visium_Homo_sapien_Breast_Cancer.json"
-    ),
-    "kidney": Filter(
-        "Kidney", 24, 74_220, 73_813, "top_50_genes_visium_homo_sapien_Kidney_cancer.json", "SCCRCC"
-    ),
-    "liver": Filter(
-        "Liver", 14, 64_152, 37_168, "top_50_genes_visium_homo_sapien_Liver_cancer.json"
-    ),
-    "lung": Filter("Lung", 37, 69_643, 64_728, "top_50_genes_visium_homo_sapien_Lung_cancer.json"),
+    "breast": Filter("Breast", 8, 30_543, 30_414, "Visium_Homo_sapien_Breast_Cancer"),
+    "kidney": Filter("Kidney", 24, 74_220, 73_813, "visium_homo_sapien_Kidney_cancer", "SCCRCC"),
+    "liver": Filter("Liver", 14, 64_152, 37_168, "visium_homo_sapien_Liver_cancer"),
+    "lung": Filter("Lung", 37, 69_643, 64_728, "visium_homo_sapien_Lung_cancer"),
 }
 
 
@@ -69,10 +58,10 @@ def slides(
 
     Args:
         cohort: a name in `COHORTS`.
-        index: another index file of the same form, absolute or below `PEKA_MIRROR`/hest; v1_1_0
-            where empty.
-        index_sha256: its digest; every file is accepted where empty.
-        counts: (slides, spots) that it must have; those of `COHORTS` where None.
+        index: another index file of the same form, absolute or below `PEKA_MIRROR`/hest; if empty,
+            v1_1_0.
+        index_sha256: its digest; if empty, every file is accepted.
+        counts: (slides, spots) that it must have; if None, those of `COHORTS`.
 
     Raises:
         PekaError: the cohort is unknown, or the index is missing, has another digest or other
@@ -105,25 +94,20 @@ def read_slides(path: Path, cohort: str, counts: tuple[int, int] | None = None) 
 
 
 def rules_of(cohort: str) -> Filter:
-    """The filter of a cohort by name; PekaError where there is none."""
+    """The filter of a cohort by name; raise PekaError if there is none."""
     if cohort not in COHORTS:
         raise PekaError(f"hest: no cohort {cohort!r}; expected one of {', '.join(COHORTS)}.")
     return COHORTS[cohort]
 
 
 def authors_list(cohort: str) -> list[str]:
-    """The target genes that the authors published for a cohort; [] where their file is not here.
+    """The target genes that the authors published for a cohort; [] if their file is not here.
 
     Raises:
         PekaError: the cohort is unknown, or the file holds no list of genes.
     """
     path = home() / rules_of(cohort).authors_genes
-    return gene_list(path) if path.is_file() else []
-
-
-def gene_list(path: Path) -> list[str]:
-    """The list `genes` of a file of the authors, without repeats; errors as `read_gene_list`."""
-    return list(dict.fromkeys(read_gene_list(path)))
+    return list(dict.fromkeys(read_gene_list(path))) if path.is_file() else []
 
 
 def index_path(index: str = "", index_sha256: str = "", dry_run: bool = False) -> Path:
@@ -154,13 +138,10 @@ def index_place(index: str = "") -> Path:
 
 
 def counts_table() -> pd.DataFrame:
-    """Slides and spots of index v1_1_0 beside those of the paper, one row a cohort.
+    """Slides and spots of index v1_1_0 beside those of the paper, one row for each cohort.
 
-    `whole arrays` are slides that list all 4,992 positions of a Visium array, so that spots on
-    glass are counted too: 12 of liver's 14, whose count differs most from the paper's.
-
-    Raises:
-        PekaError: as `slides`, so that every count in the table was found in the index.
+    `whole arrays` counts slides that list all 4,992 positions of a Visium array, so that spots on
+    glass are counted too. Liver has 12 of them, and its count differs most from the paper's.
     """
     rows = []
     for name, rules in COHORTS.items():
@@ -177,7 +158,7 @@ def counts_table() -> pd.DataFrame:
 
 
 def groups(table: pd.DataFrame, unknown: str = "slide") -> pd.DataFrame:
-    """Whose slides these are: patient, block, duplicate_of, basis and evidence, one row a slide.
+    """The patient, block, duplicate_of, basis and evidence of each slide.
 
     `basis` is `index` (its column patient), `derived` (from other columns of the index), `reported`
     (by others, not checked in the paper), `precaution` (possibly several patients, kept together)

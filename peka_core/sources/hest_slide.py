@@ -1,7 +1,6 @@
 """One slide of HEST-1k: its files are linked, or rewritten where a cohort could not read them."""
 
 import json
-import logging
 import warnings
 from pathlib import Path
 
@@ -24,13 +23,11 @@ from .hest_files import home
 LEVEL_1 = 0.25  # um/px: HEST cuts finer slides from a smaller level of the image
 PIXEL_SIZE_TOLERANCE = 0.01  # relative, between index, metadata and tiles
 
-log = logging.getLogger(__name__)
-
 
 def convert_slide(
     path: Path, sample: str, files: dict[str, Path], row: pd.Series, symbols: dict[str, str]
 ) -> dict:
-    """Link (or rewrite) the two files of a slide; return what a reader should know about it."""
+    """Link or rewrite the two files of a slide; return numbers and notes for source.json."""
     h5ad, patches, notes = path / "adata" / f"{sample}.h5ad", path / "patches" / f"{sample}.h5", []
     with open_h5(files["patches"]) as file:
         side = file["img"].shape[1] if "img" in file else TILE
@@ -58,12 +55,11 @@ def convert_slide(
     if (spots := facts["spots_in_h5ad"]) != row.spots:
         notes.append(f"its h5ad has {spots} spots, the index has {row.spots}: another release?")
     facts["notes"] = notes + _other_scales(files["metadata"], section.um_per_px, row.um_per_px)
-    log.info("hest %s: %s", sample, facts)
     return facts
 
 
 def _take_counts(original: Path, h5ad: Path, symbols: dict[str, str]) -> int:
-    """Link the counts, or write a copy where names have to change; returns how many do."""
+    """Link the h5ad, or write a copy with other gene names; return how many names changed."""
     with open_h5(original) as file:
         old = names_of(file, "var", original)
     symbol = lambda n: symbols.get(n.split(".")[0], n) if n.startswith("ENSG") else n
@@ -95,7 +91,7 @@ def symbols_of_ensembl(files: dict[str, dict[str, Path]]) -> dict[str, str]:
 
 
 def _other_scales(metadata: Path, of_tiles: float, um_per_px: float) -> list[str]:
-    """Where metadata or tiles were made for another pixel size than the index's."""
+    """Notes about metadata or tiles that were made for another pixel size than the index has."""
     try:
         # json reads HEST's bare NaN
         value = json.loads(metadata.read_text(encoding="utf-8")).get("pixel_size_um_estimated")
