@@ -35,12 +35,12 @@ class Download:
 
     @property
     def address(self) -> str:
-        """Where it is downloaded from; empty where it has to be fetched by hand."""
+        """Where it is downloaded from; empty if it has to be fetched by hand."""
         return self.repo or self.url
 
     @property
     def place(self) -> Path:
-        """Where it lies, or would lie, on this machine: in the mirror, else in the cache."""
+        """Its path on this machine, even if it is missing: in the mirror, else in the cache."""
         return (mirror() or cache_folder()) / self.path
 
     @property

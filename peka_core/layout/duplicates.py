@@ -55,7 +55,7 @@ def tile_digests(cohort) -> pd.Series:
 
 
 def _tiles(section: Section, spots: np.ndarray) -> Iterator[np.ndarray]:
-    """Tiles of some of a section's spots in the order of `spots`, some hundred at a time."""
+    """Tiles of a section's spots in the order of `spots`, one chunk at a time."""
     if section.patches is None:
         raise PekaError(
             f"{section.sample}: no tiles here; expected patches/{section.sample}.h5. "
@@ -99,8 +99,8 @@ def digest_by_barcode(patches: Path) -> str:
 def has_digest(patches: Path, claimed: str) -> bool:
     """Whether a digest in samples.csv belongs to this patches file.
 
-    `write_sample` gives the digest of the tiles in their stored order; for HEST it is that of the
-    whole file.
+    `write_sample` gives the digest of the tiles in their stored order. For HEST, samples.csv has
+    the digest of the whole file.
     """
     make = {
         "as stored": lambda: _file_digest(patches, lambda names: np.arange(len(names))),
@@ -125,7 +125,7 @@ def _digest(chunks: Iterator[np.ndarray], start: bytes = b"") -> str:
 
 
 def _recorded(patches: Path, kind: str, make: Callable[[], str]) -> str:
-    """A digest of a file; it is made once as long as the file's path, size and time stay."""
+    """A digest of a file; it is made again only if the file's path, size or time changed."""
     state, record = patches.stat(), cache_folder() / RECORD
     key, now = f"{patches.resolve()} {kind}", [state.st_size, state.st_mtime_ns]
     if (entry := _read_record(record).get(key, {})).get("state") == now:
@@ -138,7 +138,7 @@ def _recorded(patches: Path, kind: str, make: Callable[[], str]) -> str:
 
 
 def _read_record(path: Path) -> dict:
-    """What is recorded; nothing where there is no record or a damaged one."""
+    """The record; empty if there is none or if it is damaged."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         return record if all(isinstance(entry, dict) for entry in record.values()) else {}

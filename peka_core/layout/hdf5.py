@@ -1,4 +1,4 @@
-"""HDF5 files; an error of reading one names the file, the data set, the cause and a way out."""
+"""Read HDF5 files; an error names the file, the data set, the cause and the next step."""
 
 import contextlib
 import errno

@@ -113,9 +113,9 @@ def _completed(table: pd.DataFrame, file: Path) -> tuple[pd.DataFrame, list[str]
 
 
 def _groups(table: pd.DataFrame) -> list[str]:
-    """Patients, joined where a section of one copies a section of another.
+    """The group of each section: patients whose sections are copies of each other are one group.
 
-    The group has the name of the original's patient.
+    A group has the name of the original's patient.
     """
     parent: dict[str, str] = {}
 
@@ -131,13 +131,14 @@ def _groups(table: pd.DataFrame) -> list[str]:
 
 
 def originals(duplicate_of: pd.Series) -> dict[str, str]:
-    """Section that is a copy -> the section that is kept for it.
+    """Map each section that is a copy to the section that is kept for it.
 
-    The original is kept. Where it is not here, or each is named as a copy of the other, the first
-    of them is kept.
+    The original is kept. If it is not here, or if sections name each other as copies, the first of
+    them is kept.
 
     Args:
-        duplicate_of: of each section, index its id, in the order of samples.csv; "" for no copy.
+        duplicate_of: the original of each section, "" for none; the index has the sample ids, in
+            the order of samples.csv.
     """
     named = {s: original for s, original in duplicate_of.items() if original and original != s}
     kept: dict[frozenset | str, str] = {}
@@ -187,7 +188,7 @@ def _read_split(folder: Path, i: int, samples: pd.DataFrame) -> tuple[list[str],
 
 
 def read_genes(path: Path) -> list[str]:
-    """Target genes of var_<k>genes.json; [] where the file does not exist.
+    """Target genes of var_<k>genes.json; [] if the file does not exist.
 
     Raises:
         PekaError: there are several files, or it holds no list of different names.

@@ -217,15 +217,15 @@ def _samples(table: pd.DataFrame, facts: dict[str, dict]) -> pd.DataFrame:
 def make_splits(
     samples: pd.DataFrame, spots: dict[str, int], folds: int
 ) -> list[tuple[list[str], list[str]]]:
-    """(training, test) slides of each split; it is the same on every machine.
+    """(training, test) slides of each split, the same on every machine.
 
-    Patients stay whole, and folds have about as many spots each. Where there is one patient, slides
-    are left out one by one.
+    Patients stay whole, and the folds have about the same number of spots. If there is one patient,
+    the splits hold out slides instead of patients.
 
     Args:
         samples: column patient, index sample_id.
-        spots: of each slide.
-        folds: number of splits, at most one a patient.
+        spots: number of spots of each slide.
+        folds: number of splits, at most one for each patient.
     """
     group = samples.patient if samples.patient.nunique() > 1 else samples.index.to_series()
     size = pd.Series(spots).groupby(group).sum()
@@ -241,7 +241,7 @@ def make_splits(
     return [([s for s in samples.index if s not in part], part) for part in parts]
 
 
-# ---- what a reader has to know before trusting a score: kept in source.json, and warned of ------
+# ---- notes for readers: kept in source.json, and given as warnings ------------------------------
 
 
 def _compare_genes(cohort: str, genes: list[str], common: pd.Index) -> dict:
@@ -286,7 +286,7 @@ def _notes(
 
 
 def _narrow(cohort: Cohort, common: pd.Index) -> list[str]:
-    """Slides without which more than twice as many genes would be in common."""
+    """Notes about slides without which the others share more than twice as many genes."""
     times = pd.Series(np.concatenate([s.genes for s in cohort.sections])).value_counts()
     almost = times.index[times == len(cohort.sections) - 1]
     without_it = {s.sample: len(common) + (~almost.isin(s.genes)).sum() for s in cohort.sections}

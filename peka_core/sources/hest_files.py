@@ -1,7 +1,7 @@
 """Files of HEST-1k slides, by HEST's own names: st/<id>.h5ad, patches/<id>.h5, metadata/<id>.json.
 
-They lie in the folder hest/ of the mirror or of the cache, and wsis/<id>.tif too where asked for.
-The manifest does not pin the data set's revision yet, so the first use is recorded.
+They lie in the folder hest/ of the mirror or of the cache; wsis/<id>.tif is fetched on request. The
+manifest does not pin the data set's revision yet, so the first use is recorded.
 """
 
 from pathlib import Path
@@ -25,15 +25,12 @@ def home() -> Path:
 def fetch_slides(
     table: pd.DataFrame, wsis: bool = False, dry_run: bool = False
 ) -> dict[str, dict[str, Path]]:
-    """Have the files of slides on this machine, verified: `{id: {"st": path, "patches": path, …}}`.
+    """Fetch and verify the files of slides; return `{id: {"st": path, "patches": path, …}}`.
 
     Args:
-        table: slides as in `hest_index.slides`; ids, spots and image sizes are read.
-        wsis: also the whole slide images, which are many times larger.
+        table: slides as in `hest_index.slides`.
+        wsis: fetch the whole slide images too; they are many times larger.
         dry_run: print where each file is or would come from and its size, and change nothing.
-
-    Raises:
-        PekaError: as `downloads.fetch`.
     """
     files = _files(table, wsis)
     fetch.fetch([file for own in files.values() for file in own.values()], dry_run)
@@ -41,11 +38,7 @@ def fetch_slides(
 
 
 def preflight(table: pd.DataFrame | None, wsis: bool = False) -> None:
-    """Refuse, before any work, slides that are not here and cannot be downloaded.
-
-    Args:
-        table: slides as in `fetch_slides`; None where the index is not here yet.
-    """
+    """Refuse slides that are not here and cannot be downloaded; None if the index is not here."""
     if table is None:
         hub = load_manifest()["sources"]["hest"]["hub"]
         return fetch.check_access([_file(hub, "st", "<slide>")])
@@ -53,7 +46,7 @@ def preflight(table: pd.DataFrame | None, wsis: bool = False) -> None:
 
 
 def _files(table: pd.DataFrame, wsis: bool) -> dict[str, dict[str, Download]]:
-    """Of each slide, its file in each folder."""
+    """The downloads of each slide, by folder."""
     hub = load_manifest()["sources"]["hest"]["hub"]
     folders = [folder for folder in SUFFIXES if wsis or folder != "wsis"]
     return {id: {f: _file(hub, f, id, row) for f in folders} for id, row in table.iterrows()}

@@ -1,4 +1,4 @@
-"""One slide of HEST-1k: its files are linked, or rewritten where a cohort could not read them."""
+"""One slide of HEST-1k: its files are linked, or rewritten if a cohort could not read them."""
 
 import json
 import warnings
@@ -53,7 +53,7 @@ def convert_slide(
         "tiles_sha256": digest,
     }
     if (spots := facts["spots_in_h5ad"]) != row.spots:
-        notes.append(f"its h5ad has {spots} spots, the index has {row.spots}: another release?")
+        notes.append(f"its h5ad has {spots} spots, the index has {row.spots}; compare the releases")
     facts["notes"] = notes + _other_scales(files["metadata"], section.um_per_px, row.um_per_px)
     return facts
 
@@ -102,20 +102,17 @@ def _other_scales(metadata: Path, of_tiles: float, um_per_px: float) -> list[str
             f"is {what_is(metadata) or 'no text'}. Fetch it again."
         ) from error
     return [
-        f"{place}: {value:.4f} um/px, the index has {um_per_px:.4f}: another release?"
+        f"{place}: {value:.4f} um/px, the index has {um_per_px:.4f}; compare the releases"
         for place, value in sizes.items()
         if abs(value / um_per_px - 1) > PIXEL_SIZE_TOLERANCE
     ]
 
 
 def _cut_again(path: Path, sample: str, files: dict[str, Path], um_per_px: float, side: int) -> str:
-    """Cut tiles of 224 px from the slide's image, of the spots in the patches file.
+    """Cut tiles of 224 px from the slide's image for the spots in the patches file.
 
-    Files of 256 px were on the hub until August 2024. They show the same 112 um, but resized twice
-    they are not HEST's tiles.
-
-    Returns:
-        the digest of the new tiles.
+    Files of 256 px were on the hub until August 2024. They show the same 112 um, but resizing them
+    again would not give HEST's tiles. Returns the digest of the new tiles.
     """
     slide = home() / "wsis" / f"{sample}.tif"
     if not slide.is_file() or um_per_px <= LEVEL_1:
