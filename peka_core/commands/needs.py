@@ -237,9 +237,8 @@ def _downloads(profile: Profile, spots: int, networks: dict, weights: dict[str, 
     if profile.source == "her2st":
         from ..sources import her2st
 
-        files = load_manifest()["sources"]["her2st"]["files"]
-        paths = (her2st._paths(section).values() for section in _her2st_sections(profile))
-        total += sum(files[path].get("size", 0) for group in paths for path in group)
+        files = her2st.downloads_of(_her2st_sections(profile))
+        total += sum(file.facts.get("size", 0) for file in files)
     return total + teacher_bytes(profile)
 
 

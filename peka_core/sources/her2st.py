@@ -74,7 +74,7 @@ def build(path: str | Path, sections: Iterable[str] | str = SECTIONS, min_umi: i
 
 def fetch(sections: Iterable[str] | str = SECTIONS, dry_run: bool = False) -> list[Path]:
     """Download (or find in PEKA_MIRROR) and verify files; with `dry_run` only list them."""
-    return downloads.fetch(_downloads(sections), dry_run)
+    return downloads.fetch(downloads_of(sections), dry_run)
 
 
 def preflight(sections: Iterable[str] | str = SECTIONS) -> None:
@@ -83,7 +83,7 @@ def preflight(sections: Iterable[str] | str = SECTIONS) -> None:
     Raises:
         PekaError: files are missing in the mirror, or the network is switched off.
     """
-    downloads.preflight(_downloads(sections))
+    downloads.preflight(downloads_of(sections))
 
 
 # ---- files ------------------------------------------------------------------------------------
@@ -108,7 +108,9 @@ def _names(sections: Iterable[str] | str) -> list[str]:
     return sections
 
 
-def _downloads(sections: Iterable[str] | str, kinds: Iterable[str] = KINDS) -> list:
+def downloads_of(
+    sections: Iterable[str] | str, kinds: Iterable[str] = KINDS
+) -> list[manifest.Download]:
     """The files of some sections, section by section."""
     files = manifest.load_manifest()["sources"]["her2st"]["files"]
     parts = [(KINDS[kind][0], f"/{s}{KINDS[kind][1]}") for s in _names(sections) for kind in kinds]
@@ -118,7 +120,7 @@ def _downloads(sections: Iterable[str] | str, kinds: Iterable[str] = KINDS) -> l
 
 def _files(sections: list[str], kinds: Iterable[str] = KINDS) -> dict[str, dict[str, Path]]:
     """Verified local paths of every section's files, by kind; sections in the order of names."""
-    local = iter(downloads.fetch(_downloads(sections, kinds)))
+    local = iter(downloads.fetch(downloads_of(sections, kinds)))
     return {section: {kind: next(local) for kind in kinds} for section in sections}
 
 

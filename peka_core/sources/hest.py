@@ -86,7 +86,7 @@ def build(
             directory was built by another source.
     """
     path, place = Path(path), index_path(index, index_sha256)
-    table = _without(read_slides(place, cohort, counts), leave_out)
+    table = without(read_slides(place, cohort, counts), leave_out)
     whose = groups(table, unknown)
     options = {
         "source": "hest",
@@ -134,7 +134,7 @@ def fetch(
         number = f"{rules_of(cohort).slides} slides, {rules_of(cohort).spots} spots"
         print(f"{cohort}: {number}; names and sizes are known once the index is here")
         return {}
-    return fetch_slides(_without(read_slides(place, cohort, counts), leave_out), wsis, dry_run)
+    return fetch_slides(without(read_slides(place, cohort, counts), leave_out), wsis, dry_run)
 
 
 def preflight(
@@ -149,11 +149,11 @@ def preflight(
     # without an index nothing is known of the slides yet
     here = index or os.environ.get("PEKA_MIRROR") or index_place().exists()
     hest_files.preflight(
-        _without(slides(cohort, index, index_sha256, counts), leave_out) if here else None, wsis
+        without(slides(cohort, index, index_sha256, counts), leave_out) if here else None, wsis
     )
 
 
-def _without(table: pd.DataFrame, leave_out: Iterable[str] | str) -> pd.DataFrame:
+def without(table: pd.DataFrame, leave_out: Iterable[str] | str) -> pd.DataFrame:
     """Rows of `slides` without some ids; PekaError where one is none of them."""
     ids = leave_out.replace(",", " ").split() if isinstance(leave_out, str) else leave_out
     if unknown := sorted(set(ids) - set(table.index)):

@@ -13,7 +13,7 @@ from ..downloads import fetch
 from ..downloads.manifest import Download, load_manifest, mirror
 
 SUFFIXES = {"st": "h5ad", "patches": "h5", "metadata": "json", "wsis": "tif"}  # by folder
-SPOT_BYTES = {"patches": 150_528, "st": 25_000}  # of a spot: its tile, and roughly its counts
+TILE_BYTES, COUNT_BYTES = 150_528, 25_000  # of a spot: its tile, and roughly its counts
 PIXEL_BYTES = 4  # of a pixel of a slide, at most
 
 
@@ -62,7 +62,7 @@ def _file(hub: dict, folder: str, id: str, row: pd.Series | None = None) -> Down
     size = 1000.0 if row is not None else 0.0  # bytes
     if row is not None and folder == "wsis":
         size = float(row.fullres_px_width) * float(row.fullres_px_height) * PIXEL_BYTES
-    elif row is not None and folder in SPOT_BYTES:
-        size = row.spots * SPOT_BYTES[folder]
+    elif row is not None and folder in ("patches", "st"):
+        size = row.spots * (TILE_BYTES if folder == "patches" else COUNT_BYTES)
     facts = where | {"name": name, "gated": True, "otherwise": step, "estimate": size}
     return Download(f"hest/{name}", **facts)

@@ -42,7 +42,8 @@ def test_a_copy_that_is_not_byte_identical_stops_no_run(mirror, tmp_path, base, 
     copy_tiles(home, "TENX24", "TENX23", recompressed, leave_out=1)
     folder = fresh(f"test-copies-{method}")
     try:
-        run = start(profile_of(base, options, tmp_path), folder.name)
+        places = {"PEKA_MIRROR": str(home.parent), "PEKA_CACHE": str(tmp_path / "cache")}
+        run = start(profile_of(base, options, tmp_path), folder.name, **places)
         check_whole(folder, finish(run, timeout=600))
         found = json.loads((folder / "cohort/source.json").read_text())["copies"]["TENX23"]
         assert (found["of"], found["shared_barcodes"], found["identical"]) == ("TENX24", 11, 0)

@@ -3,6 +3,7 @@
 `mini` stands for H-optimus-0, and the teacher is a tiny scFoundation with drawn weights.
 """
 
+import os
 import shutil
 from pathlib import Path
 
@@ -50,7 +51,8 @@ def test_its_price_and_its_files_are_told_before_anything_is_done(profile, capsy
 def test_hest_breast_runs_end_to_end(profile):
     folder = fresh("test-hest")
     try:
-        check_whole(folder, finish(start(profile, folder.name), timeout=900))
+        places = {name: os.environ[name] for name in ("PEKA_MIRROR", "PEKA_CACHE")}
+        check_whole(folder, finish(start(profile, folder.name, **places), timeout=900))
         scores = pd.read_csv(folder / "results/scores.csv")
         assert set(scores["protocol"]) >= {"peka_paper", "hest_bench", "strict"}
         # so few spots have a rule, and a name, of their own
