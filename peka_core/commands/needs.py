@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from ..common.errors import PekaError
-from ..downloads.manifest import load_manifest, source_files
+from ..downloads.manifest import source_files
 from ..drawn.worlds import OWN
 from ..encoders import Encoder, load_encoder
 from ..models import backbones, own_file
