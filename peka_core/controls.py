@@ -73,9 +73,9 @@ def slide_and_library_size(cohort: Cohort) -> np.ndarray:
 def nearest_spots(cohort: Cohort, k: int = NEIGHBOURS) -> Predictor:
     """Mean target of the `k` nearest measured spots of the same section. It needs measured counts.
 
-    Where spots are shuffled, these are training spots. Where whole sections or patients are held
-    out there are none, so they are the other spots of the held-out section itself. Where zeros are
-    dropped, each gene has the nearest spots that count it.
+    If spots are shuffled, these are training spots. If whole sections or patients are held out,
+    they are the other spots of the held-out section itself. If zeros are dropped, each gene has the
+    nearest spots with a non-zero count of it.
     """
 
     def predict(task: Task, train: np.ndarray, test: np.ndarray) -> np.ndarray:
