@@ -62,9 +62,9 @@ def align(
         choice: how that epoch was chosen, in words.
 
     Raises:
-        PekaError: the data do not fit the student or the recipe, or a training loss is not finite. If a GPU
-            has too little memory, the message has a batch size that fits (training/memory.py).
-            A smaller batch would change the result, so the user decides.
+        PekaError: the data do not fit the student or the recipe, or a training loss is not finite.
+            If a GPU has too little memory, the message has a batch size that fits
+            (training/memory.py). A smaller batch would change the result, so the user decides.
     """
     data.check(student, recipe)
     torch.manual_seed(seed)
