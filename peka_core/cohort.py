@@ -175,10 +175,8 @@ class Cohort:
     def tiles(self) -> TileReader:
         """Tiles of all spots, in the order of `obs`; PekaError if the cohort has no tiles."""
         if not self.has_tiles:
-            raise PekaError(
-                f"{self.path / 'patches'} has no <sample>.h5 (a committed run has no tiles). Build "
-                "the cohort again with `peka run` of its profile or with notebook 01."
-            )
+            step = "build the cohort again with `peka run` of its profile or with notebook 01"
+            raise PekaError(f"{self.path / 'patches'} has no <sample>.h5: {step}")
         return TileReader([(s.patches, s.tile_rows) for s in self.sections if s.patches])
 
     def validate(self) -> list[str]:

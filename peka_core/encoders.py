@@ -72,10 +72,8 @@ class Encoder:
     def transform(self, tiles: np.ndarray | Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Tiles uint8 (n, h, w, 3) -> x (n, 3, size, size), normalised, on the encoder's device.
 
-        Args:
-            tiles: an array or a tensor.
-            dtype: type of x. Under bfloat16 autocast, the first layer rounds x to bfloat16. Then
-                an x in bfloat16 gives the same features and takes less memory.
+        Under bfloat16 autocast, the first layer rounds x to bfloat16. Then x in this `dtype` gives
+        the same features and takes less memory.
         """
         if isinstance(tiles, np.ndarray):
             tiles = np.ascontiguousarray(tiles)  # torch cannot read negative strides
@@ -151,7 +149,7 @@ def load_encoder(
     if not isinstance(name, str) or own_file.is_own(name):
         if weights is not None:
             raise PekaError(f"encoder {name} loads its own weights and cannot take {weights}")
-        return _from_file(name, device) if isinstance(name, str) else _own(name, "", device)
+        return _own(name, device)
     if name in BUNDLED:
         encoder = _bundled(name, seed, weights)
     else:
@@ -162,7 +160,7 @@ def load_encoder(
 
 
 def _freeze(encoder: Encoder, device: str) -> None:
-    """Freeze the model, in evaluation mode, on a device."""
+    """Freeze the model, put it in evaluation mode, and move it to a device."""
     encoder.model.requires_grad_(False).eval().to(device).to(memory_format=torch.channels_last)
     encoder.device = device
 
@@ -222,26 +220,23 @@ def embeds_in_bfloat16(name: str, model: nn.Module) -> bool:
     return isinstance(model, timm.models.VisionTransformer) and name not in BUNDLED
 
 
-def _from_file(name: str, device: str) -> Encoder:
-    """The encoder that a function in the user's file builds."""
-    built, code = own_file.build(name, device)
-    encoder = _own(built, name, device)
-    digest = hashlib.sha256(f"{state_digest(encoder.model)} {code}".encode()).hexdigest()
-    return dataclasses.replace(encoder, name=own_file.short(name), digest=digest)
-
-
-def _own(built, name: str, device: str) -> Encoder:
-    """The user's `Encoder` or pair (model, preprocess), frozen, and tried on two tiles."""
+def _own(given, device: str) -> Encoder:
+    """An encoder of the user's file, or an `Encoder` or pair, frozen and tried on two tiles."""
+    name = given if isinstance(given, str) else ""
+    built, code = own_file.build(name, device) if name else (given, "")
     if isinstance(built, Encoder):
         encoder = dataclasses.replace(built)
     elif own_file.is_pair(built):
-        model, preprocess = built
-        class_name, zero, one = type(model).__name__, (0.0,) * 3, (1.0,) * 3
+        (model, preprocess), zero, one = built, (0.0,) * 3, (1.0,) * 3
+        class_name = type(model).__name__
         encoder = Encoder(class_name, model, zero, one, dim=0, size=0, preprocess=preprocess)
     else:
         expected = "an Encoder, or a pair (model, preprocess) of an nn.Module and a function"
         raise PekaError(f"{name or 'load_encoder'}: expected {expected}, found {built!r:.80}")
     _freeze(encoder, device)
-    encoder.digest = encoder.digest or state_digest(encoder.model)
     own_file.try_on_two_tiles(encoder, name or encoder.name)
+    encoder.digest = encoder.digest or state_digest(encoder.model)
+    if name:  # an edit of the file is another encoder
+        digest = hashlib.sha256(f"{state_digest(encoder.model)} {code}".encode()).hexdigest()
+        encoder.name, encoder.digest = own_file.short(name), digest
     return encoder

@@ -29,11 +29,8 @@ def log_cp10k(adata: ad.AnnData, dense: bool = True) -> np.ndarray | sparse.csr_
     total = np.asarray(given, dtype=np.float64).ravel()  # (n,)
     wrong = ~(np.isfinite(total) & (total >= 0))
     if wrong.any():
-        raise PekaError(
-            f"total counts of {wrong.sum()} of {len(wrong)} spots are NaN, infinite or negative "
-            f"(first: {adata.obs_names[wrong][0]}); expected sums of raw counts. "
-            "Look at X and obs['total_counts']."
-        )
+        found = f"{wrong.sum()} of {len(wrong)} spots, {adata.obs_names[wrong][0]} first,"
+        raise PekaError(f"obs['total_counts'] of {found} are NaN, infinite or negative")
     scale = np.divide(1e4, total, out=np.zeros_like(total), where=total > 0)  # (n,)
     counts = sparse.csr_matrix(adata.X, dtype=np.float64)  # (n, G)
     logged = np.log1p(counts.multiply(scale[:, None])).tocsr().astype(np.float32)
@@ -74,10 +71,7 @@ def best_genes(tables: list[pd.DataFrame], names: pd.Index, n_genes: int) -> lis
     """
     ranked = [table for table in tables if table.to_numpy().any()]
     if not ranked:
-        raise PekaError(
-            "no target genes can be chosen, because no gene varies in any section of these spots. "
-            "Look at their counts."
-        )
+        raise PekaError("no target gene: no gene varies in any section; look at the counts")
     merge = {"highly_variable": "sum", "dispersions_norm": "mean"}
     table = pd.concat(ranked).groupby(level=0).agg(merge)
     best = table.sort_values(list(merge), ascending=False).index[:n_genes]
@@ -94,7 +88,7 @@ def section_table(
 
     Args:
         log: log counts (n, G) of the section's spots.
-        names: of the genes (G,).
+        names: names of the genes (G,).
     """
     log = log if isinstance(log, np.ndarray) else log.toarray()
     expressed = log.any(0)
@@ -116,10 +110,7 @@ def section_table(
 
 
 def top_genes(cohort, n_genes: int) -> list[str]:
-    """`variable_genes` over all spots of a cohort, among the genes that every section measured.
-
-    One section is in memory at a time.
-    """
+    """`variable_genes` of a cohort, among the genes of every section; one in memory at a time."""
     common = joined_genes([section.genes for section in cohort.sections])
     logs = (log_cp10k(cohort.adata([sample])[:, common]) for sample in cohort.samples.index)
     return best_genes([section_table(log, common, n_genes) for log in logs], common, n_genes)

@@ -90,10 +90,7 @@ class PcaTeacher(Teacher):
         if not hasattr(self, "pca"):
             raise PekaError("the pca teacher is not fitted. Call its fit(training spots) first.")
         if not adata.var_names.equals(self.genes):
-            raise PekaError(
-                f"the pca teacher was fitted on {len(self.genes)} genes; these {adata.n_vars} are "
-                "others or in another order"
-            )
+            raise PekaError(f"the pca teacher was fitted on {len(self.genes)} genes in their order")
         x_teacher = self.pca.transform(log_cp10k(adata)) / self.spread * self.scale  # (n, d_t)
         return x_teacher.astype(np.float32)
 
@@ -155,30 +152,19 @@ def fit_pseudo_labels(x_teacher: np.ndarray, k: int, seed: int = 0) -> KMeans:
     return KMeans(min(k, len(x)), n_init=4, random_state=seed).fit(x)
 
 
-class Leiden:
-    """Pseudo-labels as communities in the graph of nearest neighbours (the "KNN" of Eq. 6).
+def fit_leiden(x_teacher: np.ndarray, k: int, seed: int = 0) -> KNeighborsClassifier:
+    """Communities in the graph of nearest neighbours (the "KNN" of Eq. 6) of training spots.
 
-    A spot outside training takes the most frequent label among its nearest training spots.
+    A spot outside training gets the most frequent label among its 15 nearest training spots.
+    PekaError if there are more than k communities.
     """
-
-    def __init__(self, k: int, seed: int = 0, neighbours: int = 15):
-        self.k, self.seed, self.neighbours = k, seed, neighbours
-
-    def fit(self, x_teacher: np.ndarray) -> "Leiden":
-        """Fit on training spots (n, d_t); PekaError if it finds more communities than `k`."""
-        spots = anndata.AnnData(obsm={"X_teacher": x_teacher}, shape=(len(x_teacher), 0))
-        sc.pp.neighbors(spots, self.neighbours, use_rep="X_teacher", random_state=self.seed)
-        sc.tl.leiden(spots, flavor="igraph", n_iterations=2, random_state=self.seed)
-        labels = spots.obs["leiden"].astype(int).to_numpy()
-        self.n_clusters = int(labels.max()) + 1
-        if self.n_clusters > self.k:
-            raise PekaError(f"leiden found {self.n_clusters} communities; raise k ({self.k})")
-        self.vote = KNeighborsClassifier(min(self.neighbours, len(labels))).fit(x_teacher, labels)
-        return self
-
-    def predict(self, x_teacher: np.ndarray) -> np.ndarray:
-        """Labels (m,) of spots (m, d_t)."""
-        return self.vote.predict(x_teacher)
+    spots = anndata.AnnData(obsm={"X_teacher": x_teacher}, shape=(len(x_teacher), 0))
+    sc.pp.neighbors(spots, 15, use_rep="X_teacher", random_state=seed)
+    sc.tl.leiden(spots, flavor="igraph", n_iterations=2, random_state=seed)
+    labels = spots.obs["leiden"].astype(int).to_numpy()
+    if labels.max() >= k:
+        raise PekaError(f"leiden found {labels.max() + 1} communities; raise k ({k})")
+    return KNeighborsClassifier(min(15, len(labels))).fit(x_teacher, labels)
 
 
 def embed_spots(
@@ -218,12 +204,14 @@ def embed_spots(
     fitted = x_teacher[train & usable]
     if not len(fitted):
         raise PekaError(f"teacher {teacher.name!r} cannot use any training spot; see their counts")
-    leiden = labels == "leiden"
-    clusters = Leiden(k, seed).fit(fitted) if leiden else fit_pseudo_labels(fitted, k, seed)
+    make = fit_leiden if labels == "leiden" else fit_pseudo_labels
+    clusters = make(fitted, k, seed)
     pseudo_label = np.full(adata.n_obs, -1, np.int64)
     pseudo_label[usable] = clusters.predict(x_teacher[usable])
+    is_vote = isinstance(clusters, KNeighborsClassifier)
+    n_labels = len(clusters.classes_) if is_vote else clusters.n_clusters
     facts = teacher.facts(adata) | {
-        "name": teacher.name, "n_components": x_teacher.shape[1], "k": clusters.n_clusters,
+        "name": teacher.name, "n_components": x_teacher.shape[1], "k": n_labels,
         "label_seed": seed, "n_train": len(fitted), "n_genes": adata.n_vars,
     }  # fmt: skip
     obs = adata.obs.assign(pseudo_label=pseudo_label, teacher_train=train, teacher_usable=usable)

@@ -33,10 +33,8 @@ def cut_tile(
     as_pixels(image, "the image", 3)
     centre = np.asarray(centre_xy, dtype=np.float64)
     if centre.shape != (2,) or not np.isfinite(centre).all() or not 0 < um_per_px < math.inf:
-        raise PekaError(
-            f"a tile needs a centre (x, y) and a pixel size above 0 in um, not {centre_xy} and "
-            f"{um_per_px}. Look at this spot's coordinates."
-        )
+        found = f"{centre_xy} and {um_per_px}"
+        raise PekaError(f"a tile needs a centre (x, y) and a pixel size in um above 0, not {found}")
     s = TILE * TILE_UM_PER_PX / um_per_px
     side = round(s)
     x, y = (math.trunc(c - math.floor(s / 2)) for c in centre.tolist())
@@ -53,7 +51,7 @@ def cut_tiles(
 ) -> tuple[np.ndarray, np.ndarray]:
     """`cut_tile` around centres (n, 2): tiles uint8 (n, 224, 224, 3) and their corners (n, 2)."""
     if not len(centres):
-        raise PekaError("no spot centres to cut tiles around. Look at the spots that you selected.")
+        raise PekaError("no spot is selected, so there is no tile to cut")
     tiles, corners = zip(*(cut_tile(image, centre, um_per_px) for centre in centres))
     return np.stack(tiles), np.array(corners)
 

@@ -30,13 +30,8 @@ def test_embedding_is_the_scaled_singular_vectors_of_log_counts():
     assert x_teacher.dtype == np.float32 and x_teacher.shape == (60, 4)
     np.testing.assert_allclose(np.abs(x_teacher), np.abs(expected), atol=2e-3)
     assert x_teacher[:, 0].std() == pytest.approx(3.0, rel=1e-4)
-
-
-def test_same_data_gives_the_same_signs():
-    adata = counts()
-    runs = [load_teacher("pca", seed=seed).fit(adata).embed(adata) for seed in (0, 0, 1)]
-    np.testing.assert_array_equal(runs[0], runs[1])
-    np.testing.assert_allclose(runs[0], runs[2], atol=1e-2)
+    again = load_teacher("pca", n_components=4, scale=3.0).fit(adata).embed(adata)
+    np.testing.assert_array_equal(again, x_teacher)  # also the signs
 
 
 def test_counts_of_test_spots_do_not_reach_the_fit():
@@ -74,20 +69,9 @@ def test_facts_survive_the_h5ad_also_where_spots_are_few(tmp_path):
     assert made.obsm["X_teacher"].shape == (60, 4) and np.isfinite(made.obsm["X_teacher"]).all()
 
 
-def test_spots_without_counts_are_embedded():
-    adata = counts()
-    adata.X = sparse.csr_matrix(adata.X.toarray() * (np.arange(60) != 3)[:, None])
-    adata.obs.iloc[3, 0] = 0
-    assert np.isfinite(load_teacher("pca").fit(adata).embed(adata)).all()
-
-
 def test_misuse_is_refused_with_its_name():
-    for name, options, word in (
-        ("scgpt", {}, "scgpt"),
-        ("pca", {"rank": 3}, "rank"),
-        ("pca", {"device": "tpu"}, "device"),
-    ):
-        with pytest.raises(PekaError, match=word):
+    for name, options in (("scgpt", {}), ("pca", {"rank": 3}), ("pca", {"device": "tpu"})):
+        with pytest.raises(PekaError, match=next(iter(options), name)):
             load_teacher(name, **options)
     adata, teacher, all_spots = counts(), load_teacher("pca", n_components=3), np.ones(60, bool)
     with pytest.raises(PekaError, match="fit"):

@@ -44,11 +44,8 @@ def test_corners_are_truncated_towards_zero_and_padding_is_black(image):
     assert np.array_equal(tile[:114], image[286:400, :224]) and not tile[114:].any()
     tile, corner = cut_tile(image, (20.5, -30.0), 0.5)
     assert corner == (-91, -142)  # -91.5 becomes -91, not -92
-    assert (
-        np.array_equal(tile[142:, 91:], image[:82, :133])
-        and not tile[:142].any()
-        and not tile[:, :91].any()
-    )
+    assert np.array_equal(tile[142:, 91:], image[:82, :133])
+    assert not tile[:142].any() and not tile[:, :91].any()
     assert not cut_tile(image, (5000.0, 5000.0), 0.5)[0].any()
 
 
@@ -56,9 +53,8 @@ def test_corners_are_truncated_towards_zero_and_padding_is_black(image):
 def test_tiles_equal_hests_own_byte_for_byte(hest_files: Path, sample):
     folder = hest_files / "hest1k"
     slide = cv2.imread(str(folder / f"wsis/{sample}.tif"), cv2.IMREAD_COLOR)[..., ::-1]
-    um_per_px = json.loads((folder / f"metadata/{sample}.json").read_text())[
-        "pixel_size_um_estimated"
-    ]
+    metadata = json.loads((folder / f"metadata/{sample}.json").read_text())
+    um_per_px = metadata["pixel_size_um_estimated"]
     spots = ad.read_h5ad(folder / f"st/{sample}.h5ad")
     centres = dict(zip(spots.obs_names, spots.obsm["spatial"]))
     with h5py.File(folder / f"patches/{sample}.h5") as file:
@@ -67,18 +63,14 @@ def test_tiles_equal_hests_own_byte_for_byte(hest_files: Path, sample):
             assert np.array_equal(tile, image) and corner == tuple(coords)
 
 
-@pytest.mark.parametrize("kind", [int, np.int64, np.uint16, np.float32, float])
+@pytest.mark.parametrize("kind", [int, np.uint16, np.float32])
 def test_centres_of_any_number_give_the_same_tile(image, kind):
     tile, corner = cut_tile(image, (250.0, 200.0), 0.5)
     for centre in ([kind(250), kind(200)], np.array([250, 200], dtype=kind)):
         other, there = cut_tile(image, centre, 0.5)
         assert there == corner and np.array_equal(other, tile)
     many, corners = cut_tiles(image, np.array([[250, 200], [20, 30]], dtype=kind), 0.5)
-    assert (
-        np.array_equal(many[0], tile)
-        and corners[0].tolist() == list(corner)
-        and corners[1].tolist() == [-92, -82]
-    )
+    assert np.array_equal(many[0], tile) and corners.tolist() == [list(corner), [-92, -82]]
 
 
 @pytest.mark.parametrize("change", [

@@ -2,9 +2,6 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -55,16 +52,6 @@ def test_the_manifest_wins_over_what_is_served(hub, tmp_path):
     assert all("a" * 40 in path for path in hub.got()) and kept(tmp_path / "cache") == []
 
 
-def test_a_pinned_row_needs_no_record(tmp_path, monkeypatch):
-    monkeypatch.setenv("PEKA_MIRROR", str(tmp_path / "mirror"))
-    path = tmp_path / "mirror/encoders/phikon/model.safetensors"
-    path.parent.mkdir(parents=True)
-    path.write_bytes(b"first")
-    (tmp_path / "cache").write_text("no folder, so nothing can be recorded")
-    row = dataclasses.replace(rows()[PHIKON], sha256=sha256(path), revision="a" * 40)
-    assert find_weights(row) == (path, "a" * 40, row.sha256)
-
-
 def test_a_row_with_an_address_is_downloaded_from_it(hub):
     row = dataclasses.replace(rows()["kaiko-vits16"], url=hub.url)
     (hub.folder / "vits16.pth").write_bytes(b"first")
@@ -72,24 +59,16 @@ def test_a_row_with_an_address_is_downloaded_from_it(hub):
     assert (path.name, revision, digest) == ("vits16.pth", "0.0.1", sha256(path))
 
 
-@pytest.mark.parametrize(
-    ("name", "parts"),
-    [
-        (UNI, ("https://huggingface.co/MahmoodLab/UNI", "HF_TOKEN", "phikon")),
-        (PHIKON, ("owkin/phikon",)),
-        (CTRANSPATH, ("https://github.com/Xiyue-Wang/TransPath",)),
-    ],
-)
+@pytest.mark.parametrize("name", [UNI, PHIKON, CTRANSPATH])
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_a_row_without_weights_says_what_to_do(name, parts, mirrored, hub, tmp_path, monkeypatch):
+def test_a_row_without_weights_says_what_to_do(name, mirrored, hub, tmp_path, monkeypatch):
     hub.status = 403
     if mirrored:
         monkeypatch.setenv("PEKA_MIRROR", str(tmp_path / "mirror"))
     with pytest.raises(PekaError) as caught:
         load_encoder(name, device="cpu")
     said, file = str(caught.value), f"encoders/{name}/{rows()[name].files[0]}"
-    for part in (*(parts if not mirrored else ()), f"--weights {name}=PATH", file, "PEKA_MIRROR"):
-        assert part in said, said
+    assert f"--weights {name}=PATH" in said and file in said
     assert ("HF_TOKEN" in said) == (name == UNI)
 
 
@@ -113,11 +92,7 @@ def test_every_gated_row_names_one_that_is_open():
         assert not rows()[row.instead].gated if row.gated else row.instead == ""
 
 
-STUDENTS = [
-    "resnet50",
-    "phikon",
-    "kaiko-vits16",
-]  # what a profile on real tissue without a token can use
+STUDENTS = ["resnet50", "phikon", "kaiko-vits16"]  # real tissue without a token
 
 
 def put_in_mirror(mirror, row):
@@ -126,18 +101,14 @@ def put_in_mirror(mirror, row):
         hf_vit(row.dim, row.dim // 64, 1e-12, 12).save_pretrained(mirror / "encoders" / row.name)
         return
     torch.manual_seed(0)
-    state, path = (
-        backbones.build(row, "cpu").state_dict(),
-        mirror / "encoders" / row.name / row.files[0],
-    )
+    state = backbones.build(row, "cpu").state_dict()
+    path = mirror / "encoders" / row.name / row.files[0]
     path.parent.mkdir(parents=True)
     save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
 
 
 @pytest.mark.parametrize("name", STUDENTS)
-def test_token_free_encoders_load_from_a_mirror_and_from_a_given_file(
-    name, tmp_path, monkeypatch, capsys
-):
+def test_encoders_load_from_a_mirror_and_a_given_file(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PEKA_MIRROR", str(tmp_path / "mirror"))
     row, tiles = rows()[name], smooth_tiles(2)
     put_in_mirror(tmp_path / "mirror", row)
@@ -154,18 +125,6 @@ def test_token_free_encoders_load_from_a_mirror_and_from_a_given_file(
     given = load_encoder(name, weights=path, device="cpu")
     np.testing.assert_array_equal(given.embed(tiles), features)
     assert given.digest == encoder.digest and f"sha256 {given.digest}" in capsys.readouterr().out
-
-
-def test_a_real_try_without_a_network_ends_quickly_in_one_message(tmp_path):
-    """The hub's own client, in its offline mode: the message is the whole of what is said."""
-    lines = "from peka_core.common.errors import PekaError\n"
-    lines += "from peka_core.encoders import load_encoder\n"
-    lines += "try:\n load_encoder('phikon', device='cpu')\nexcept PekaError as e:\n print(e)"
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "PEKA_CACHE": str(tmp_path / "cache")}
-    words = [sys.executable, "-c", lines]
-    done = subprocess.run(words, capture_output=True, text=True, env=env, check=True)
-    assert "encoders/phikon/model.safetensors" in done.stdout
-    assert len(done.stdout.splitlines()) <= 2 and done.stderr == ""
 
 
 def test_given_weights_are_hashed_once_and_recorded_in_the_run(tmp_path, monkeypatch, capsys):
@@ -186,7 +145,7 @@ def test_given_weights_are_hashed_once_and_recorded_in_the_run(tmp_path, monkeyp
     assert said.count(digest) == 1 and "vits.pth" in said and str(tmp_path) not in said
 
 
-def test_the_name_of_a_unit_needs_no_loaded_encoder_once_the_digest_is_known(tmp_path, monkeypatch):
+def test_the_name_of_a_unit_needs_no_loaded_encoder(tmp_path, monkeypatch):
     monkeypatch.setattr(folders, "root", lambda: tmp_path)
     digest = find_weights(rows()[PHIKON])[2]
     work = workspace.open_run("smoke", "own", "cpu", {}, {"encoder": PHIKON})
@@ -249,15 +208,6 @@ def test_rows_are_the_list_of_facts(shared):
             network = {k: v for k, v in row.network.items() if k in expected}
             assert network == {k: v for k, v in expected.items() if v != "token"}
             assert row.dim == theirs["embedding_dim"]
-
-
-def test_resnet50_a1_is_timms_own():
-    import timm
-
-    cfg, row = timm.get_pretrained_cfg("resnet50.a1_in1k"), rows()["resnet50_a1"]
-    ours = (row.hub_id, row.transform["interpolation"], row.transform["resize"])
-    assert ours == (cfg.hf_hub_id, cfg.interpolation, int(224 / cfg.crop_pct))
-    assert tuple(row.transform["mean"]) == cfg.mean
 
 
 def test_a_row_that_pools_two_vectors_loads_so(tmp_path, monkeypatch):

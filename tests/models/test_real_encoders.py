@@ -11,7 +11,6 @@ from test_backbones import hf_names, hf_vit
 
 from peka_core.commands.command_line import main
 from peka_core.common import folders
-from peka_core.common.errors import PekaError
 from peka_core.models import backbones, encoder_files, scfoundation
 from peka_core.models.encoder_files import rows
 from peka_core.protocols import PROTOCOLS
@@ -84,11 +83,6 @@ def test_slides_that_a_mirror_lacks_end_a_run_before_it_starts(papers_index, hom
     assert "st/" in said and "PEKA_MIRROR" in said
 
 
-def test_a_missing_index_of_ones_own_is_told_as_such(online):
-    with pytest.raises(PekaError, match=r"/nowhere/i\.csv"):
-        hest.preflight("breast", index="/nowhere/i.csv")
-
-
 def test_a_refused_run_has_not_asked_for_the_teacher(online, monkeypatch, capsys):
     monkeypatch.setattr(encoder_files, "preflight", lambda *_: None)
     monkeypatch.setattr(hest, "preflight", lambda **_: None)
@@ -101,12 +95,6 @@ def test_a_refused_run_has_not_asked_for_the_teacher(online, monkeypatch, capsys
 )
 def test_timm_is_asked_for_names_that_are_its_own(name, known):
     assert encoder_files._timm_has(name) == known
-
-
-def test_a_ladder_needs_its_rungs_encoders_too(home, capsys):
-    path = home / "mine.yaml"
-    path.write_text("base: smoke\ntitle: x\nladder: [{name: x, method: none, encoder: uni}]\n")
-    assert "'uni'" in refused(["ladder", str(path)], capsys, home)
 
 
 def test_a_fetch_brings_what_it_can_and_names_what_is_closed(home, monkeypatch, capsys):
@@ -124,10 +112,8 @@ def mirror(tmp_path_factory):
     """Weights of the profile's three encoders, drawn, in the layouts of their real files."""
     home = tmp_path_factory.mktemp("mirror")
     torch.manual_seed(0)
-    states = {
-        name: backbones.build(rows()[name], "cpu").state_dict()
-        for name in ("kaiko-vits16", "resnet50")
-    }
+    build = lambda name: backbones.build(rows()[name], "cpu").state_dict()
+    states = {name: build(name) for name in ("kaiko-vits16", "resnet50")}
     states["phikon"] = hf_names(hf_vit(768, 12, 1e-12, 12))
     for name, state in states.items():
         path = home / "encoders" / name / rows()[name].files[0]
@@ -138,29 +124,20 @@ def mirror(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_students_of_real_shapes_are_aligned_and_scored_beside_frozen_others(
-    mirror, tmp_path, monkeypatch
-):
+def test_students_of_real_shapes_are_aligned_and_scored(mirror, tmp_path, monkeypatch):
     """The demo's drawn tissue stands for her2st; encoders and rows are those of her2st-real."""
     monkeypatch.setenv("PEKA_MIRROR", str(mirror))
     monkeypatch.setenv("PEKA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(folders, "root", lambda: tmp_path)
     real = load_profile("her2st-real")
     own = {name: getattr(real.recipe, name) for name in ("block", "hidden")}
-    work = workspace.open_run(
-        "smoke", "real", "cpu", {}, SMALL | own | {"encoder": real.encoder, "patients": 2}
-    )
+    changes = SMALL | own | {"encoder": real.encoder, "patients": 2}
+    work = workspace.open_run("smoke", "real", "cpu", {}, changes)
     work.profile = type(real)(**vars(work.profile) | {"others": real.others})
     split = work.cohort().splits[0].name
-    table = tables.score_table(
-        work,
-        PROTOCOLS["hest_bench"],
-        entries=[
-            row
-            for row in tables.predictors(work, PROTOCOLS["hest_bench"], ())
-            if row[0] == "encoder"
-        ],
-    )
+    bench = PROTOCOLS["hest_bench"]
+    entries = [row for row in tables.predictors(work, bench, ()) if row[0] == "encoder"]
+    table = tables.score_table(work, bench, entries=entries)
     named = table.groupby("label")["encoder"].first().str.partition("@")[0].to_dict()
     others = {"ResNet-50, frozen": "resnet50", "Phikon, frozen": "phikon"}
     assert named == {"frozen encoder": "kaiko-vits16"} | others
@@ -169,13 +146,4 @@ def test_students_of_real_shapes_are_aligned_and_scored_beside_frozen_others(
     frozen, aligned = (stages.space_of(work, rung, split) for rung in ("frozen", "bat"))
     assert frozen.shape == aligned.shape and not np.allclose(frozen, aligned)
     student = stages.score(work, "bat", PROTOCOLS["strict"], splits=[split])
-    assert (
-        student.scores["protocol"].iloc[0] == "strict" and np.isfinite(student.scores["pcc"]).any()
-    )
-
-
-def test_an_encoder_that_is_not_there_names_the_way(tmp_path, monkeypatch):
-    monkeypatch.setenv("PEKA_MIRROR", str(tmp_path))
-    monkeypatch.setattr(folders, "root", lambda: tmp_path)
-    with pytest.raises(PekaError, match="phikon"):
-        workspace.open_run("smoke", "x", "cpu", {}, SMALL | {"encoder": "phikon"}).encoder()
+    assert np.isfinite(student.scores["pcc"]).any()

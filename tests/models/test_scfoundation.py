@@ -1,8 +1,4 @@
-"""scFoundation against golden outputs of the official code (drawn tiny weights), and refusals.
-
-`fixtures/scfoundation` was made by the unmodified upstream code on drawn cells; spec.json has the
-tolerance.
-"""
+"""scFoundation against golden outputs of the official code on drawn cells and weights."""
 
 import copy
 import json
@@ -130,25 +126,17 @@ def test_a_batch_with_padding_is_that_of_the_official_code(teacher):
     np.testing.assert_allclose(made, golden["encoder_out"][inside], **LIMIT)
 
 
-def alike(n=12) -> anndata.AnnData:
-    """Cells of 8 to 10 and of 340 to 400 genes: two drawn cells, some genes taken away."""
-    x, dice = cells().X[[1, 5] * (n // 2)].tolil(), np.random.default_rng(3)
-    for row in range(n):
-        genes = np.array(x.rows[row])
-        x[row, dice.choice(genes, int(len(genes) * dice.uniform(0, 0.15)), replace=False)] = 0
-    return anndata.AnnData(sparse.csr_matrix(x), var=cells().var)
-
-
 @pytest.mark.parametrize("pool", ["all", "max"])
 def test_batches_equal_single_cells_whatever_the_budget(teacher, pool):
-    given = alike()
-    lengths = -np.sort(-teacher().examine(given)["genes"] - 2)
-    sizes = [len(some) for some in scfoundation.budgeted(np.arange(12), lengths, 1_300)]
-    assert max(sizes) > 2 and len(sizes) > 2
+    x, dice = cells().X[[1, 5] * 6].tolil(), np.random.default_rng(3)  # 8-10 and 340-400 genes
+    for row in range(12):
+        genes = np.array(x.rows[row])
+        x[row, dice.choice(genes, int(len(genes) * dice.uniform(0, 0.15)), replace=False)] = 0
+    given = anndata.AnnData(sparse.csr_matrix(x), var=cells().var)
     single = np.concatenate([teacher(pool=pool).embed(given[[i]].copy()) for i in range(12)])
     for tokens in (1, 1_300, 100_000):
-        made = teacher(pool=pool, tokens=tokens).embed(given)
-        np.testing.assert_allclose(made, single, rtol=1e-5, atol=5e-6)
+        found = teacher(pool=pool, tokens=tokens).embed(given)
+        np.testing.assert_allclose(found, single, rtol=1e-5, atol=5e-6)
 
 
 def test_memory_is_bounded_by_the_budget_of_tokens():
@@ -156,7 +144,7 @@ def test_memory_is_bounded_by_the_budget_of_tokens():
     batches = scfoundation.budgeted(np.arange(500), lengths, 1_000)
     assert np.array_equal(np.concatenate(batches), np.arange(500))
     padded = [len(some) * lengths[some].max() for some in batches]
-    assert max(padded) <= 1_000 and np.mean([len(some) for some in batches]) > 1.3
+    assert max(padded) <= 1_000 and max(len(some) for some in batches) > 2
     assert all(lengths[some].min() >= 0.9 * lengths[some].max() for some in batches)
     long = scfoundation.budgeted(np.arange(3), np.array([2_000, 30, 30]), 1_000)
     assert [len(some) for some in long] == [1, 2]
@@ -189,16 +177,11 @@ def test_the_order_of_columns_and_their_number_do_not_matter(teacher, vocabulary
     absent = pd.DataFrame(index=names[~names.isin(GENES["gene"])])
     nothing = anndata.AnnData(sparse.csr_matrix((5, len(absent))), few().obs, absent)
     full = anndata.concat([few(), nothing], axis=1)
-    assert full.n_vars > N_GENES + 100
     np.testing.assert_array_equal(model.embed(full[:, ::-1].copy()), plain)
-
-
-def test_case_and_spelling_are_exact(teacher):
-    given = few()
+    given = few()  # case is exact: a name in small letters is no gene of the vocabulary
     given.var_names = [name.lower() if name == IN[0] else name for name in given.var_names]
-    assert given.var_names.isin([IN[0].lower()]).sum() == 1
-    without = few()[:, few().var_names != IN[0]].copy()
-    np.testing.assert_array_equal(teacher().embed(given), teacher().embed(without))
+    without = teacher().embed(few()[:, few().var_names != IN[0]].copy())
+    np.testing.assert_array_equal(teacher().embed(given), without)
 
 
 def test_duplicated_symbols_are_refused_where_they_matter(teacher):
@@ -245,16 +228,12 @@ def test_values_that_cannot_be_right_are_refused(teacher):
             teacher(**options).embed(given)
 
 
-@pytest.mark.parametrize(
-    "option",
-    [
-        {"mode": "bulk"}, {"pool": "mean"}, {"target": "x4"}, {"pre_normalized": True},
-        {"depth": 3}, {"precision": "float16"}, {"checkpoint": "nowhere.ckpt"},
-    ],
-)  # fmt: skip
-def test_options_that_do_not_exist_are_refused(teacher, option):
-    with pytest.raises(PekaError, match=next(iter(option))):
-        teacher(**option)
+def test_options_that_do_not_exist_are_refused(teacher):
+    options = {"mode": "bulk", "pool": "mean", "target": "x4", "pre_normalized": True, "depth": 3}
+    options |= {"precision": "float16", "checkpoint": "nowhere.ckpt"}
+    for name, value in options.items():
+        with pytest.raises(PekaError, match=name):
+            teacher(**{name: value})
 
 
 # ---- spots that cannot be embedded ---------------------------------------------------------------
@@ -301,8 +280,7 @@ def test_dropped_spots_have_no_vector_and_change_no_other(teacher):
 
 def test_quality_control_is_a_switch_and_each_choice_is_counted(teacher):
     model = teacher(unusable="drop", min_genes=200)
-    kept = np.isfinite(model.embed(mixed())).all(1)
-    assert np.flatnonzero(kept).tolist() == [0, 3, 7]
+    assert np.flatnonzero(np.isfinite(model.embed(mixed())).all(1)).tolist() == [0, 3, 7]
     facts = model.facts(mixed())
     assert facts["dropped"]["fewer than 200 expressed genes of the vocabulary"] == 2
     assert facts["n_kept_by_min_genes"] == {"0": 5, "200": 3} and facts["n_usable"] == 3
@@ -348,19 +326,22 @@ def test_weights_that_do_not_fit_are_refused(teacher, vocabulary, tmp_path):
             build_network({"config": other, "state_dict": changed}, "my file")
     torch.save({"cell": weights["cell"]}, tmp_path / "one.ckpt")
     torch.save({"gene": Path("x")}, tmp_path / "code.ckpt")
-    (tmp_path / "text.ckpt").write_text("no weights")
-    (tmp_path / "pointer.ckpt").write_text("version https://git-lfs.github.com/spec/v1\n")
-    for name in ("one.ckpt", "code.ckpt", "text.ckpt", "pointer.ckpt"):
-        with pytest.raises(PekaError, match=name) as caught:
+    for name in ("one.ckpt", "code.ckpt"):
+        with pytest.raises(PekaError, match=name):
             read_checkpoint(tmp_path / name, "gene")
-        assert "weights_only" not in str(caught.value)
-    short = pd.read_csv(vocabulary, sep="\t")[:19_000]
-    short.to_csv(tmp_path / "short.tsv", sep="\t", index=False)
-    with pytest.raises(PekaError, match=r"short\.tsv"):
-        teacher(vocabulary=tmp_path / "short.tsv").embed(few())
-    short[::-1].to_csv(tmp_path / "turned.tsv", sep="\t", index=False)
-    with pytest.raises(PekaError, match=r"turned\.tsv"):
-        teacher(vocabulary=tmp_path / "turned.tsv").embed(few())
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"<html>log in</html>", b"\xff\xfeg\x00e\x00", "short", "turned"]
+)
+def test_a_vocabulary_that_is_none_is_named(teacher, vocabulary, tmp_path, content):
+    path, table = tmp_path / "own.tsv", pd.read_csv(vocabulary, sep="\t")[:19_000]
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        table[:: 1 if content == "short" else -1].to_csv(path, sep="\t", index=False)
+    with pytest.raises(PekaError, match=r"own\.tsv"):
+        teacher(vocabulary=path).embed(few())
 
 
 def test_an_older_file_that_cannot_be_mapped_loads_too(teacher, tmp_path):
@@ -383,15 +364,13 @@ def test_the_real_layout_of_keys_builds_our_network(shared, mode):
     parts["dataset_config"] = {"rnaseq": {}}
     network = build_network({"config": parts, "state_dict": state}, mode)
 
-    def values(chosen):
-        return sum(value.numel() for key, value in state.items() if chosen(key))
-
-    ours = sum(value.numel() for value in network.state_dict().values())
+    values = lambda chosen: sum(v.numel() for key, v in state.items() if chosen(key))
     decoder = ("decoder", "decoder_embed", "norm", "to_final")
     dropped = values(lambda key: key.split(".")[1] in decoder) + 2 * 768  # emb_mask and emb_pad
     buffers = values(lambda key: "projection_matrix" in key or "calls_since" in key)
-    assert ours == values(lambda key: True) - dropped
-    assert values(lambda key: True) - buffers == layout["n_parameters"] == 119_252_285
+    total = values(lambda key: True)
+    assert sum(value.numel() for value in network.state_dict().values()) == total - dropped
+    assert total - buffers == layout["n_parameters"] == 119_252_285
     assert network.encoder.transformer_encoder[0].self_attn.heads == 12
     assert network.token_emb.alpha == 1.0
 
@@ -420,15 +399,6 @@ def test_real_weights_give_the_values_that_the_authors_printed(shared):
 
 
 # ---- files, names, imports -----------------------------------------------------------------------
-
-
-def test_the_manifest_has_both_files_as_the_facts_say():
-    facts = json.loads((FIXTURES / "facts.json").read_text())
-    files = manifest.load_manifest()["sources"]["scfoundation"]["files"]
-    weights, genes = (files[scfoundation.FILES[part]] for part in ("checkpoint", "vocabulary"))
-    theirs = facts["weights"]
-    assert (weights["size"], weights["sha256"]) == (theirs["bytes"], theirs["sha256"])
-    assert genes["sha256"] == facts["vocabulary"]["sha256"]
 
 
 @pytest.fixture(params=FILES)
@@ -479,12 +449,3 @@ def test_the_pca_teacher_needs_no_torch():
     code += "; sys.exit('torch' in sys.modules)"
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"<html>log in</html>", b"\xff\xfeg\x00e\x00", b"a\tb\n1\t2\t3\n1\t2\t3\t4\n"]
-)
-def test_a_vocabulary_that_is_none_is_named(teacher, tmp_path, content):
-    (tmp_path / "own.tsv").write_bytes(content)
-    with pytest.raises(PekaError, match=r"own\.tsv"):
-        _ = teacher(vocabulary=tmp_path / "own.tsv").symbols

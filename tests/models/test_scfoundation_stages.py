@@ -1,7 +1,6 @@
 """scFoundation in a run: unusable spots teach nobody, and its embeddings are made once."""
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 
@@ -54,13 +53,8 @@ def usable(made):
     return found
 
 
-def test_spots_that_are_left_out_have_no_vector_and_no_label(taught, made, usable):
-    assert np.array_equal(np.isfinite(made.obsm["X_teacher"]).all(1), usable)
-    assert np.array_equal(made.obs["pseudo_label"].to_numpy() >= 0, usable)
+def test_embeddings_are_made_once_for_all_splits(taught, made, usable):
     assert made.uns["teacher"]["n_train"] == (usable & taught.rows(SPLIT)[0]).sum()
-
-
-def test_embeddings_are_made_once_for_all_splits(taught, made):
     other = stages.teacher(taught, "patients/1")
     np.testing.assert_array_equal(other.obsm["X_teacher"], made.obsm["X_teacher"])
     assert len(list((taught.folder / "units").glob("embedding-*"))) == 1
@@ -70,9 +64,7 @@ def test_embeddings_are_made_once_for_all_splits(taught, made):
 def test_it_sees_every_gene_that_a_section_measured(taught, work, monkeypatch):
     asked, kind = [], type(work.cohort())
     real = kind.adata
-    record = lambda self, samples=None, join="inner": (
-        asked.append(join) or real(self, samples, join)
-    )
+    record = lambda self, some=None, join="inner": asked.append(join) or real(self, some, join)
     monkeypatch.setattr(kind, "adata", record)
     stages.teacher(with_options(taught, target="a1"), SPLIT)
     stages.teacher(work, "patients/1")
@@ -125,12 +117,9 @@ def test_quality_is_that_of_the_rows_without_nan():
     with_nan = alignment_quality(x[train], target[train], x[~train], target[~train])
     a, b = train & ~empty, ~train & ~empty
     assert with_nan == alignment_quality(x[a], target[a], x[b], target[b])
-    assert with_nan["n_test"] == b.sum() < 30
 
 
-def test_other_weights_and_settings_are_other_units_and_another_place_is_not(
-    taught, made, tmp_path
-):
+def test_other_weights_and_settings_are_other_units(taught, made, tmp_path):
     moved, other = tmp_path / "moved.ckpt", tmp_path / "other.ckpt"
     shutil.copy(CHECKPOINT, moved)
     weights = torch.load(CHECKPOINT, weights_only=True)
@@ -141,7 +130,3 @@ def test_other_weights_and_settings_are_other_units_and_another_place_is_not(
     changed = stages.teacher(with_options(taught, checkpoint=str(other)), SPLIT)
     assert not np.array_equal(changed.obsm["X_teacher"], made.obsm["X_teacher"])
     assert with_options(taught, target="t4").teacher_name != taught.teacher_name
-
-
-def test_the_name_of_the_pca_teacher_has_its_options(work):
-    assert work.teacher_name == f"pca{json.dumps(work.profile.teacher_options, sort_keys=True)}"
