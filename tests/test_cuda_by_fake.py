@@ -4,14 +4,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from test_encoders import tiny_encoder
+from test_scfoundation import CHECKPOINT
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from peka_core.alignment import clip_gradients, results_of_batch
 from peka_core.classifier import fit_classifier
+from peka_core.common.device import autocast
 from peka_core.encoders import load_encoder
 from peka_core.losses import batch_losses
+from peka_core.models import scfoundation_network as sc
+from peka_core.models.scfoundation import ScFoundation
 from peka_core.recipe import RECIPES
 from peka_core.student import Student
 
@@ -74,6 +79,13 @@ def backward(loss):
             grads[place] = grad if grads[place] is None else grad + grads[place]
 
 
+def moved(make, *arguments, **options):
+    """An encoder on the fake GPU, made of real tensors, since its makers ask for values."""
+    with unset_fake_temporarily():
+        encoder = make(*arguments, **options)
+    return replace(encoder, model=encoder.model.to("cuda"), device="cuda")
+
+
 def on_gpu(tensors, dtype=torch.float32):
     return {(t.device.type, t.dtype) for t in tensors} == {("cuda", dtype)}
 
@@ -84,10 +96,7 @@ SMALL_RECIPES = {name: replace(recipe, **SMALL) for name, recipe in RECIPES.item
 @pytest.mark.parametrize("recipe", SMALL_RECIPES.values(), ids=SMALL_RECIPES)
 @pytest.mark.parametrize("method", ["bat", "bone", "lora", "adalora", "full", "projector_only"])
 def test_a_step_of_every_method(method, recipe):
-    with unset_fake_temporarily():
-        encoder = load_encoder("random", device="cpu")  # which asks tensors for values
-    encoder = replace(encoder, model=encoder.model.to("cuda"), device="cuda")
-    student = Student(encoder, method, D_TEACHER, recipe)
+    student = Student(moved(load_encoder, "random", device="cpu"), method, D_TEACHER, recipe)
     targets, labels = torch.zeros(N, D_TEACHER, device="cuda"), torch.zeros(N, device="cuda").long()
     classifier = nn.Linear(D_TEACHER, recipe.k).to("cuda")
     if recipe.classifier_epochs:
@@ -106,3 +115,35 @@ def test_a_step_of_every_method(method, recipe):
     assert on_gpu([losses["total"], results_of_batch(losses, projected, targets)])
     gradients = [p.grad for name, p in trained.items() if "ranknum" not in name]
     assert on_gpu([*student.parameters(), *classifier.parameters(), *gradients])
+
+
+FACTS = [{}, {"pool": "cls+mean", "dim": 64}, {"resize": 256, "interpolation": "bicubic"}]
+
+
+@pytest.mark.parametrize("facts", FACTS)
+def test_an_encoder_embeds_in_bfloat16_and_ends_in_float32(facts):
+    encoder, inside = moved(tiny_encoder, **facts), []
+    encoder.model.global_pool = "" if "pool" in facts else encoder.model.global_pool
+    last = encoder.model.blocks[1].mlp.fc1
+    last.register_forward_hook(lambda module, given, out: inside.append(out))
+    with torch.no_grad(), autocast("cuda"):
+        features = encoder.encode(x := encoder.transform(TILES))
+    assert on_gpu([x, features]) and features.shape == (N, encoder.dim)
+    assert on_gpu(inside, torch.bfloat16)
+
+
+@pytest.mark.parametrize(("pool", "width"), [("all", 4), ("max", 1)])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_scfoundation_takes_a_packed_batch(monkeypatch, pool, width, precision):
+    with unset_fake_temporarily():
+        network = sc.build_network(sc.read_checkpoint(CHECKPOINT, "gene"), "")
+        layout = sc.Layout(torch.tensor([9, 5, 3]), "cpu")  # made from values
+    on_device = {name: v.to("cuda") for name, v in vars(layout).items() if name != "shape"}
+    vars(layout).update(on_device)
+    monkeypatch.setattr(sc, "Layout", lambda lengths, device: layout)
+    values, ids = torch.zeros(17, device="cuda"), torch.zeros(17, device="cuda").long()
+    teacher = ScFoundation(CHECKPOINT, CHECKPOINT, device="cuda", precision=precision)
+    with torch.inference_mode(), teacher._autocast():
+        vectors = network.to("cuda")(values, ids, torch.zeros(3).long(), pool)
+        assert on_gpu([vectors, network.token_emb(values)])
+    assert vectors.shape == (3, width * network.pos_emb.embedding_dim)

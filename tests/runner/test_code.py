@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,6 +78,49 @@ def test_every_unit_depends_on_who_reads_counts_and_on_who_chooses_the_inputs(mo
         edited = codes(lambda name, module=module: "edited" if name == module else name)
         assert all(one != other for one, other in zip(edited, plain, strict=True))
     assert all("cohort" in begin for begin in begins) and len(set(plain)) > 5
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [("teacher", ("pca{}", "scfoundation{}")), ("taught_by", ("teacher", "genes"))],
+)
+def test_who_teaches_has_a_part_and_who_does_not_has_none(field, values):
+    one, other = (code_of(Unit("alignment", "c", method="bat", **{field: v})) for v in values)
+    assert one != other
+
+
+RUN = """
+import sys
+from pathlib import Path
+from peka_core.common import folders
+from peka_core.runner import run, stages
+folders.root = lambda: Path(sys.argv[1])
+small = {"patients": 4, "spots": 12, "folds": 2, "epochs": 1, "batch_size": 16}
+work = run.open_run("smoke", "small", "cpu", {}, small)
+print("FOUND", stages.align(work, "bat", "patients/0", needs="history.csv").name, flush=True)
+"""
+
+
+@pytest.mark.weekly
+def test_a_run_makes_anew_what_an_edit_of_the_losses_concerns(tmp_path):
+    line = KL
+    packages = {
+        "as it is": PACKAGE,
+        "words": copied(tmp_path, "losses", line, f"{line}  # words\n"),
+        "edit": copied(tmp_path, "losses", line, "F.kl_div(teacher, student,"),
+    }
+    names, said = {}, {}
+    for title, package in packages.items():
+        path = os.pathsep.join([str(package.parent), os.environ.get("PYTHONPATH", "")])
+        there = os.environ | {"PYTHONPATH": path}
+        done = subprocess.run([sys.executable, "-c", RUN, str(tmp_path)], cwd=package.parent,
+                              capture_output=True, text=True, timeout=300, env=there)  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        names[title], said[title] = done.stdout.split("FOUND ")[1].split()[0], done.stdout
+    assert names["as it is"] == names["words"] != names["edit"]
+    assert "other code" in said["edit"] and "other code" not in said["words"]
+    made = tmp_path / "runs/small/units"
+    assert len(list(made.glob("alignment-*"))) == 2 and len(list(made.glob("teacher-*"))) == 1
 
 
 def test_a_file_that_is_edited_while_its_process_runs_does_not_count(tmp_path, monkeypatch):

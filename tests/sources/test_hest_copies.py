@@ -14,7 +14,7 @@ import pytest
 import yaml
 from draw_hest import write_vocabulary
 from fake_hest import GENES, copy_tiles, drawn_mirror, mirror, recompressed  # noqa: F401
-from test_notebooks import check_whole, finish, fresh, start
+from test_notebooks import ENV, check_whole, finish, fresh, start
 
 from peka_core.runner.profile import load_profile
 
@@ -37,13 +37,16 @@ def profile_of(base, options, folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("base, method", [("hest-breast", "bat"), ("hest-breast-as-run", "bone")])
-def test_a_copy_that_is_not_byte_identical_stops_no_run(mirror, tmp_path, base, method):
+def test_a_copy_that_is_not_byte_identical_stops_no_run(
+    mirror, tmp_path, base, method, monkeypatch
+):
     home, options = mirror
+    monkeypatch.setitem(ENV, "PEKA_MIRROR", str(home.parent))
+    monkeypatch.setitem(ENV, "PEKA_CACHE", str(tmp_path / "cache"))
     copy_tiles(home, "TENX24", "TENX23", recompressed, leave_out=1)
     folder = fresh(f"test-copies-{method}")
     try:
-        places = {"PEKA_MIRROR": str(home.parent), "PEKA_CACHE": str(tmp_path / "cache")}
-        run = start(profile_of(base, options, tmp_path), folder.name, **places)
+        run = start(profile_of(base, options, tmp_path), folder.name)
         check_whole(folder, finish(run, timeout=600))
         found = json.loads((folder / "cohort/source.json").read_text())["copies"]["TENX23"]
         assert (found["of"], found["shared_barcodes"], found["identical"]) == ("TENX24", 11, 0)
