@@ -1,7 +1,8 @@
 """Bone and Bat from scratch: two block adapters for Linear layers.
 
 `bat` is Eq. 3 of the paper, the block affine transformation; the paper calls that formulation Bone.
-`bone` is the simpler, additive adapter that the authors' code selects.
+`bone` is the simpler, additive adapter that the authors' code selects, so the method `bone` is not
+the paper's Bone.
 
 A frozen weight W (out, in) is cut into b x b blocks W[j, n], where j counts blocks of outputs and n
 blocks of inputs. All blocks with the same j share one trainable matrix B[j] (b, b), so a layer has
@@ -180,8 +181,8 @@ class _BlockProduct(torch.autograd.Function):
     """y = x W'^T + bias, with gradients for x and B.
 
     Plain autograd would store every W' for the backward pass. This function computes W' again
-    instead. For bat it stores x. For bone all blocks of inputs meet the same B[j], so their sum is
-    enough.
+    instead. For bat it stores x. For bone B[j] multiplies the sum of the blocks of x, so it stores
+    that sum alone.
     """
 
     @staticmethod

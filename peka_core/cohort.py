@@ -58,10 +58,10 @@ class Cohort:
 
     Attributes:
         path: the directory.
-        samples: one row a section, index sample_id; columns patient, group, duplicate_of, organ,
-            disease, technology, um_per_px (float, NaN if unknown), license, source, evidence
-            ("" if missing), then the other columns of samples.csv. Patients whose slides include
-            copies of the same section get one common `group`.
+        samples: one row a section (HEST calls it a sample), index sample_id; columns patient,
+            group, duplicate_of, organ, disease, technology, um_per_px (float, NaN if unknown),
+            license, source, evidence ("" if missing), then the other columns of samples.csv.
+            Patients whose slides include copies of the same section get one common `group`.
         sections: the files of each row of `samples`.
         genes: the cohort's own target genes, may be empty.
         split_ids: (training, test) sample ids of each file pair in splits/.

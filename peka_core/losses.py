@@ -2,11 +2,14 @@
 
 L_KD (Eq. 5) compares a vector of the student with a vector of the teacher for the same spots. The
 paper compares the student's projection with the teacher's embedding. In the two phases of the
-authors' code, a frozen classifier turns both into logits, and L_KD compares these.
-L_struct (Eq. 6) is the cross entropy between the spots' pseudo-labels and the logits that the
-classifier computes from the projection.
+authors' code, a classifier is trained first and then frozen. It turns projection and embedding into
+logits, and L_KD compares these.
+L_struct (Eq. 6) is the cross entropy between the spots' pseudo-labels and the logits that a
+classifier computes from the projection. Eq. 6 names no classifier. The projection has d_t values
+and there are k pseudo-labels, so one is needed.
 
-`alignment.py` makes the classifier, and adds AdaLoRA's penalty to the total.
+The classifier is made in `alignment.py`, or in `classifier.py` for the two phases. `alignment.py`
+adds AdaLoRA's penalty to the loss that is minimised; the column `total` does not contain it.
 """
 
 from typing import Any
@@ -21,14 +24,14 @@ from .recipe import Recipe
 def kd_loss(student_vectors: Tensor, teacher_vectors: Tensor, tau: float = 1.0) -> Tensor:
     """KL(softmax(T / tau) || softmax(S / tau)), averaged over the batch: Eq. 5.
 
-    Softmax ignores a constant that is added to a row, so S can differ from T by one constant per
-    spot. Eq. 5 has no factor in front; the authors' code multiplies by tau squared.
+    Softmax ignores a constant that is added to a row, so the loss is also 0 if S is T plus one
+    constant per spot. Eq. 5 has no factor in front; the authors' code multiplies by tau squared.
 
     Args:
         student_vectors, teacher_vectors: S and T, embeddings (n, d_t) or logits (n, k).
     """
-    student = F.log_softmax(student_vectors.float() / tau, dim=1)  # (n, d_t)
-    teacher = F.log_softmax(teacher_vectors.float() / tau, dim=1)  # (n, d_t)
+    student = F.log_softmax(student_vectors.float() / tau, dim=1)  # (n, d_t) or (n, k)
+    teacher = F.log_softmax(teacher_vectors.float() / tau, dim=1)  # (n, d_t) or (n, k)
     return F.kl_div(student, teacher, log_target=True, reduction="batchmean")
 
 

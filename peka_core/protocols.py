@@ -52,7 +52,8 @@ class Protocol:
         target: what is predicted, a key of `tasks.TARGET_TRANSFORMS`.
         standardise: whether features are standardised before the PCA.
         gene_folds: whether each gene has folds of its own, as in the authors' code.
-        inner_holdout: whether a fifth of each gene's training fold stays unused, as there too.
+        inner_holdout: whether a fifth of each gene's training fold stays unused. The authors' code
+            does this too.
         folds, seed: of the shuffled folds.
         min_spots: if zeros are dropped, a gene with fewer usable spots is skipped.
     """

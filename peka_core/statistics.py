@@ -37,7 +37,7 @@ class Paired(NamedTuple):
 
 
 def pearson(observed: np.ndarray, predicted: np.ndarray, min_spots: int = 2) -> np.ndarray:
-    """Pearson correlation of each gene: `observed (m, g)`, `predicted (..., m, g)` -> `(..., g)`.
+    """Pearson correlation of each gene (Eq. 7): observed (m, g), predicted (..., m, g) -> (..., g).
 
     A spot with NaN in `observed` is not scored for that gene. The result is NaN, never 0, where it
     is undefined: fewer than `min_spots` spots are scored, a prediction is missing on a scored spot,

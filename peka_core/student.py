@@ -1,8 +1,8 @@
 """The student S: encoder F with an adapter (Eq. 2 and 3), and a projector to the teacher's space.
 
 The adapter and the projector are trained; the encoder is frozen. (The method `full` has no adapter
-and trains a copy of the encoder.) Eq. 2 has no projector. But S has d dimensions and the teacher
-d_t, and the losses compare both, so the authors' code has one too.
+and trains a copy of the encoder.) Eq. 2 has no projector. But F gives d values for a tile and the
+teacher d_t, and L_KD compares the two, so the authors' code has a projector too.
 """
 
 import copy

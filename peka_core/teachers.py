@@ -146,7 +146,7 @@ def load_teacher(name: str, **options) -> Teacher:
 def fit_pseudo_labels(x_teacher: np.ndarray, k: int, seed: int = 0) -> KMeans:
     """k-means in teacher space, fitted on training spots (n, d_t); at most n clusters.
 
-    The paper writes l = KNN(X_seq) and cites clustering (Eq. 6); the authors' code runs k-means.
+    The paper writes l = KNN(X_seq) and calls it clustering (Eq. 6); the authors' code runs k-means.
     """
     x = np.asarray(x_teacher, np.float32)
     return KMeans(min(k, len(x)), n_init=4, random_state=seed).fit(x)

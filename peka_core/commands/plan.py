@@ -149,7 +149,9 @@ def plan(profile: Profile, gpu: str = "A100", weights: dict[str, str] | None = N
             cohort is not known yet (`size_of`).
     """
     if gpu not in GPUS:
-        raise PekaError(f"no peak is known of GPU {gpu!r}; there are {', '.join(GPUS)}")
+        raise PekaError(
+            f"peka plan does not know the speed of GPU {gpu!r}; choose one of {', '.join(GPUS)}"
+        )
     card, weights = GPUS[gpu], weights or {}
     check_names(profile.encoders, weights)
     slides, spots, splits, lines = size_of(profile)

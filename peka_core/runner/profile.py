@@ -206,7 +206,7 @@ def _merged(under: dict, values: dict) -> dict:
         given, start = values.get(group), under.get(group, {})
         given = dict(fitted({} if given is None else given, dict, group))
         if group == "recipe" and (like := given.pop("like", "")):
-            _refuse_unknown([like], RECIPES, "recipe to be like")
+            _refuse_unknown([like], RECIPES, "recipe after `like:`,")
             start = dataclasses.asdict(RECIPES[like])
         merged[group] = given if group in OPTION_GROUPS and group in values else start | given
     return merged

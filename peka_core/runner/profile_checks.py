@@ -179,7 +179,7 @@ def check_chapters(chapters, values: dict) -> None:
     """Refuse a small study or a second world (`profile.Chapters`) if the source cannot draw it."""
     few, kinds = chapters.few, kinds_of(values, "source_options")
     if few and set(few) != {"patients", "epochs"}:
-        raise PekaError(f"few must be empty or have patients and epochs, not {few!r}")
+        raise PekaError(f"chapters: few: expected {{patients: N, epochs: N}}, or {{}}, not {few!r}")
     for name, check in (("patients", FROM_2), ("epochs", FROM_1)):
         within(fitted(few.get(name), int | None, f"few: {name}"), check, f"few: {name}")
     for name, needs in (("few", "patients"), ("cues_off_splits", "hidden")):

@@ -69,7 +69,10 @@ def read_rung(values: dict) -> Rung:
         ("taught_by", [values.get("taught_by", "teacher")], TAUGHT_BY),
     ):
         if unknown := sorted(str(word) for word in given if word not in list(known)):
-            raise PekaError(f"unknown {name} of rung {values}: {', '.join(unknown)}")
+            rung = values.get("name") or values["method"]
+            raise PekaError(
+                f"rung {rung!r}: unknown {name} {', '.join(unknown)}; known: {', '.join(known)}"
+            )
     pairs = (
         (key, tuple(value) if isinstance(value, list) else value)
         for key, value in sorted(changes.items())

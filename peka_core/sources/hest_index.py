@@ -172,7 +172,7 @@ def groups(table: pd.DataFrame, unknown: str = "slide") -> pd.DataFrame:
         PekaError: `unknown` is another word.
     """
     if unknown not in ("slide", "study"):
-        raise PekaError(f"hest: unknown is 'slide' or 'study', not {unknown!r}.")
+        raise PekaError(f"hest: option `unknown` must be 'slide' or 'study', not {unknown!r}.")
     curated = read_csv(GROUPS, "sample_id").set_index("sample_id")
     rest = table[~table.index.isin(curated.index)]
     whose = pd.concat([curated, _from_index(rest)]).loc[table.index]
