@@ -42,6 +42,11 @@ def fetch(files: list[Download], dry_run: bool = False) -> list[Path]:
         _check_variables(missing)
         offers = _ask_hub(missing, record)
         _check_room(missing, offers)
+    # Only the hub can say whether a file that was put into the cache by hand is the right one.
+    by_hand = [file for file in files if file.is_here and file.kind == "dataset" and not mirror()]
+    if by_hand := [f for f in by_hand if not f.is_pinned and f.path not in record.entries]:
+        _check_variables(by_hand)
+        offers |= _ask_hub(by_hand, record)
     for file in files:
         _have(file, record, offers.get(file.path, {}))
     return [file.place for file in files]
@@ -144,15 +149,17 @@ def _have(file: Download, record: Record, offer: dict) -> None:
         if not file.is_here:
             _download(file, record, offer)
         elif not record.knows(file):
-            origin = {"revision": file.revision, "source": str(mirror() or "a file in the cache")}
-            record.add(file, _verify_here(file, record), file.place.stat(), **origin)
+            revision = offer.get("revision", file.revision)
+            origin = {"revision": revision, "source": str(mirror() or "a file in the cache")}
+            record.add(file, _verify_here(file, record, offer), file.place.stat(), **origin)
 
 
-def _verify_here(file: Download, record: Record) -> dict:
+def _verify_here(file: Download, record: Record, offer: dict | None = None) -> dict:
+    expected = {name: value for name, value in (offer or {}).items() if name != "revision"}
     step = "Replace it in the mirror." if mirror() else "Move it away and run the command again."
     if not file.is_pinned:
         step += f" To accept this file instead, remove its entry from {record.path.name}."
-    return verify(file.place, record.expected(file), record.authority(file), step)
+    return verify(file.place, expected | record.expected(file), record.authority(file), step)
 
 
 def _download(file: Download, record: Record, offer: dict) -> None:

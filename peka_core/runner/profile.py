@@ -181,8 +181,10 @@ def read_values(name: str, folder: Path = Path(), above: tuple[Path, ...] = ()) 
     if path.resolve() in above:
         raise PekaError(f"{path}: its base leads back to this file. Name another base.")
     values = read_mapping(path, FORM)
-    base, variants = values.pop("base", None) or "", values.pop("variants", {})
-    if values.pop("cohorts", None) and cohort:
+    base, variants = values.pop("base", None) or "", {}
+    if cohort:  # of the file that holds several cohorts; a copy of it is no profile
+        variants = values.pop("variants")
+        del values["cohorts"]
         values["source_options"] = values["source_options"] | {"cohort": cohort}
     with prefixed_errors(f"{path}: base"):
         above = (*above, path.resolve())

@@ -61,7 +61,7 @@ def test_what_a_stage_runs_counts_and_machinery_does_not():
         for begin in (STAGES["alignment"], STAGES["evaluation"], {"cohort"})
     )
     assert trained >= {"losses", "bone", "adapters", "teachers", "recipe", "encoders"}
-    assert not trained & {"files", "runner.units", "runner.run", "figures", "head"}
+    assert not trained & {"common.files", "runner.units", "runner.run", "figures", "head"}
     assert scored >= {"head", "evaluation", "statistics", "protocols", "controls"}
     assert read >= {"cohort", "tiles", "layout.sections"}
 

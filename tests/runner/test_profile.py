@@ -130,3 +130,10 @@ def test_paths_stay_what_they_are_in_another_working_directory(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path / "profiles")
     assert load_profile(profile.file) == profile
     assert load_profile(changed.file, changed.overrides) == changed
+
+
+def test_a_copy_of_the_file_of_several_cohorts_is_no_profile(tmp_path):
+    copy = tmp_path / "mine.yaml"
+    copy.write_text(bundled()["hest-lung"][0].read_text())
+    with pytest.raises(PekaError, match=r"cohorts.*variants"):
+        load_profile(str(copy))

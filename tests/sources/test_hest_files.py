@@ -111,6 +111,17 @@ def test_a_download_that_ended_goes_on_with_the_next_file(options, hub, tmp_path
     assert {path.rsplit("/", 2)[1] for path in hub.got()} == {"patches", "metadata"}
 
 
+def test_a_file_that_was_put_into_the_cache_by_hand_must_be_the_hubs(options, hub, tmp_path):
+    options |= {"leave_out": IDS[1:]}
+    original, place = hub.folder / "st/TENX13.h5ad", tmp_path / "cache/hest/st/TENX13.h5ad"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(original.read_bytes() + b"\0")
+    refused(options, "st/TENX13.h5ad", call=asked(hest.fetch))
+    shutil.copyfile(original, place)
+    hest.fetch(**options)
+    assert Record().entries["hest/st/TENX13.h5ad"]["revision"] == hub.newest
+
+
 def test_without_an_index_a_dry_run_says_what_the_filter_will_find(hub, tmp_path, capsys):
     assert hest.fetch("liver", dry_run=True) == {}
     assert "14 slides, 64152 spots" in capsys.readouterr().out and not (tmp_path / "cache").exists()
