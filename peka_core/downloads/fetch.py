@@ -155,11 +155,16 @@ def _have(file: Download, record: Record, offer: dict) -> None:
 
 
 def _verify_here(file: Download, record: Record, offer: dict | None = None) -> dict:
-    expected = {name: value for name, value in (offer or {}).items() if name != "revision"}
     step = "Replace it in the mirror." if mirror() else "Move it away and run the command again."
-    if not file.is_pinned:
+    if not file.is_pinned and file.path in record.entries:
         step += f" To accept this file instead, remove its entry from {record.path.name}."
-    return verify(file.place, expected | record.expected(file), record.authority(file), step)
+    return verify(file.place, _expected(file, record, offer or {}), record.authority(file), step)
+
+
+def _expected(file: Download, record: Record, offer: dict) -> dict:
+    """Size and digests that a file must have: of manifest or record, and what the hub says."""
+    of_hub = {name: offer[name] for name in ("size", *DIGESTS) if name in offer}
+    return of_hub | record.expected(file)
 
 
 def _download(file: Download, record: Record, offer: dict) -> None:
@@ -175,10 +180,8 @@ def _download(file: Download, record: Record, offer: dict) -> None:
         else:  # pooch could compare a sha256, but not git's digest; `verify` below compares all
             fresh = Path(pooch.retrieve(file.url, None, path.name, partial, progressbar=True))
         try:
-            expected = {name: offer[name] for name in ("size", *DIGESTS) if name in offer}
-            expected |= record.expected(file)
             step = "It was not kept. Try again; if it stays, the address serves another file."
-            facts = verify(fresh, expected, record.authority(file), step)
+            facts = verify(fresh, _expected(file, record, offer), record.authority(file), step)
         except PekaError:
             shutil.rmtree(partial)
             raise
