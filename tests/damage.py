@@ -48,10 +48,6 @@ def refused(cohort, *names, call=open_cohort):
     return str(caught.value)
 
 
-def validate(path):
-    return open_cohort(path).validate()
-
-
 def zero_middle(path, name):
     """Compress a data set and zero the middle of its first chunk: it opens, but reading fails."""
     with h5py.File(path, "r+") as file:
@@ -65,33 +61,16 @@ def zero_middle(path, name):
         file.write(b"\0" * max(4, chunk.size // 2))
 
 
-def unknown_filter(path, name):
-    """Store a data set with an HDF5 filter that does not exist."""
-    with h5py.File(path, "r+") as file:
-        values, attrs = file[name][()], dict(file[name].attrs)
-        del file[name]
-        how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        how.set_chunk(values.shape)
-        how.set_filter(32999, h5py.h5z.FLAG_OPTIONAL, (3,))
-        space, kind = h5py.h5s.create_simple(values.shape), h5py.h5t.py_create(values.dtype)
-        made = h5py.h5d.create(file.id, name.encode(), kind, space, how)
-        h5py.Dataset(made).id.write_direct_chunk((0,) * values.ndim, bytes(44))
-        file[name].attrs.update(attrs)
-
-
 def write_old_anndata(path):
     """Write an h5ad again as anndata before 0.7 did."""
     adata = ad.read_h5ad(path)
-    x = adata.X.tocsr()
-    path.unlink()
+    x, tables = adata.X.tocsr(), {"obs": adata.obs_names, "var": adata.var_names}
     with h5py.File(path, "w") as file:
         group = file.create_group("X")
         group["data"], group["indices"], group["indptr"] = x.data, x.indices, x.indptr
         group.attrs["h5sparse_format"], group.attrs["h5sparse_shape"] = "csr", np.array(x.shape)
-        for name, words in (("obs", adata.obs_names), ("var", adata.var_names)):
-            table = np.zeros(len(words), dtype=[("index", "S20")])
-            table["index"] = [word.encode() for word in words]
-            file[name] = table
-        table = np.zeros(adata.n_obs, dtype=[("spatial", "f8", (2,))])
-        table["spatial"] = adata.obsm["spatial"]
-        file["obsm"] = table
+        for name, words in tables.items():
+            rows = [(word.encode(),) for word in words]
+            file[name] = np.array(rows, dtype=[("index", "S20")])
+        rows = [(place,) for place in adata.obsm["spatial"]]
+        file["obsm"] = np.array(rows, dtype=[("spatial", "f8", (2,))])

@@ -29,13 +29,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self):
         words = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
-        self.server.asked.append(("POST", self.path, None))
+        self.server.asked.append(("POST", self.path))
         found = [path for path in words["paths"] if (self.server.folder / path).is_file()]
         self.answer(200, json.dumps([self.listed(path) for path in found]).encode())
 
     def do_GET(self, body=True):
         hub, path = self.server, self.path.partition("?")[0]
-        hub.asked.append((self.command, path, self.headers.get("Range")))
+        hub.asked.append((self.command, path))
         if path.startswith("/api/"):
             return self.answer(200, json.dumps({"id": "a/b", "sha": hub.newest}).encode())
         if hub.status != 200:
@@ -45,14 +45,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if not (hub.folder / name).is_file():
             return self.answer(404, b"no", {"X-Error-Code": "EntryNotFound"})
         data = (hub.folder / name).read_bytes()
-        facts = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "Accept-Ranges": "bytes"}
-        facts |= {"X-Repo-Commit": commit} if commit else {}
-        first = int((self.headers.get("Range") or "bytes=0-")[6:].split("-")[0])
+        facts = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": commit or ""}
         sent = None if body else b""
-        if body and (hub.breaks == "once" or (hub.breaks and path.endswith(hub.breaks))):
-            hub.breaks = "" if hub.breaks == "once" else hub.breaks
-            sent = b"" if first else data[: len(data) // 2]  # half of it, then nothing more
-        self.answer(206 if first else 200, data[first:], facts, sent)
+        if body and hub.breaks and path.endswith(hub.breaks):
+            sent = data[: len(data) // 2]  # half of it, then nothing more
+        self.answer(200, data, facts, sent)
 
     def listed(self, path):
         """What the hub's list of files says of one."""
@@ -79,14 +76,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def hub(tmp_path, monkeypatch):
     """The server, an empty cache, no mirror and no variable of the network.
 
-    `.folder` its files, `.url`, `.asked` (method, path, range) of each request, `.got()` its paths,
-    `.newest` commit, `.status` of answers, `.breaks` off once or for a path, `.lies` about digests.
+    `.folder` its files, `.url`, `.asked` (method, path) of each request, `.got()` its paths,
+    `.newest` commit, `.status` of answers, `.breaks` off a path, `.lies` about digests.
     """
     running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     running.folder, running.asked, running.newest = tmp_path / "hub", [], COMMIT
     running.status, running.breaks, running.lies = 200, "", False
     running.url = f"http://127.0.0.1:{running.server_port}/"
-    running.got = lambda: [path for method, path, _ in running.asked if method == "GET"]
+    running.got = lambda: [path for method, path in running.asked if method == "GET"]
     running.handle_error = lambda *_: None  # of clients that leave early
     running.folder.mkdir()
     threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
