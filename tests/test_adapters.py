@@ -11,31 +11,16 @@ from test_alignment import data, train  # noqa: F401
 from torch import nn
 
 from peka_core import adapters, alignment
-from peka_core.common.errors import PekaError
 from peka_core.recipe import Recipe
 
-TARGETS = ("attn.qkv", "mlp.fc1", "mlp.fc2")
-RECIPE = replace(SHORT, targets=TARGETS, rank=4, alpha=4.0, epochs=10)
-
-
-@pytest.mark.parametrize("method", ["lora", "adalora"])
-def test_a_convolution_of_the_same_name_is_never_hit(method):
-    layers = {"patch_embed": nn.Conv2d(3, 8, 4), "attn": nn.Linear(8, 8)}
-    network = nn.ModuleDict({name: nn.ModuleDict({"proj": m}) for name, m in layers.items()})
-    recipe = Recipe(targets=("proj",), rank=2)
-    adapters.add(network, method, recipe)
-    changed = {name for name, p in network.named_parameters() if p.requires_grad}
-    assert changed and all(name.startswith("attn.proj.lora_") for name in changed)
-    with pytest.raises(PekaError, match="'proj'"):
-        adapters.add(nn.Sequential(nn.Conv2d(3, 8, 4)), method, recipe)
+RECIPE = replace(SHORT, targets=("attn.qkv", "mlp.fc1", "mlp.fc2"), rank=4, alpha=4.0, epochs=10)
 
 
 def test_lora_equals_its_formula():
     network, x = nn.ModuleDict({"fc": nn.Linear(12, 8)}), torch.randn(5, 12)
     weight, bias = (p.detach().clone() for p in network["fc"].parameters())
     adapters.add(network, "lora", Recipe(targets=("fc",), rank=2, alpha=6))
-    named = dict(network.named_parameters())
-    a, b = (next(p for n, p in named.items() if part in n) for part in ("lora_A", "lora_B"))
+    a, b = (p for p in network.parameters() if p.requires_grad)
     b.data = torch.randn(b.shape)
     expected = x @ (weight + 6 / 2 * b @ a).T + bias
     torch.testing.assert_close(network["fc"](x), expected, atol=1e-5, rtol=1e-5)
@@ -71,7 +56,7 @@ def test_adalora_of_very_few_steps_meets_its_budget(data, steps):
 
 
 def test_adalora_without_reallocation_keeps_its_ranks(data):
-    student, history = train(data, "adalora", replace(RECIPE, reallocate=False))
+    student, history = train(data, "adalora", replace(RECIPE, reallocate=False, epochs=2))
     named = student.named_parameters()
     ranks = [len(p) for name, p in named if "lora_A" in name and p.requires_grad]
     assert ranks and set(ranks) == {4} and not history.columns.str.startswith("rank_").any()

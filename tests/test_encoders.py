@@ -16,7 +16,6 @@ from peka_core.common.device import autocast
 from peka_core.common.errors import PekaError
 from peka_core.common.files import sha256
 from peka_core.encoders import Encoder, load_encoder
-from peka_core.models.encoder_files import check_names
 from peka_core.runner import stages
 from peka_core.runner.profile import load_profile
 from peka_core.runner.run import open_run
@@ -37,13 +36,27 @@ def smooth_tiles(n, side=224, seed=0):
     return (x.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
 
 
-def test_transform_normalises_each_colour():
-    encoder, tiles = tiny_encoder(), smooth_tiles(6)
+VIEWS = {
+    "bgr": lambda tiles: tiles[..., ::-1],
+    "turned": lambda tiles: tiles[:, ::-1, ::-1],
+    "transposed": lambda tiles: tiles.transpose(0, 2, 1, 3),
+    "list": list,
+}
+
+
+def test_embed_normalises_each_colour_then_encodes_whatever_the_batch_or_view():
+    encoder, tiles = tiny_encoder(), smooth_tiles(5)
     expected = (tiles / 255 - np.array(encoder.mean)) / np.array(encoder.std)
     x = encoder.transform(tiles)
     assert x.dtype == torch.float32
     np.testing.assert_allclose(x, expected.transpose(0, 3, 1, 2), atol=1e-5)
     assert encoder.transform(tiles, torch.bfloat16).sub(x).abs().max() < 0.02
+    features = encoder.embed(tiles, batch_size=2)
+    assert features.dtype == np.float32
+    np.testing.assert_allclose(features, encoder.model(x), atol=1e-5)
+    for view in VIEWS.values():
+        copied = encoder.embed(np.array(view(tiles)))
+        np.testing.assert_array_equal(encoder.embed(view(tiles)), copied)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -53,6 +66,7 @@ def test_transform_normalises_each_colour():
 )
 def test_resize_and_crop_equal_timm(interpolation, side, crop_pct, resize):
     encoder, tiles = tiny_encoder(resize=resize, interpolation=interpolation), smooth_tiles(2, side)
+    tiles[1] = 255 * (np.arange(side)[:, None] % 16 < 2)  # where bicubic leaves the range
     how = {"interpolation": interpolation, "mean": encoder.mean, "std": encoder.std}
     theirs = create_transform(224, crop_pct=crop_pct, **how)
     expected = torch.stack([theirs(Image.fromarray(tile)) for tile in tiles])
@@ -60,46 +74,25 @@ def test_resize_and_crop_equal_timm(interpolation, side, crop_pct, resize):
     assert ((encoder.transform(tiles) - expected).abs() <= 1.1 * step).all()
 
 
-def test_bicubic_does_not_leave_the_range_of_colours():
-    tiles = np.zeros((1, 224, 224, 3), np.uint8)
-    tiles[:, :, ::16] = tiles[:, :, 1::16] = 255
-    encoder = tiny_encoder(resize=256, interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1))
-    x = encoder.transform(tiles)
-    assert x.min() == 0 and x.max() == 1
-
-
-def test_other_types_and_shapes_are_refused():
-    for tiles in (np.zeros((1, 224, 224, 3), np.float32), np.zeros((1, 3, 224, 224), np.uint8)):
-        with pytest.raises(PekaError, match="uint8"):
-            tiny_encoder().transform(tiles)
+@pytest.mark.parametrize(("facts", "x", "word"), [
+    ({}, np.zeros((1, 224, 224, 3), np.float32), "uint8"),
+    ({}, np.zeros((1, 3, 224, 224), np.uint8), "uint8"),
+    ({"resize": None}, np.zeros((1, 256, 256, 3), np.uint8), "tiny"),
+    ({}, np.zeros((0, 224, 224, 3), np.uint8), "no tiles"),
+])  # fmt: skip
+def test_other_types_and_shapes_are_refused(facts, x, word):
+    with pytest.raises(PekaError, match=word):
+        tiny_encoder(**facts).embed(x)
     with pytest.raises(PekaError, match="tiny"):
         tiny_encoder().encode(torch.zeros(2, 3, 96, 96))
-    with pytest.raises(PekaError, match="tiny"):
-        tiny_encoder(resize=None).transform(np.zeros((1, 256, 256, 3), np.uint8))
-
-
-def test_embed_is_transform_then_encode_whatever_the_batch():
-    encoder, tiles = tiny_encoder(), smooth_tiles(5)
-    features = encoder.embed(tiles, batch_size=2)
-    assert features.dtype == np.float32
-    np.testing.assert_allclose(features, encoder.encode(encoder.transform(tiles)), atol=1e-5)
-    with pytest.raises(PekaError):
-        encoder.embed(tiles[:0])
-
-
-def test_precision_of_the_encoder_is_used_by_embed(monkeypatch):
-    monkeypatch.setattr(device, "has_bfloat16", lambda device: True)
-    exact = tiny_encoder().embed(smooth_tiles(3))
-    rounded = tiny_encoder(precision="bfloat16").embed(smooth_tiles(3))
-    assert 1e-4 < np.abs(exact - rounded).max() < 0.1
 
 
 @pytest.mark.parametrize("has", [True, False])
-def test_autocast_does_nothing_where_the_device_lacks_bfloat16(monkeypatch, has):
+def test_the_precision_of_the_encoder_is_used_where_the_device_has_it(monkeypatch, has):
     monkeypatch.setattr(device, "has_bfloat16", lambda device: has)
-    for precision, expected in (("bfloat16", has), ("float32", False)):
-        with autocast("cpu", precision):
-            assert torch.is_autocast_enabled("cpu") is expected
+    exact, rounded = tiny_encoder(), tiny_encoder(precision="bfloat16")
+    difference = np.abs(exact.embed(tiles := smooth_tiles(3)) - rounded.embed(tiles)).max()
+    assert 1e-4 < difference < 0.1 if has else difference == 0
 
 
 def test_float32_on_a_gpu_is_float32(monkeypatch):
@@ -109,10 +102,9 @@ def test_float32_on_a_gpu_is_float32(monkeypatch):
         assert torch.backends.cudnn.enabled and not torch.backends.cudnn.allow_tf32
     assert torch.backends.cudnn.allow_tf32 == before
     monkeypatch.setattr(encoders, "has_bfloat16", lambda device: True)
-    model = load_encoder("mini", device="cpu").model
-    found = [encoders.precision_on("cuda", name, model) for name in ("mini", "random", "uni")]
-    assert found == ["float32", "float32", "bfloat16"]
-    assert encoders.precision_on("cpu", "uni", model) == "float32"
+    on = lambda place, name: encoders.precision_on(place, name, tiny_encoder().model)
+    assert [on("cuda", name) for name in ("mini", "random")] == ["float32"] * 2
+    assert (on("cuda", "uni"), on("cpu", "uni")) == ("bfloat16", "float32")
 
 
 def test_embedding_halves_a_batch_that_does_not_fit(monkeypatch):
@@ -135,8 +127,7 @@ def test_embedding_halves_a_batch_that_does_not_fit(monkeypatch):
 
 
 def test_mini_is_frozen_and_random_is_its_network_drawn_from_the_seed():
-    state = torch.random.get_rng_state()
-    mini = load_encoder("mini", device="cpu")
+    state, mini = torch.random.get_rng_state(), load_encoder("mini", device="cpu")
     first, again, other = (load_encoder("random", device="cpu", seed=seed) for seed in (0, 0, 1))
     assert torch.equal(torch.random.get_rng_state(), state)
     assert (mini.dim, mini.digest) == (128, sha256(encoders.MINI_WEIGHTS))
@@ -144,28 +135,24 @@ def test_mini_is_frozen_and_random_is_its_network_drawn_from_the_seed():
     assert mini.digest != first.digest == again.digest != other.digest
     shapes = [{k: v.shape for k, v in e.model.state_dict().items()} for e in (mini, first)]
     assert shapes[0] == shapes[1]
-    features = first.embed(smooth_tiles(3))
-    assert features.shape == (3, 128)
-    np.testing.assert_array_equal(features, again.embed(smooth_tiles(3)))
+    np.testing.assert_array_equal(first.embed(tiles := smooth_tiles(3)), again.embed(tiles))
 
 
 # ---- weights from a file -------------------------------------------------------------------------
 
 
-@pytest.fixture
-def local_resnet(tmp_path):
+@pytest.fixture(scope="module")
+def resnet():
+    """The weights of a small network of timm's, with a head that an encoder does not need."""
     torch.manual_seed(4)
-    state = timm.create_model("resnet10t", num_classes=7).state_dict()
-    save_file(state, tmp_path / "weights.safetensors")
-    torch.save(state, tmp_path / "weights.pth")
-    return tmp_path, state
+    return timm.create_model("resnet10t", num_classes=7).state_dict()
 
 
-@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
-def test_timm_model_with_local_weights(local_resnet, suffix):
-    path, state = local_resnet[0] / f"weights.{suffix}", local_resnet[1]
+@pytest.mark.parametrize(("suffix", "save"), [("safetensors", save_file), ("pth", torch.save)])
+def test_timm_model_with_local_weights(resnet, tmp_path, suffix, save):
+    save(resnet, path := tmp_path / f"weights.{suffix}")
     encoder = load_encoder("resnet10t", weights=path, device="cpu")
-    assert torch.equal(encoder.model.conv1[0].weight, state["conv1.0.weight"])
+    assert torch.equal(encoder.model.conv1[0].weight, resnet["conv1.0.weight"])
     own = timm.get_pretrained_cfg("resnet10t")
     size, found = own.input_size[-1], (encoder.size, encoder.resize, encoder.interpolation)
     assert found == (size, int(size / own.crop_pct), own.interpolation)
@@ -173,23 +160,24 @@ def test_timm_model_with_local_weights(local_resnet, suffix):
     assert encoder.embed(smooth_tiles(2)).shape == (2, encoder.dim)
 
 
-def test_weights_that_do_not_fit_are_refused_with_the_keys(local_resnet):
-    folder, state = local_resnet
-    renamed = {("stem" + k if k == "conv1.0.weight" else k): v for k, v in state.items()}
-    short = state | {"conv1.0.weight": torch.zeros(1)}
-    for name, tensors in (("renamed", renamed), ("short", short)):
-        path = folder / f"{name}.safetensors"
-        save_file(tensors, path)
-        with pytest.raises(PekaError, match=f"{name}.*conv1.0.weight"):
-            load_encoder("resnet10t", weights=path, device="cpu")
-    with pytest.raises(PekaError, match="resnet10t=PATH"):
-        load_encoder("resnet10t", weights=folder / "absent.pth", device="cpu")
+FIRST = "conv1.0.weight"
+UNFIT = {"renamed": {"stem": torch.zeros(1)}, "short": {FIRST: torch.zeros(1)}}
 
 
-def test_an_unknown_name_and_a_missing_network_name_the_encoder(monkeypatch):
+@pytest.mark.parametrize("name", UNFIT)
+def test_weights_that_do_not_fit_are_refused_with_the_keys(resnet, tmp_path, name):
+    others = {key: value for key, value in resnet.items() if key != FIRST}
+    save_file(others | UNFIT[name], path := tmp_path / f"{name}.safetensors")
+    with pytest.raises(PekaError, match=f"{name}.*{FIRST}"):
+        load_encoder("resnet10t", weights=path, device="cpu")
+
+
+def test_an_absent_file_an_unknown_name_and_a_missing_network_name_the_encoder(monkeypatch):
     def offline(*args, **kwargs):
         raise OSError("no route to host\nlong trace")
 
+    with pytest.raises(PekaError, match="resnet10t=PATH"):
+        load_encoder("resnet10t", weights="absent.pth", device="cpu")
     with pytest.raises(PekaError, match="no_such_model=PATH"):
         load_encoder("no_such_model", device="cpu")
     monkeypatch.setattr(timm, "create_model", offline)
@@ -200,7 +188,7 @@ def test_an_unknown_name_and_a_missing_network_name_the_encoder(monkeypatch):
 # ---- encoders of one's own -----------------------------------------------------------------------
 
 OWN = """
-import numpy as np, timm, torch
+import os, numpy as np, timm, torch
 from peka_core.encoders import Encoder
 
 def preprocess(tiles):
@@ -208,37 +196,26 @@ def preprocess(tiles):
     return torch.nn.functional.interpolate(x, (64, 64)) * 2.0
 
 def network(**more):
-    torch.manual_seed(0)
+    torch.manual_seed(int(os.environ.get("SEED", 0)))
     shape = {"img_size": 64, "patch_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 1}
     return timm.models.VisionTransformer(**shape, num_classes=0, **more)
 
+def encoder(device=None, dim=16):
+    return Encoder("mine", network(), (0.5,) * 3, (0.2,) * 3, dim, 64, 64)
+
 def build():
     return network(), preprocess
-
-def whole(device):
-    return Encoder("mine", network(), (0.5,) * 3, (0.2,) * 3, 16, 64, 64)
-
-def tokens():
-    return network(global_pool=""), preprocess
-
-def nan():
-    return network(), lambda tiles: preprocess(tiles) * np.nan
-
-def sizes():
-    return network(), lambda tiles: preprocess(tiles)[:, :, :32]
-
-def same():
-    return torch.nn.Sequential(network(), torch.nn.Threshold(9e9, 0.0)), preprocess
-
-def wrong_dim():
-    return Encoder("mine", network(), (0.5,) * 3, (0.2,) * 3, 8, 64, 64)
-
-def nothing():
-    return None
-
-def broken():
-    raise ValueError("no weights here")
 """
+NO_ENCODER = {
+    "tokens": "network(global_pool=''), preprocess",
+    "nan": "network(), lambda tiles: preprocess(tiles) * np.nan",
+    "sizes": "network(), lambda tiles: preprocess(tiles)[:, :, :32]",
+    "same": "torch.nn.Sequential(network(), torch.nn.Threshold(9e9, 0.0)), preprocess",
+    "wrong_dim": "encoder(dim=8)",
+    "nothing": "None",
+    "broken": "1 / 0",
+}
+BUILD = "my_file.py:build"
 
 
 @pytest.fixture
@@ -250,57 +227,41 @@ def own(tmp_path, monkeypatch):
 
 
 def test_a_file_builds_an_encoder_with_its_own_transform(own):
-    encoder, tiles = load_encoder("my_file.py:build", device="cpu"), smooth_tiles(3)
-    assert (encoder.name, encoder.dim, encoder.size) == ("my_file.py:build", 16, 64)
+    encoder, tiles = load_encoder(BUILD, device="cpu"), smooth_tiles(3)
+    assert (encoder.name, encoder.dim, encoder.size) == (BUILD, 16, 64)
     assert not any(p.requires_grad for p in encoder.model.parameters())
-    resized = torch.nn.functional.interpolate(
-        torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255, (64, 64)
-    )
-    assert torch.equal(encoder.transform(tiles), resized * 2.0)
-    expected = encoder.model(resized * 2.0)
-    np.testing.assert_allclose(encoder.embed(tiles), expected, atol=1e-5)
+    x = torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255
+    x = torch.nn.functional.interpolate(x, (64, 64)) * 2.0
+    assert torch.equal(encoder.transform(tiles), x)
+    np.testing.assert_allclose(encoder.embed(tiles), encoder.model(x), atol=1e-5)
     pair = load_encoder((encoder.model, encoder.preprocess), device="cpu")
     np.testing.assert_array_equal(pair.embed(tiles), encoder.embed(tiles))
-    assert load_encoder("my_file.py:whole", device="cpu").embed(tiles).shape == (3, 16)
+    assert load_encoder("my_file.py:encoder", device="cpu").embed(tiles).shape == (3, 16)
 
 
-def test_an_edit_of_weights_or_of_the_transform_is_another_digest(own):
-    digests = {load_encoder("my_file.py:build", device="cpu").digest for _ in range(2)}
-    for old, new in (("* 2.0", "* 3.0"), ("manual_seed(0)", "manual_seed(1)")):
-        own.write_text(OWN.replace(old, new))
-        digests.add(load_encoder("my_file.py:build", device="cpu").digest)
-    assert len(digests) == 3
-
-
-@pytest.mark.parametrize(
-    "name", ["tokens", "nan", "sizes", "same", "wrong_dim", "nothing", "broken", "absent", "build"]
-)
+@pytest.mark.parametrize("name", [*NO_ENCODER, "absent", "build"])
 def test_what_is_no_encoder_is_refused_with_the_files_name(own, name):
+    if name in NO_ENCODER:
+        own.write_text(f"{OWN}\ndef {name}():\n    return {NO_ENCODER[name]}\n")
     options = {"weights": "w.pth"} if name == "build" else {}  # its own code loads its weights
     with pytest.raises(PekaError, match="my_file.py"):
         load_encoder(f"my_file.py:{name}", device="cpu", **options)
 
 
-def test_names_of_files_are_checked_and_made_absolute_before_a_run(own):
-    check_names(["my_file.py:build"], {})
-    with pytest.raises(PekaError, match=r"gone\.py"):
-        check_names(["gone.py:build"], {})
-    expected = f"{own}:build"
-    assert load_profile("smoke", {"encoder": "my_file.py:build"}).encoder == expected
-    (own.parent / "mine.yaml").write_text("base: smoke\nencoder: my_file.py:build\n")
-    assert load_profile(str(own.parent / "mine.yaml")).encoder == expected
-
-
-def test_a_run_embeds_with_it_and_an_edit_makes_new_units(own, monkeypatch):
+def test_a_run_embeds_with_it_and_an_edit_of_transform_or_weights_makes_new_units(own, monkeypatch):
     monkeypatch.setattr(folders, "root", lambda: own.parent)
-    changes = SMALL | {"encoder": "my_file.py:build"}
-    work = open_run("smoke", "mine", "cpu", {}, changes)
-    first = stages.features(work, "frozen").obsm["X_encoder"]
-    assert first.shape == (len(work.cohort().obs), 16)
-    assert stages.features(work, "bat", "patients/0").obsm["X_encoder"].shape == first.shape
-    name = work.encoder_name()
-    assert name.startswith("my_file.py:build@") and str(own.parent) not in name
-    own.write_text(OWN.replace("* 2.0", "* 3.0"))
-    again = open_run("smoke", "mine", "cpu", {}, changes)
-    assert not np.array_equal(stages.features(again, "frozen").obsm["X_encoder"], first)
-    assert len(list((work.folder / "units").glob("features-*"))) == 3
+    (own.parent / "mine.yaml").write_text(f"base: smoke\nencoder: {BUILD}\n")
+    assert load_profile("smoke", {"encoder": BUILD}).encoder == f"{own}:build"
+    names, features = [], []
+    for factor, seed in (("2.0", "0"), ("3.0", "0"), ("3.0", "1")):
+        own.write_text(OWN.replace("2.0", factor))
+        monkeypatch.setenv("SEED", seed)  # other weights from the same code
+        work = open_run("mine.yaml", "mine", "cpu", {}, SMALL)
+        names.append(work.encoder_name())
+        features.append(stages.features(work, "frozen").obsm["X_encoder"])
+    assert work.profile.encoder == f"{own}:build"
+    assert all(name.startswith(f"{BUILD}@") for name in names) and len(set(names)) == 3
+    assert features[0].shape == (len(work.cohort().obs), 16)
+    assert len({x.tobytes() for x in features}) == 3
+    assert stages.features(work, "bat", "patients/0").obsm["X_encoder"].shape == features[0].shape
+    assert len(list((work.folder / "units").glob("features-*"))) == 4
