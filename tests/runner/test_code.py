@@ -22,16 +22,11 @@ STRICT, PAPER = PROTOCOLS["strict"], PROTOCOLS["peka_paper"]
 OTHER = "0123456789ab"  # a digest of other code
 
 
-def forget():
-    """Parse the package again when its digests are asked for."""
-    for kept in vars(code_digest).values():
-        if hasattr(kept, "cache_clear"):
-            kept.cache_clear()
-
-
 @pytest.fixture
 def edit(monkeypatch):
     """Change a line of the package as this process started with it."""
+    kept = [value for value in vars(code_digest).values() if hasattr(value, "cache_clear")]
+    forget = lambda: [value.cache_clear() for value in kept]
 
     def change(module: str, before: str, after: str):
         path = folders.PACKAGE.joinpath(*module.split(".")).with_suffix(".py")

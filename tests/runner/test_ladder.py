@@ -1,7 +1,6 @@
 """Rungs and studies: what a rung changes, what teaches it, and what tables compare."""
 
 import dataclasses
-import shutil
 
 import numpy as np
 import pytest
@@ -11,11 +10,11 @@ from sklearn.preprocessing import StandardScaler
 
 from peka_core.models.encoder_files import MINI_WEIGHTS
 from peka_core.protocols import PROTOCOLS
-from peka_core.recipe import RECIPES, Recipe
+from peka_core.recipe import RECIPES
 from peka_core.runner import stages
 from peka_core.runner.inputs import seen_by
 from peka_core.runner.profile import load_profile
-from peka_core.runner.rungs import Rung, as_rung, read_rung
+from peka_core.runner.rungs import Rung
 from peka_core.statistics import paired
 from peka_core.studies import ladder as studies
 from peka_core.studies import tables
@@ -33,20 +32,16 @@ def scores(work, predictor):
     return stages.score(work, predictor, STRICT, splits=(SPLIT,)).scores
 
 
-def test_a_rung_changes_the_recipe_and_nothing_else():
-    changes = {"lambda_struct": 0.0, "targets": ["attn.qkv"]}
-    rung = read_rung({"name": "L_KD only", "recipe": changes})
-    assert (rung.method, rung.space, rung.taught_by) == ("bat", "encoder", "teacher")
-    expected = Recipe(epochs=7, lambda_struct=0.0, targets=("attn.qkv",))
-    assert rung.change(Recipe(epochs=7)) == expected
-    assert as_rung("frozen") == Rung("none") and as_rung("random").encoder == "random"
-    assert as_rung(rung) is rung
+def same_rows(x, y):
+    """Whether two arrays hold the same rows, in whatever order."""
+    return np.array_equal(np.sort(x, 0), np.sort(y, 0))
 
 
-@pytest.mark.parametrize("name", ["demo", "her2st", "smoke"])
+@pytest.mark.parametrize("name", ["demo", "her2st"])
 def test_every_trained_rung_sees_the_same_tiles_in_the_same_steps(name):
     profile = load_profile(name)
     rungs = [rung for rung in profile.ladder if isinstance(rung, Rung)]
+    assert Rung("bat", name="L_KD only", recipe=(("lambda_struct", 0.0),)) in rungs
     recipes = [rung.change(profile.recipe) for rung in rungs]
     steps = {(r.epochs, r.batch_size, r.flips, r.validation_share) for r in recipes}
     assert len(steps) == 1 and len(recipes) >= 9 and {rung.share for rung in rungs} == {1.0}
@@ -55,13 +50,11 @@ def test_every_trained_rung_sees_the_same_tiles_in_the_same_steps(name):
 def test_the_permuted_teacher_keeps_each_section_and_loses_every_spot(work):
     sections, (train, _) = work.cohort().obs["sample"].to_numpy(), work.rows("spots/0")
     x, y = (stages.targets_and_labels(work, rung, "spots/0")[0] for rung in ("bat", PERMUTED))
-    assert np.array_equal(np.sort(x[train], 0), np.sort(y[train], 0)), "a test spot's vector taught"
+    assert same_rows(x[train], y[train]), "a test spot's vector taught"
     x, labels = stages.targets_and_labels(work, "bat", SPLIT)
     y, moved = stages.targets_and_labels(work, PERMUTED, SPLIT)
-    for section in np.unique(sections):
-        here = sections == section
-        assert np.array_equal(np.sort(x[here], 0), np.sort(y[here], 0))
-        assert sorted(labels[here]) == sorted(moved[here])
+    for here in (sections == section for section in np.unique(sections)):
+        assert same_rows(x[here], y[here]) and same_rows(labels[here], moved[here])
     assert (x != y).any(1).mean() > 0.7
 
 
@@ -83,17 +76,15 @@ def test_a_smaller_share_of_patients_is_part_of_a_larger_one(work):
     groups = work.cohort().obs["group"].to_numpy()
     assert (half <= train).all() and not set(groups[half]) & set(groups[test])
     assert len(set(groups[half])) == max(1, round(0.5 * len(set(groups[train]))))
-    folders = [stages.align(work, Rung("bat", share=share), SPLIT) for share in (0.5, 1.0)]
-    assert folders[0] != folders[1]
 
 
 def test_rungs_that_differ_in_space_and_name_are_one_student(work):
     spaces = ("encoder", "projected", "concat")
     assert len({stages.align(work, Rung("bat", s, name=s), SPLIT) for s in spaces}) == 1
     encoder, projected, both = (stages.space_of(work, Rung("bat", s), SPLIT) for s in spaces)
-    assert encoder.shape[1] == 128 and both.shape[1] == 128 + projected.shape[1]
-    assert np.array_equal(both[:, :128], stages.space_of(work, "frozen"))
-    assert not np.array_equal(both[:, :128], encoder)
+    frozen = stages.space_of(work, "frozen")
+    assert np.array_equal(both, np.hstack([frozen, projected]))
+    assert not np.array_equal(encoder, frozen)
 
 
 def test_ladder_names_every_rung_and_pairs_with_frozen(work):
@@ -114,25 +105,24 @@ def test_ladder_names_every_rung_and_pairs_with_frozen(work):
 
 def test_forgetting_is_the_mean_recall_of_the_types_of_held_out_patients(work):
     split, obs = STRICT.splits(work.cohort())[0], work.cohort().obs
-    table = studies.forgetting(work, (split.name,)).set_index("label")
-    x, kind, groups = stages.space_of(work, "frozen"), *obs[["tissue_type", "group"]].to_numpy().T
+    short = with_profile(work, ladder=(Rung("bat", name="bat"),))
+    table = studies.forgetting(short, (split.name,)).set_index("label")
+    assert list(table.index) == ["frozen encoder", "bat", "random encoder"]
+    kind, groups = obs[["tissue_type", "group"]].to_numpy().T
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
-    model.fit(x[split.train], kind[split.train])
-    values = []
-    for patient in set(groups[split.test]):
-        here = split.test & (groups == patient)
-        said = model.predict(x[here])
-        values.append(np.mean([(said[kind[here] == t] == t).mean() for t in set(kind[here])]))
-    assert table.loc["frozen encoder", "balanced_accuracy"] == pytest.approx(np.mean(values))
-    assert np.isfinite(table["mean"].drop("frozen encoder")).all()
+    for label, rung in (("frozen encoder", "frozen"), ("bat", "bat")):
+        x, values = stages.space_of(work, rung, split.name), []
+        said = model.fit(x[split.train], kind[split.train]).predict(x)
+        for here in (split.test & (groups == patient) for patient in set(groups[split.test])):
+            recalls = [(said[here & (kind == t)] == t).mean() for t in set(kind[here])]
+            values.append(np.mean(recalls))
+        assert table.loc[label, "balanced_accuracy"] == pytest.approx(np.mean(values))
 
 
 def test_units_of_other_k_teacher_or_weights_are_other_units(work, tmp_path):
     """An edited profile, or other weights, must not be served with what was made before."""
-    weights = shutil.copy(MINI_WEIGHTS, tmp_path / "mini.safetensors")
-    with open(weights, "r+b") as file:  # a last value changed
-        file.seek(-2, 2)
-        file.write(b"\x01\x01")
+    weights = tmp_path / "mini.safetensors"
+    weights.write_bytes(MINI_WEIGHTS.read_bytes()[:-2] + b"\x01\x01")  # a last value changed
     k = with_profile(work, recipe=dataclasses.replace(work.profile.recipe, k=5))
     teacher = with_profile(work, teacher_options={"n_components": 3, "scale": 2.0})
     other = dataclasses.replace(work, weights={"mini": str(weights)})
@@ -146,24 +136,21 @@ def test_units_of_other_k_teacher_or_weights_are_other_units(work, tmp_path):
 
 def test_recipes_are_scored_one_switch_at_a_time_and_whole_in_both_spaces(work, monkeypatch):
     base = work.profile.recipe
-    short = lambda r: dataclasses.replace(
-        r, epochs=1, classifier_epochs=min(1, r.classifier_epochs)
-    )
     own = {field: getattr(base, field) for field in ("block", "rank", "alpha")}  # 256 is too large
-    monkeypatch.setattr(studies, "RECIPES", {name: short(r) for name, r in RECIPES.items()})
+    quick = {
+        "as_written": dataclasses.replace(RECIPES["as_written"], epochs=1, **own),
+        "as_run": dataclasses.replace(RECIPES["as_run"], epochs=1, classifier_epochs=1, **own),
+    }
+    monkeypatch.setattr(studies, "RECIPES", quick)
     monkeypatch.setattr(studies, "SWITCHES", {"no flips": studies.SWITCHES["no flips"]})
     table = studies.recipes(work, (SPLIT,)).set_index(["value", "genes"])["mean"]
-    expected = {
-        "the profile's recipe": (base, Rung("bat")),
-        "no flips": (dataclasses.replace(base, flips=False), Rung("bat")),
-    }
-    for name, method in (("as_written", "bat"), ("as_run", "bone")):
-        recipe = dataclasses.replace(short(RECIPES[name]), **own)
+    no_flips = dataclasses.replace(base, flips=False)
+    expected = {"the profile's recipe": (base, Rung("bat")), "no flips": (no_flips, Rung("bat"))}
+    for (name, recipe), method in zip(quick.items(), ("bat", "bone"), strict=True):
         for space in ("encoder", "projected"):
             expected[f"{name}, whole ({space})"] = recipe, Rung(method, space)
     assert list(table.index.unique("value")) == list(expected)
-    frozen = scores(work, "frozen")
     for value, (recipe, rung) in expected.items():  # the same student, from a profile's recipe
-        found = paired(scores(with_profile(work, recipe=recipe), rung), frozen)
+        found = paired(scores(with_profile(work, recipe=recipe), rung), scores(work, "frozen"))
         assert table[value, "all"] == found["mean"], value
     assert table.xs("all", level="genes").nunique() == len(expected), "two are the same student"

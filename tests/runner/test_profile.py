@@ -1,6 +1,7 @@
 """Profiles: bundled ones load, files stand on others, changed values are found and checked."""
 
 import dataclasses
+import re
 
 import pytest
 import yaml
@@ -23,15 +24,13 @@ def test_a_bundled_profile_loads_and_sets_every_value_of_the_recipe(name):
 
 
 def test_the_papers_profiles_have_its_recipes_and_her2st_was_not_tuned():
-    names = ("hest-lung", "hest-lung-as-run", "hest-liver-nested", "hest-breast-full")
-    plain, run, nested, full = map(load_profile, names)
-    cohorts = [profile.source_options["cohort"] for profile in (plain, run, nested, full)]
-    assert cohorts == ["lung", "lung", "liver", "breast"] and "lung" in plain.title
+    plain, run, nested = map(load_profile, ("hest-lung", "hest-lung-as-run", "hest-liver-nested"))
+    cohorts = [profile.source_options["cohort"] for profile in (plain, run, nested)]
+    assert cohorts == ["lung", "lung", "liver"] and "lung" in plain.title
     assert plain.recipe == dataclasses.replace(RECIPES["as_written"], targets=("attn.qkv",))
     assert run.recipe == RECIPES["as_run"]
     assert (plain.all_methods, run.all_methods, nested.methods) == (("bat",), ("bone",), ("bat",))
     assert (plain.teacher_options["min_genes"], run.teacher_options["min_genes"]) == (200, 0)
-    assert nested.chapters.scope_effect and len(full.others) == 8 and not plain.others
     same = lambda profile: (profile.recipe, profile.encoder, profile.methods)
     assert same(load_profile("her2st")) == same(load_profile("demo"))
 
@@ -62,14 +61,30 @@ def test_a_profile_has_only_what_differs_from_its_base(tmp_path):
     assert whole.recipe == smoke.recipe
 
 
-@pytest.mark.parametrize(("text", "named"), [
-    ("base: smoke\nmethod: [bat]", "method"), ("base: smokes", "smokes"),
-    ("base: mine.yaml", "mine.yaml"), ("base: other.yaml", "mine.yaml"),
-    ("title: mine\nsource: demo", "encoder"), ("base: smoke\nrecipe: {like: as_ran}", "as_ran"),
-    ("base: smoke\nrecipe: {learning_rate: 1}", "learning_rate"),
-    ("base: smoke\nchapters: {chapter: 1}", "chapter"),
-])  # fmt: skip
-def test_a_file_that_is_no_profile_is_refused(tmp_path, text, named):
+NO_PROFILES = {
+    "base: mine.yaml": "mine.yaml", "base: other.yaml": "mine.yaml", "base: smokes": "smokes",
+    "title: mine\nsource: demo": "encoder", "base: 3": "base",
+    bundled()["hest-lung"][0].read_text(): "cohorts.*variants",  # a copy of hest.yaml
+}  # fmt: skip
+WRONG = [  # on top of smoke
+    "method: [bat]", "recipe: [1]", "recipe: {lr: 0}", "recipe: {learning_rate: 1}",
+    "recipe: {like: as_ran}", "seed: -1", "seed: true", "encoder: 5", "chapters: {umap: 1}",
+    "chapters: {chapter: 1}", "chapters: {cues_off_splits: -1}", "chapters: {few: {patients: 4}}",
+    "chapters: {few: {epochs: 0, patients: 4}}", "methods: bat", "methods: [bats]",
+    "methods: [none]", "source: nowhere", "source: law", "source: [demo]", "teacher: nobody",
+    "teacher_options: 3", "teacher_options: {components: 3}", "teacher_options: {n_components: 0}",
+    "source_options: {folds: 1}", "source_options: {patients: 1.5}", "source_options: {patient: 3}",
+    "source_options: {hidden_cues: 2}", "others: [bat]", "others: [{method: none, share: 0}]",
+    "others: [{method: none, space: elsewhere}]", "others: [{recipe: [k]}]", "ladder: bat",
+    "ladder: [5]", "ladder: [{recipe: {k: 1}}]", "ladder: [{recipe: {learning: 1}}]",
+    "ladder: [{methd: bat}]", "ladder: [{taught_by: me}]", "ladder: [{method: dora}]",
+]  # fmt: skip
+KEYS = re.compile(r"\w+(?=:)")  # the message names one of them
+NAMED = {f"base: smoke\n{line}": f"mine.*({'|'.join(KEYS.findall(line))})" for line in WRONG}
+
+
+@pytest.mark.parametrize(("text", "named"), (NO_PROFILES | NAMED).items())
+def test_a_file_or_value_that_does_not_fit_is_refused_by_name(tmp_path, text, named):
     write(tmp_path, "base: ./mine.yaml", "other.yaml")
     with pytest.raises(PekaError, match=named):
         load_profile(write(tmp_path, text))
@@ -79,36 +94,11 @@ def test_a_file_that_is_no_profile_is_refused(tmp_path, text, named):
 def test_an_unknown_name_is_refused(tmp_path, name):
     write(tmp_path, "base: smoke", "other.yaml")
     with pytest.raises(PekaError, match=name[-5:]):
-        load_profile(name.format(tmp_path=f"../../../../../../../../../..{tmp_path}"))
-
-
-@pytest.mark.parametrize("text", [
-    "recipe: {epochs: '1'}", "recipe: {lr: 0}", "recipe: {targets: attn.qkv}", "recipe: [1]",
-    "seed: -1", "seed: true", "encoder: 5", "title: [a]", "chapters: {umap: 1}", "methods: bat",
-    "methods: [bats]", "methods: [none]", "chapters: {cues_off_splits: -1}",
-    "chapters: {few: {patients: 4}}", "chapters: {few: {epochs: 0, patients: 4}}",
-    "source: nowhere", "source: law", "source: [demo]", "teacher: nobody",
-    "teacher_options: {n_components: 0}", "teacher_options: {scale: -1}",
-    "teacher_options: {components: 3}", "teacher_options: 3", "source_options: {patients: 1.5}",
-    "source_options: {folds: 1}", "source_options: {hidden_cues: 2}",
-    "source_options: {patient: 3}", "base: 3", "ladder: [{recipe: {k: 1}}]", "ladder: [5]",
-    "ladder: bat", "others: [bat]", "others: [{method: none, share: 0}]",
-    "others: [{method: none, space: elsewhere}]", "others: [{recipe: [k]}]",
-    "ladder: [{methd: bat}]", "ladder: [{recipe: {learning: 1}}]", "ladder: [{taught_by: me}]",
-    "ladder: [{method: dora}]",
-])  # fmt: skip
-def test_a_value_that_does_not_fit_is_refused_with_the_profiles_name_and_its_own(tmp_path, text):
-    base = "" if text.startswith("base") else "base: smoke\n"
-    names = {text.split(":")[0], text.split("{")[-1].split(":")[0]}
-    with pytest.raises(PekaError) as error:
-        load_profile(write(tmp_path, base + text))
-    said = str(error.value)
-    assert "mine" in said and any(name in said for name in names), said
+        load_profile(name.format(tmp_path=tmp_path))
 
 
 @pytest.mark.parametrize(
-    "overrides",
-    [{"epoch": 2}, {"lr": "1e-4"}, {"k": 16.0}, {"patients": "4"}, "{'epochs': 2}", [1]],
+    "overrides", [{"epoch": 2}, {"lr": "1e-4"}, {"patients": "4"}, "{'epochs': 2}", [1]]
 )
 def test_a_changed_value_is_checked_as_a_written_one(overrides):
     with pytest.raises(PekaError):
@@ -130,10 +120,3 @@ def test_paths_stay_what_they_are_in_another_working_directory(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path / "profiles")
     assert load_profile(profile.file) == profile
     assert load_profile(changed.file, changed.overrides) == changed
-
-
-def test_a_copy_of_the_file_of_several_cohorts_is_no_profile(tmp_path):
-    copy = tmp_path / "mine.yaml"
-    copy.write_text(bundled()["hest-lung"][0].read_text())
-    with pytest.raises(PekaError, match=r"cohorts.*variants"):
-        load_profile(str(copy))

@@ -3,22 +3,18 @@
 import dataclasses
 import errno
 import json
-import os
-import resource
-import signal
 import subprocess
 import sys
 import time
 
 import pytest
 
-from peka_core.common import device
+from peka_core.common import device, files
 from peka_core.common.errors import PekaError
 from peka_core.recipe import Recipe
 from peka_core.runner.units import Unit, find, make, partial
 
-FIELDS = {"stage": "features", "cohort": "c0ffee", "encoder": "mini@1", "method": "bat"}
-UNIT = Unit(**FIELDS, recipe=Recipe(), split="patients/0")
+UNIT = Unit("features", "c0ffee", "mini@1", "bat", recipe=Recipe(), split="patients/0")
 write_one = lambda folder: (folder / "numbers.txt").write_text("1")
 write_nothing = lambda folder: pytest.fail("the unit was made again without need")
 facts = lambda folder: json.loads((folder / "unit.json").read_text())
@@ -29,27 +25,26 @@ def things(run):
     return sorted(path.name for path in (run / "units").iterdir() if path.name != ".locks")
 
 
-@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Unit)])
-def test_every_field_is_part_of_the_id(field):
-    other = {"recipe": Recipe(epochs=11), "seed": 1}.get(field, "other")
-    assert dataclasses.replace(UNIT, **{field: other}).id != UNIT.id
+def test_every_field_is_part_of_the_id_but_of_rows_not_the_name_of_their_split():
+    for field in (f.name for f in dataclasses.fields(Unit)):
+        other = {"recipe": Recipe(epochs=11), "seed": 1}.get(field, "other")
+        assert dataclasses.replace(UNIT, **{field: other}).id != UNIT.id, field
+    with_rows = dataclasses.replace(UNIT, rows="abc")
+    assert dataclasses.replace(with_rows, split="mine/7").id == with_rows.id
 
 
-def test_rows_decide_and_not_the_name_of_their_split():
-    one, other = (Unit(**FIELDS, split=name, rows="abc") for name in ("patients/0", "mine/7"))
-    assert one.id == other.id != dataclasses.replace(one, rows="def").id
-
-
-def test_a_finished_unit_says_where_it_came_from_and_is_not_made_again(tmp_path):
-    made = make(tmp_path, UNIT, write_one)
+def test_a_finished_unit_says_where_it_came_from_and_is_not_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(device, "best_device", lambda: "cuda")
+    device.device_name.cache_clear()
+    made = make(tmp_path, UNIT, write_one, device="cpu")  # asking for a GPU's name would fail
     assert made == make(tmp_path, dataclasses.replace(UNIT), write_nothing) == find(tmp_path, UNIT)
     found = facts(made)
+    assert found["device"] == device.device_name("cpu") and found["memory_mb"]["process"] > 10
     assert found["unit"] == json.loads(json.dumps(dataclasses.asdict(UNIT)))
-    assert {"seconds", "commit", "python", "packages", "device", "peka_core"} <= set(found)
-    assert found["memory_mb"]["process"] > 10
+    assert {"seconds", "commit", "python", "packages", "peka_core"} <= set(found)
     (made / "numbers.txt").unlink()
     assert make(tmp_path, UNIT, write_nothing) == made
-    again = make(tmp_path, UNIT, write_one, needs="numbers.txt")
+    again = make(tmp_path, UNIT, write_one, needs="numbers.txt", device="cpu")
     assert again.name == f"{made.name}+" and [path.name for path in made.iterdir()] == ["unit.json"]
     assert make(tmp_path, UNIT, write_nothing, needs="numbers.txt") == again
 
@@ -68,83 +63,65 @@ def test_seconds_of_a_unit_inside_another_are_its_own(tmp_path):
     inner = dataclasses.replace(UNIT, seed=2)
     write_inner = lambda folder: time.sleep(0.5)
     outer = make(tmp_path, UNIT, lambda folder: make(tmp_path, inner, write_inner))
-    seconds = [facts(folder)["seconds"] for folder in (outer, find(tmp_path, inner))]
-    assert seconds[0] < 0.4 < seconds[1]
+    assert facts(outer)["seconds"] < 0.4 < facts(find(tmp_path, inner))["seconds"]
 
 
-SLOW_WRITER = """
+WRITER = """
 import sys, time
 from pathlib import Path
 from peka_core.runner.units import Unit, make
 def write(folder):
-    Path(sys.argv[1], "started").touch()
-    time.sleep(float(sys.argv[2]))
-    with open(Path(sys.argv[1], "made"), "a") as log:
-        log.write("x")
     (folder / "numbers.txt").write_text("1")
+    print("made", flush=True)
+    time.sleep(float(sys.argv[2]))
 make(Path(sys.argv[1]), Unit("features", "c0ffee"), write)
 """
 
 
-def writer(run, seconds):
-    """A process that makes one unit, and has started to."""
-    words = [sys.executable, "-c", SLOW_WRITER, str(run), str(seconds)]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
-    deadline = time.time() + 60
-    while not (run / "started").exists():
-        assert time.time() < deadline and process.poll() is None
-        time.sleep(0.02)
-    return process
+def test_two_processes_never_make_the_same_unit_and_a_killed_one_frees_its_lock(tmp_path):
+    def writer(seconds):
+        words = [sys.executable, "-c", WRITER, str(tmp_path), str(seconds)]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True)
 
-
-def test_two_processes_never_make_the_same_unit(tmp_path):
-    first, second = writer(tmp_path, 2.0), writer(tmp_path, 2.0)
-    said = second.communicate(timeout=60)[1]
-    assert first.wait(60) == second.returncode == 0 and said
-    assert (tmp_path / "made").read_text() == "x", "both made it"
-
-
-def test_the_lock_of_a_killed_process_is_free(tmp_path):
-    killed, unit = writer(tmp_path, 60), Unit("features", "c0ffee")
-    os.kill(killed.pid, signal.SIGKILL)
+    killed = writer(60)
+    assert killed.stdout.readline() == "made\n"
+    killed.kill()
     killed.communicate(timeout=20)
-    assert make(tmp_path, unit, write_one).exists() and things(tmp_path) == [unit.name]
+    both = [writer(2), writer(2)]
+    said = [process.communicate(timeout=60) for process in both]
+    assert sorted(out for out, _ in said) == ["", "made\n"] and any(err for _, err in said)
+    assert things(tmp_path) == [Unit("features", "c0ffee").name]
 
 
-def test_a_full_disk_leaves_nothing_half_written(tmp_path):
-    """The process may write no file above 1 MB, so the kernel refuses in the middle of writing."""
-    write = lambda folder: (folder / "numbers.txt").write_bytes(bytes(3_000_000))
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
-    try:
-        with pytest.raises(PekaError, match=UNIT.name):
-            make(tmp_path, UNIT, write)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, ignored)
-    assert things(tmp_path) == [] and make(tmp_path, UNIT, write).exists()
+@pytest.mark.parametrize(
+    ("error", "free", "raised"),
+    [
+        (OSError(errno.EROFS, "read-only"), 9e9, PekaError),
+        (OSError(errno.EACCES, "denied", "/elsewhere/input.h5"), 9e9, PermissionError),
+        (RuntimeError("HDF5: cannot write"), 0, PekaError),
+        (OSError(errno.ENOENT, "missing"), 9e9, FileNotFoundError),
+    ],
+)
+def test_a_failed_unit_leaves_nothing_and_only_errors_of_the_place_are_ours(
+    tmp_path, monkeypatch, error, free, raised
+):
+    monkeypatch.setattr(files, "free_bytes", lambda _: free)
 
+    def write(folder):
+        write_one(folder)
+        raise error
 
-def test_errors_of_the_place_are_ours_and_others_keep_their_own_message(tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError):
-        make(tmp_path, UNIT, lambda folder: (folder / "no" / "such" / "folder").read_text())
+    with pytest.raises(raised) as caught:
+        make(tmp_path, UNIT, write)
+    assert (UNIT.name in str(caught.value)) == (raised is PekaError)
     assert find(tmp_path, UNIT) is None and things(tmp_path) == []
 
-    def refuse(self, *arguments, **options):
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
 
-    monkeypatch.setattr("pathlib.Path.mkdir", refuse)
+def test_a_place_that_takes_no_folder_is_named(tmp_path):
+    (tmp_path / "units").touch()
     with pytest.raises(PekaError, match="units"):
-        make(tmp_path / "other", UNIT, write_one)
-
-
-def test_a_unit_made_on_the_cpu_of_a_machine_with_a_gpu_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(device, "best_device", lambda: "cuda")
-    device.device_name.cache_clear()
-    folder = make(tmp_path, UNIT, write_one, device="cpu")  # asking for a GPU's name would fail
-    assert facts(folder)["device"] == device.device_name("cpu")
-    device.device_name.cache_clear()
+        make(tmp_path, UNIT, write_one)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"unit": 1, "packages": {}}'])
