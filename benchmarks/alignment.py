@@ -32,7 +32,7 @@ from peka_core.common.errors import PekaError
 from peka_core.common.files import write_whole
 from peka_core.encoders import Encoder, load_encoder, precision_on
 from peka_core.models import backbones
-from peka_core.models.encoder_files import rows
+from peka_core.models.encoder_files import manifest_entries
 from peka_core.recipe import Recipe
 from peka_core.runner.cost import Cost
 from peka_core.runner.provenance import provenance
@@ -46,9 +46,9 @@ PEFT = {"peft bone": True, "peft bat": "bat"}
 
 def drawn_encoder(name: str, device: str) -> Encoder:
     """An encoder's network with drawn weights, in its precision."""
-    if name not in rows():
+    if name not in manifest_entries():
         return load_encoder(name, device=device)
-    row = rows()[name]
+    row = manifest_entries()[name]
     model = backbones.build(row, device).requires_grad_(False)
     size, precision = row.transform["crop"], precision_on(device, name, model)
     return Encoder(
@@ -73,7 +73,7 @@ def drawn_student(encoder: Encoder, method: str, recipe: Recipe) -> Student:
 
     student = Student(encoder, "projector_only", D_TEACHER, recipe)
     config = MissConfig(
-        r=recipe.block, target_modules=list(recipe.targets), init_weights=PEFT[method]
+        r=recipe.block, target_modules=list(recipe.layers), init_weights=PEFT[method]
     )
     inject_adapter_in_model(config, student.network)
     return student

@@ -11,7 +11,7 @@ from torch import nn
 
 from . import bone
 from .recipe import Recipe
-from .training.ranks import AdaLoraRanks, FixedRanks
+from .training_parts.ranks import AdaLoraRanks, FixedRanks
 
 ADALORA_START = 1.5  # AdaLoRA starts with this many times the rank that it ends with
 
@@ -20,17 +20,17 @@ def add(network: nn.Module, method: str, recipe: Recipe, seed: int = 0) -> Fixed
     """Put the adapter of `method` into `network`, in place. Only trained weights require gradients.
 
     Args:
-        recipe: targets; block (bone, bat); rank, alpha, adapter_dropout (LoRAs); reallocate.
+        recipe: layers; block (bone, bat); rank, alpha, adapter_dropout (LoRAs); reallocate.
         seed: random seed for LoRA's first factor. The second factor is zero at the start.
 
     Returns:
         The rank schedule: `AdaLoraRanks` for AdaLoRA with `reallocate`, otherwise `FixedRanks`.
 
     Raises:
-        PekaError: a target names no Linear layer, or the block size does not divide a layer.
+        PekaError: no Linear layer has such a name, or the block size does not divide a layer.
     """
     if method in bone.WEIGHT_FUNCTIONS:
-        bone.inject(network, recipe.targets, method, recipe.block)
+        bone.inject(network, recipe.layers, method, recipe.block)
     elif method == "full":
         network.requires_grad_(True)
     if method not in ("lora", "adalora"):
@@ -39,7 +39,7 @@ def add(network: nn.Module, method: str, recipe: Recipe, seed: int = 0) -> Fixed
     from peft import AdaLoraConfig, LoraConfig, inject_adapter_in_model  # takes seconds to import
     from peft.tuners.adalora import AdaLoraModel
 
-    names = bone.linear_targets(network, recipe.targets)
+    names = bone.linear_layers(network, recipe.layers)
     common: dict[str, Any] = {"lora_dropout": recipe.adapter_dropout, "target_modules": names}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

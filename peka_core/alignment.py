@@ -21,11 +21,11 @@ from .common.errors import PekaError
 from .losses import batch_losses
 from .recipe import Recipe
 from .student import Student
-from .training.batches import batches, pieces
-from .training.checkpoint import TrainingState
-from .training.means import epoch_means, results_of_batch
-from .training.memory import advise_batch_size
 from .training_data import TrainingData
+from .training_parts.batches import batches, pieces
+from .training_parts.checkpoint import TrainingState
+from .training_parts.means import epoch_means, results_of_batch
+from .training_parts.memory import advise_batch_size
 
 
 @advise_batch_size
@@ -63,9 +63,11 @@ def align(
         choice: how that epoch was chosen, in words.
 
     Raises:
-        PekaError: the data do not fit the student or the recipe, or a training loss is not finite.
+        PekaError: the data do not fit the student or the recipe, a training loss is not finite, or
+            the checkpoint is of another method or recipe.
             If a GPU has too little memory, the message has a batch size that fits
-            (training/memory.py). A smaller batch would change the result, so the user decides.
+            (training_parts/memory.py). A smaller batch would change the result, so the user
+            decides.
     """
     data.check(student, recipe)
     torch.manual_seed(seed)
@@ -83,7 +85,7 @@ def align(
     steps = recipe.epochs * math.ceil(len(train) / recipe.batch_size)
     student.rank_schedule.start(steps)
 
-    state = TrainingState(student, classifier, optimiser, generator)
+    state = TrainingState(student, classifier, optimiser, generator, recipe)
     if checkpoint is not None and Path(checkpoint).exists():
         state.load(checkpoint)
     name, disable_bar = f"align {student.method}", not progress
@@ -94,8 +96,8 @@ def align(
         # Train on every training spot once.
         started, batch_results = time.perf_counter(), []
         student.train()
-        order = batches(data.tiles, train, recipe.batch_size, recipe.flips, generator, read_ahead)
-        for rows, tiles in order:
+        size, flips = recipe.batch_size, recipe.flips
+        for rows, tiles in batches(data.tiles, train, size, flips, generator, read_ahead):
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(state.step, steps, recipe)
             optimiser.zero_grad(set_to_none=True)
@@ -123,7 +125,7 @@ def align(
         row |= student.rank_schedule.ranks() | {"seconds": time.perf_counter() - started}
         state.history.append(row)
         eligible = recipe.keep == "best" and student.rank_schedule.ranks_are_final(state.step)
-        if eligible and row["validation_total"] < state.lowest:  # NaN is never lower
+        if eligible and row["validation_total"] < state.lowest:  # NaN and infinity never are
             state.keep(epoch, row["validation_total"])
         if checkpoint is not None:
             state.save(checkpoint)

@@ -91,8 +91,8 @@ class BlockLinear(nn.Module):
         return f"{self.method}, blocks={tuple(self.blocks.shape)}"
 
 
-def inject(model: nn.Module, targets: tuple[str, ...], method: str, block: int) -> list[str]:
-    """Replace the Linear layers whose names end in one of `targets` by `BlockLinear`, in place.
+def inject(model: nn.Module, layers: tuple[str, ...], method: str, block: int) -> list[str]:
+    """Replace the Linear layers whose names end in one of `layers` by `BlockLinear`, in place.
 
     Returns:
         The full names of the replaced layers.
@@ -103,40 +103,40 @@ def inject(model: nn.Module, targets: tuple[str, ...], method: str, block: int) 
     """
     if any(isinstance(module, BlockLinear) for module in model.modules()):
         raise PekaError("this model already has a block adapter; load the encoder again")
-    names = linear_targets(model, targets)
-    layers: dict[str, Any] = {name: model.get_submodule(name) for name in names}
-    for name, base in layers.items():
+    names = linear_layers(model, layers)
+    found: dict[str, Any] = {name: model.get_submodule(name) for name in names}
+    for name, base in found.items():
         if base.in_features % block or base.out_features % block:
             raise PekaError(
                 f"{name}: block size {block} does not divide {base.in_features} -> "
                 f"{base.out_features} (in-features -> out-features): change the block "
-                "(-p block=... --run NAME) or the targets"
+                "(-p block=... --run NAME) or the layers"
             )
-    for name, base in layers.items():
+    for name, base in found.items():
         model.set_submodule(name, BlockLinear(base, block, method))
     return names
 
 
-def linear_targets(model: nn.Module, targets: tuple[str, ...]) -> list[str]:
-    """Full names of the Linear layers whose names end in one of `targets`.
+def linear_layers(model: nn.Module, layers: tuple[str, ...]) -> list[str]:
+    """Full names of the Linear layers whose names end in one of `layers`.
 
     Whole parts between dots must match: `qkv` finds `blocks.0.attn.qkv`, but not `my_qkv`. Layers
     of other types, such as convolutions, are left out.
 
     Raises:
-        PekaError: no Linear layer has a name that ends in one of the targets.
+        PekaError: no Linear layer has a name that ends in one of the layers' ends.
     """
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    ends_in = lambda name, target: f".{name}".endswith(f".{target}")  # a dot begins a whole part
-    for target in targets:
-        if not any(ends_in(name, target) for name in linears):
+    ends_in = lambda name, end: f".{name}".endswith(f".{end}")  # a dot begins a whole part
+    for end in layers:
+        if not any(ends_in(name, end) for name in linears):
             # A number between dots becomes *, so that equal layers of all depths are listed once.
             known = sorted({re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in linears})
             raise PekaError(
-                f"target {target!r} names no Linear layer of this model. It has: "
+                f"no Linear layer of this model has a name that ends in {end!r}. It has: "
                 f"{', '.join(known) or 'none'}. The method projector_only needs none."
             )
-    return [name for name in linears if any(ends_in(name, target) for target in targets)]
+    return [name for name in linears if any(ends_in(name, end) for end in layers)]
 
 
 @torch.no_grad()

@@ -47,7 +47,7 @@ class Split:
     def scheme(self) -> str:
         return self.name.split("/")[0]
 
-    def mixes(self, sections: np.ndarray) -> bool:
+    def shares_sections(self, sections: np.ndarray) -> bool:
         """True if a section (n,) has spots in training and in test, or if there is no test set."""
         return not self.test.any() or bool(set(sections[self.train]) & set(sections[self.test]))
 

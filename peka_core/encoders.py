@@ -21,10 +21,10 @@ from torchvision.transforms import v2
 
 from .common.device import check_device, has_bfloat16
 from .common.errors import PekaError
-from .models import backbones, own_file
-from .models.encoder_files import BUNDLED, MINI_WEIGHTS, Row, find_weights, rows, weights_digest
+from .models import backbones, encoder_files, own_file
+from .models.encoder_files import BUNDLED, ManifestEntry, manifest_entries, weights_digest
 from .models.weight_files import state_digest
-from .training.batches import in_batches, pieces
+from .training_parts.batches import in_batches, pieces
 
 Preprocess = Callable[[np.ndarray], Tensor | np.ndarray]
 
@@ -152,8 +152,10 @@ def load_encoder(
         return _own(name, device)
     if name in BUNDLED:
         encoder = _bundled(name, seed, weights)
+    elif name in manifest_entries():
+        encoder = _from_manifest(manifest_entries()[name], weights)
     else:
-        encoder = _from_row(rows()[name], weights) if name in rows() else _from_timm(name, weights)
+        encoder = _from_timm(name, weights)
     _freeze(encoder, device)
     encoder.precision = precision_on(device, name, encoder.model)
     return encoder
@@ -171,21 +173,23 @@ def _bundled(name: str, seed: int, weights: str | Path | None) -> Encoder:
 
     model, revision = build_mini(seed), "" if name == "mini" else f"seed {seed}"
     if name == "mini":
-        backbones.load_weights(model, weights or MINI_WEIGHTS, name)
+        backbones.load_weights(model, weights or encoder_files.MINI_WEIGHTS, name)
     digest = weights_digest(name, weights, seed)
     settings = (MINI_MEAN, MINI_STD, model.num_features)
     return Encoder(name, model, *settings, revision=revision, digest=digest)
 
 
-def _from_row(row: Row, weights: str | Path | None) -> Encoder:
+def _from_manifest(entry: ManifestEntry, weights: str | Path | None) -> Encoder:
     """An entry of the manifest, with the user's weights or those of mirror, cache or hub."""
-    path, revision, digest = find_weights(row) if weights is None else (Path(weights), "", "")
-    model, settings = backbones.build(row), row.transform
-    backbones.load_weights(model, path, row.name, row.layout)
+    path, revision, digest = (
+        encoder_files.find_weights(entry) if weights is None else (Path(weights), "", "")
+    )
+    model, settings = backbones.build(entry), entry.transform
+    backbones.load_weights(model, path, entry.name, entry.layout)
     return Encoder(
-        row.name, model, tuple(settings["mean"]), tuple(settings["std"]), row.dim,
+        entry.name, model, tuple(settings["mean"]), tuple(settings["std"]), entry.dim,
         settings["crop"], settings["resize"], settings["interpolation"] or "bilinear",
-        pool=row.pooling, revision=revision, digest=digest or weights_digest(row.name, path),
+        pool=entry.pooling, revision=revision, digest=digest or weights_digest(entry.name, path),
     )  # fmt: skip
 
 
@@ -235,8 +239,9 @@ def _own(given, device: str) -> Encoder:
         raise PekaError(f"{name or 'load_encoder'}: expected {expected}, found {built!r:.80}")
     _freeze(encoder, device)
     own_file.try_on_two_tiles(encoder, name or encoder.name)
-    encoder.digest = encoder.digest or state_digest(encoder.model)
+    if name or not encoder.digest:
+        encoder.digest = state_digest(encoder.model)
     if name:  # an edit of the file is another encoder
-        digest = hashlib.sha256(f"{state_digest(encoder.model)} {code}".encode()).hexdigest()
-        encoder.name, encoder.digest = own_file.short(name), digest
+        encoder.name = own_file.short(name)
+        encoder.digest = hashlib.sha256(f"{encoder.digest} {code}".encode()).hexdigest()
     return encoder

@@ -67,12 +67,12 @@ def fit_head(
     x, y = np.asarray(x_train), np.asarray(y_train, np.float64)
     (n, d), intercept = x.shape, y.mean(0)
     mean, scale = _mean_and_scale(x, standardise)
-    if n > d:  # the (d, d) covariance is smaller than the (n, n) Gram matrix
-        covariance, products = np.zeros((d, d)), np.zeros((d, y.shape[1]))
+    if n > d:  # the (d, d) scatter matrix is smaller than the (n, n) Gram matrix
+        scatter, products = np.zeros((d, d)), np.zeros((d, y.shape[1]))
         for start, z in zip(range(0, n, BLOCK), _blocks(x, mean, scale), strict=True):
-            covariance += z.T @ z  # (d, n)(n, d) = (d, d)
+            scatter += z.T @ z  # (d, n)(n, d) = (d, d)
             products += z.T @ (y[start : start + BLOCK] - intercept)  # (d, n)(n, g) = (d, g)
-        squared, components = _leading(covariance, min(n_components, d), n)
+        squared, components = _leading(scatter, min(n_components, d), n)
     else:
         z = np.concatenate(list(_blocks(x, mean, scale)))
         squared, vectors = _leading(z @ z.T, min(n_components, n), d)

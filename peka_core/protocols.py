@@ -19,6 +19,13 @@ from .recipe import mixes_patients
 HELD_OUT = {"patients": "group", "sections": "sample"}
 
 
+CHOICES = {  # the words that a field of `Protocol` may be
+    "splits_from": ("shuffle", "cohort"),
+    "pooling": ("pooled", "section"),
+    "zeros": ("keep", "drop"),
+}
+
+
 class Scope(StrEnum):
     """Which spots the student behind a score was trained on."""
 
@@ -32,7 +39,8 @@ class Scope(StrEnum):
 class Protocol:
     """One way to score features.
 
-    Change one choice with `dataclasses.replace`, and give the result a name of its own.
+    Change one choice with `dataclasses.replace`, and give the result a name of its own. PekaError
+    if one of the words is unknown (`CHOICES`).
 
     Attributes:
         splits_from: `shuffle` for shuffled folds over all spots, `cohort` for the cohort's splits.
@@ -46,7 +54,7 @@ class Protocol:
             empty tuple stands for HEST-Benchmark's rule, 100 / (components x genes).
         pooling: `pooled` for PCC over all test spots of a fold; `section` for PCC in each section,
             averaged over the sections of a patient, then over patients.
-        merge_duplicates: whether copies of a section are left out of training and test.
+        drop_copies: whether copies of a section are left out of training and test.
         scope: the spots that the student is trained on, unless a caller asks for others.
         zeros: `drop` if a gene is fitted and scored only on spots with a non-zero count of it.
         target: what is predicted, a key of `tasks.TARGET_TRANSFORMS`.
@@ -63,7 +71,7 @@ class Protocol:
     genes_from: str | tuple[str, ...]
     alphas: tuple[float, ...]
     pooling: str
-    merge_duplicates: bool
+    drop_copies: bool
     scope: Scope
     zeros: str = "keep"
     target: str = "ln_cp10k"
@@ -75,6 +83,14 @@ class Protocol:
     seed: int = 2025
     min_spots: int = 322
 
+    def __post_init__(self) -> None:
+        for field, words in CHOICES.items():
+            if getattr(self, field) not in words:
+                raise PekaError(
+                    f"protocol {self.name}: {field} is {getattr(self, field)!r}; "
+                    f"expected {' or '.join(words)}"
+                )
+
     def splits(self, cohort: Cohort) -> list[Split]:
         """Training and test spots of a cohort, without copies if duplicates are merged.
 
@@ -83,7 +99,7 @@ class Protocol:
                 patient (or section, if it holds out sections) on both sides.
         """
         is_used = np.ones(len(cohort.obs), bool)
-        if self.merge_duplicates:
+        if self.drop_copies:
             samples = cohort.obs.drop_duplicates("sample").set_index("sample")
             copies = originals(samples["duplicate_of"])  # sample id -> the section that it copies
             is_used = ~cohort.obs["sample"].isin(copies).to_numpy()
@@ -118,24 +134,24 @@ PROTOCOLS = {
     for protocol in (
         # The paper as written (Methods). KFold's seed and the scaler are from the authors' code.
         Protocol(
-            "peka_paper", "shuffle", "all", alphas=(1.0,), pooling="pooled", merge_duplicates=False,
+            "peka_paper", "shuffle", "all", alphas=(1.0,), pooling="pooled", drop_copies=False,
             scope=Scope.ALL,
         ),
         # The authors' code (RunningStone/PEKA bf9c6f5), with rules that their text does not give.
         Protocol(
             "peka_official", "shuffle", "authors", alphas=(1.0,), pooling="pooled",
-            merge_duplicates=False, scope=Scope.ALL, zeros="drop", target="log2_cp10k",
+            drop_copies=False, scope=Scope.ALL, zeros="drop", target="log2_cp10k",
             standardise=False, gene_folds=True, inner_holdout=True, min_spots=322,
         ),
         # HEST-Benchmark (mahmoodlab/HEST afd42c3), on its own splits and genes.
         Protocol(
-            "hest_bench", "cohort", "file", alphas=(), pooling="pooled", merge_duplicates=False,
+            "hest_bench", "cohort", "file", alphas=(), pooling="pooled", drop_copies=False,
             scope=Scope.GIVEN, target="ln_counts",
         ),
         # Ours: the score that a new patient's slide would get.
         Protocol(
             "strict", "cohort", "train", alphas=tuple(np.logspace(-1, 5, 13)), pooling="section",
-            merge_duplicates=True, scope=Scope.NESTED,
+            drop_copies=True, scope=Scope.NESTED,
         ),
     )
 }  # fmt: skip
@@ -165,7 +181,7 @@ def split_named(cohort: Cohort, name: str) -> Split:
     )
 
 
-def aligned_on(
+def splits_to_align(
     cohort: Cohort, protocol: Protocol, splits: list[Split], scope: Scope
 ) -> list[Split]:
     """For each scored split, the split whose training spots the student is trained on.

@@ -37,7 +37,7 @@ class Recipe:
         classifier_epochs: 0 trains in a single phase. Otherwise a first phase trains a classifier
             of pseudo-labels for this many epochs (classifier.py).
         block: side b of an adapter block.
-        targets: ends of the names of the Linear layers that get an adapter.
+        layers: ends of the names of the Linear layers that get an adapter.
         rank, alpha: of LoRA and AdaLoRA, whose change is scaled by alpha / rank. Rank 9 has as many
             trainable values on `mini` as block 16.
         reallocate: AdaLoRA moves ranks between layers; otherwise each layer keeps its rank.
@@ -65,7 +65,7 @@ class Recipe:
     k: int = 16
     classifier_epochs: int = 0
     block: int = 16
-    targets: tuple[str, ...] = ("attn.qkv",)
+    layers: tuple[str, ...] = ("attn.qkv",)
     rank: int = 9
     alpha: float = 9.0
     reallocate: bool = True
@@ -120,7 +120,7 @@ RANGES = {  # what the other fields may be: in words, and as a test
     **dict.fromkeys(("lr", "tau", "alpha"), ABOVE_0),
     **dict.fromkeys(("adapter_dropout", "dropout", "validation_share"), BELOW_1),
     "k": FROM_2,
-    "targets": ("one or more", lambda v: len(v) > 0),
+    "layers": ("one or more", lambda v: len(v) > 0),
 }
 
 RECIPES = {

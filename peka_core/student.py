@@ -18,11 +18,11 @@ from . import adapters
 from .common.errors import PekaError
 from .encoders import Encoder
 from .recipe import METHODS, Recipe
-from .training import saved_student
-from .training.batches import in_batches
+from .training_parts import saved_student
+from .training_parts.batches import in_batches
 
 # `transform` divides pixels by 255 and by std, so this std keeps them at 0 to 255
-RAW = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3, "preprocess": None}
+RAW_PIXELS = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3, "preprocess": None}
 
 
 class Student(nn.Module):
@@ -41,8 +41,8 @@ class Student(nn.Module):
         seed: random seed for the projector's weights and LoRA's first factor.
 
     Raises:
-        PekaError: unknown method, targets that name no Linear layer, or a block size that does not
-            divide the features of such a layer.
+        PekaError: unknown method, layers that the encoder does not have, or a block size that does
+            not divide the features of such a layer.
     """
 
     projector: nn.Sequential | None
@@ -62,7 +62,7 @@ class Student(nn.Module):
         self.method, self.d_teacher, self.recipe = method, d_teacher, recipe
         copied = copy.deepcopy if method == "full" else _copy_sharing_tensors
         self.network = copied(encoder.model)
-        raw: Any = RAW if recipe.pixels == "raw" else {}
+        raw: Any = RAW_PIXELS if recipe.pixels == "raw" else {}
         self.encoder = dataclasses.replace(encoder, model=self.network, **raw)
         self.rank_schedule = adapters.add(self.network, method, recipe, seed)
         self.projector = None

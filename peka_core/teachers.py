@@ -106,7 +106,7 @@ class PcaTeacher(Teacher):
 
 
 @dataclass(frozen=True)
-class Embedded:
+class PrecomputedTeacher:
     """A teacher that needs no fit, with embeddings (n, d_t) that were computed earlier."""
 
     teacher: Teacher
@@ -143,7 +143,7 @@ def load_teacher(name: str, **options) -> Teacher:
         raise PekaError(f"teacher {name!r}: {error}") from error
 
 
-def fit_pseudo_labels(x_teacher: np.ndarray, k: int, seed: int = 0) -> KMeans:
+def fit_kmeans(x_teacher: np.ndarray, k: int, seed: int = 0) -> KMeans:
     """k-means in teacher space, fitted on training spots (n, d_t); at most n clusters.
 
     The paper writes l = KNN(X_seq) and calls it clustering (Eq. 6); the authors' code runs k-means.
@@ -170,7 +170,7 @@ def fit_leiden(x_teacher: np.ndarray, k: int, seed: int = 0) -> KNeighborsClassi
 def embed_spots(
     adata: anndata.AnnData,
     train_mask: np.ndarray,
-    teacher: Teacher | Embedded,
+    teacher: Teacher | PrecomputedTeacher,
     k: int = 16,
     seed: int = 0,
     labels: str = "kmeans",
@@ -204,7 +204,7 @@ def embed_spots(
     fitted = x_teacher[train & usable]
     if not len(fitted):
         raise PekaError(f"teacher {teacher.name!r} cannot use any training spot; see their counts")
-    make = fit_leiden if labels == "leiden" else fit_pseudo_labels
+    make = fit_leiden if labels == "leiden" else fit_kmeans
     clusters = make(fitted, k, seed)
     pseudo_label = np.full(adata.n_obs, -1, np.int64)
     pseudo_label[usable] = clusters.predict(x_teacher[usable])

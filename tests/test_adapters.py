@@ -19,7 +19,7 @@ RECIPE = replace(SHORT, targets=("attn.qkv", "mlp.fc1", "mlp.fc2"), rank=4, alph
 def test_lora_equals_its_formula():
     network, x = nn.ModuleDict({"fc": nn.Linear(12, 8)}), torch.randn(5, 12)
     weight, bias = (p.detach().clone() for p in network["fc"].parameters())
-    adapters.add(network, "lora", Recipe(targets=("fc",), rank=2, alpha=6))
+    adapters.add(network, "lora", Recipe(layers=("fc",), rank=2, alpha=6))
     a, b = (p for p in network.parameters() if p.requires_grad)
     b.data = torch.randn(b.shape)
     expected = x @ (weight + 6 / 2 * b @ a).T + bias

@@ -15,8 +15,8 @@ from peka_core.common.errors import PekaError
 from peka_core.quality import alignment_quality
 from peka_core.recipe import Recipe
 from peka_core.student import Student, embed_tiles
-from peka_core.training.batches import batches
 from peka_core.training_data import TrainingData
+from peka_core.training_parts.batches import batches
 
 N = 40
 SMALL = {"epochs": 3, "lr": 3e-3, "batch_size": 8, "warmup": 2, "k": 3, "block": 8, "hidden": 24}

@@ -130,7 +130,7 @@ def test_mini_is_frozen_and_random_is_its_network_drawn_from_the_seed():
     state, mini = torch.random.get_rng_state(), load_encoder("mini", device="cpu")
     first, again, other = (load_encoder("random", device="cpu", seed=seed) for seed in (0, 0, 1))
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert (mini.dim, mini.digest) == (128, sha256(encoders.MINI_WEIGHTS))
+    assert (mini.dim, mini.digest) == (128, sha256(encoders.encoder_files.MINI_WEIGHTS))
     assert not any(p.requires_grad for p in mini.model.parameters()) and not mini.model.training
     assert mini.digest != first.digest == again.digest != other.digest
     shapes = [{k: v.shape for k, v in e.model.state_dict().items()} for e in (mini, first)]

@@ -38,7 +38,7 @@ def test_recipes_that_differ_in_form_alone_have_one_name_and_one_unit():
     for name, recipe in RECIPES.items():
         assert name_of_recipe(replace(recipe, batch_size=7)) == name
         assert name_of_recipe(replace(recipe, tau=7.0)) == ""
-    recipes = [Recipe(tau=2, targets=["fc"]), Recipe(tau=2.0, targets=("fc",))]
+    recipes = [Recipe(tau=2, layers=["fc"]), Recipe(tau=2.0, layers=("fc",))]
     whole, real = (Unit("alignment", "c0ffee", recipe=recipe) for recipe in recipes)
     assert whole.recipe == real.recipe and whole.id == real.id and type(whole.recipe.tau) is float
 

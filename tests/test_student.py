@@ -13,10 +13,10 @@ from peka_core import adapters
 from peka_core.common.errors import PekaError
 from peka_core.recipe import METHODS, RECIPES, Recipe
 from peka_core.student import Student, embed_tiles
-from peka_core.training.saved_student import count_parameters
+from peka_core.training_parts.saved_student import count_parameters
 
-TARGETS = ("attn.qkv", "proj", "mlp.fc1")  # `proj` is also the name of a convolution
-RECIPE = Recipe(block=8, rank=4, alpha=4, hidden=24, targets=TARGETS)
+LAYERS = ("attn.qkv", "proj", "mlp.fc1")  # `proj` is also the name of a convolution
+RECIPE = Recipe(block=8, rank=4, alpha=4, hidden=24, layers=LAYERS)
 CARD = {"encoder": "tiny", "digest": "abc", "revision": "r1", "split": "patients/0", "block": 8}
 TRAINED = {"none": set(), "projector_only": {"projector"}}  # of the others: network and projector
 WORDS = {"bone": ".blocks", "bat": ".blocks", "lora": "lora_", "adalora": "lora_"}
@@ -155,7 +155,7 @@ def test_folders_of_other_encoders_and_mixed_ones_are_refused(tmp_path):
 def test_parameter_counts_follow_their_formulas():
     encoder = tiny_encoder(64)
     named = encoder.model.named_modules()
-    layers = [m for n, m in named if isinstance(m, nn.Linear) and n.endswith(TARGETS)]
+    layers = [m for n, m in named if isinstance(m, nn.Linear) and n.endswith(LAYERS)]
     outs = sum(m.out_features for m in layers)
     ends = outs + sum(m.in_features for m in layers)
     frozen = sum(p.numel() for p in encoder.model.parameters())

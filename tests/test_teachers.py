@@ -7,7 +7,7 @@ import pytest
 from scipy import sparse
 
 from peka_core.common.errors import PekaError
-from peka_core.teachers import Embedded, embed_spots, fit_pseudo_labels, load_teacher
+from peka_core.teachers import PrecomputedTeacher, embed_spots, fit_kmeans, load_teacher
 
 N = 60
 
@@ -46,7 +46,7 @@ def test_training_spots_alone_decide_and_every_spot_gets_the_label_of_its_neares
     teachers = [load_teacher("pca", n_components=4) for _ in range(2)]
     made, moved = (embed_spots(a, train, t, k=5, seed=2) for a, t in zip((adata, other), teachers))
     x_teacher, labels = made.obsm["X_teacher"], made.obs["pseudo_label"].to_numpy()
-    centres = fit_pseudo_labels(x_teacher[train], 5, seed=2).cluster_centers_
+    centres = fit_kmeans(x_teacher[train], 5, seed=2).cluster_centers_
     distance = ((x_teacher[:, None] - centres) ** 2).sum(-1)  # (n, k)
     assert np.array_equal(labels, distance.argmin(1)) and set(labels[train]) == set(range(5))
     assert made.obs_names.equals(adata.obs_names)
@@ -76,7 +76,7 @@ def test_misuse_is_refused_with_its_name():
     with pytest.raises(PekaError, match="25 genes"):
         teacher.fit(adata).embed(adata[:, ::-1])
     with pytest.raises(PekaError, match="x_teacher"):
-        embed_spots(adata, np.ones(N, bool), Embedded(teacher, np.zeros((59, 3))))
+        embed_spots(adata, np.ones(N, bool), PrecomputedTeacher(teacher, np.zeros((59, 3))))
     for mask in (np.zeros(N, bool), np.ones(59, bool), np.ones(N)):
         with pytest.raises(PekaError, match="train_mask"):
             embed_spots(adata, mask, teacher)

@@ -284,12 +284,12 @@ def _report(folder: Path, seconds: float) -> None:
 
 def _list(arguments: argparse.Namespace) -> None:
     """Print every name that a profile can use."""
-    from ..models.encoder_files import rows
+    from ..models.encoder_files import manifest_entries
     from ..teachers import TEACHERS
 
     from_files = {
         name: f"{row.title}; {row.terms}; {row.marks}; real weights not run here"
-        for name, row in rows().items()
+        for name, row in manifest_entries().items()
     }
     for title, named in (
         ("profiles", profile_titles()),
@@ -302,7 +302,7 @@ def _list(arguments: argparse.Namespace) -> None:
 
 def _fetch(arguments: argparse.Namespace) -> None:
     """Download and verify slides, encoders and teacher of a profile; --dry-run only shows them."""
-    from ..models.encoder_files import find_weights, location, rows
+    from ..models.encoder_files import find_weights, location, manifest_entries
 
     profile, dry_run = load_profile(arguments.profile), arguments.dry_run
     _fetch_teacher(profile, dry_run)
@@ -316,7 +316,7 @@ def _fetch(arguments: argparse.Namespace) -> None:
         where = location(row)[1] if dry_run else find_weights(row)[0]
         print(f"encoder {row.name}: {where}", flush=True)
 
-    known = [rows()[name] for name in profile.encoders if name in rows()]
+    known = [manifest_entries()[name] for name in profile.encoders if name in manifest_entries()]
     _raise_all([lambda row=row: show(row) for row in known])
 
 

@@ -18,7 +18,14 @@ from ..common.device import best_device, device_name
 from ..common.errors import PekaError
 from ..common.files import TEMPORARY, free_bytes
 from ..models import own_file
-from ..models.encoder_files import BUNDLED, can_download, check_names, location, needs_token, rows
+from ..models.encoder_files import (
+    BUNDLED,
+    can_download,
+    check_names,
+    location,
+    manifest_entries,
+    needs_token,
+)
 from ..runner.profile import Profile, load_profile
 
 PYTHONS = ((3, 11), (3, 13))
@@ -124,13 +131,13 @@ def _mirror() -> Line:
 
 def _encoder(name: str) -> Line:
     """Whether the weights of an encoder are here or can be downloaded, and under which terms."""
-    if name not in rows():
+    if name not in manifest_entries():
         place = "in the package" if name in BUNDLED else "from timm, on first use"
         if own_file.is_own(name):
             check_names([name], {})
             place = "your own file"
         return "ok", "encoder", f"{name}, {place}"
-    row = rows()[name]
+    row = manifest_entries()[name]
     (here, where), can_come = location(row), can_download(row)
     token = " (and it is not set)" if needs_token(row) else ""
     state = "ok" if here else "note" if can_come else "problem"

@@ -12,7 +12,7 @@ from ..downloads.manifest import source_files
 from ..drawn.worlds import OWN
 from ..encoders import Encoder, load_encoder
 from ..models import backbones, own_file
-from ..models.encoder_files import BUNDLED, location, rows
+from ..models.encoder_files import BUNDLED, location, manifest_entries
 from ..recipe import mixes_patients
 from ..runner.profile import Profile
 from ..runner.rungs import as_rung
@@ -167,12 +167,12 @@ def meta_encoder(name: str) -> Encoder:
     if own_file.is_own(name):  # only its own code knows its network
         own = load_encoder(name, device="cpu")
         return replace(own, model=own.model.to("meta"), device="meta")
-    if name not in rows():
+    if name not in manifest_entries():
         raise PekaError(
             f"no plan for encoder {name!r}: data_manifest.yaml does not list it; "
-            f"there are {', '.join(rows())}"
+            f"there are {', '.join(manifest_entries())}"
         )
-    row = rows()[name]
+    row = manifest_entries()[name]
     with torch.device("meta"):  # no random weights are drawn: one second, not thirty
         model = backbones.build(row)
     model = model.requires_grad_(False).to("meta")
@@ -230,8 +230,8 @@ def needs(profile: Profile, weights: dict[str, str] | None = None) -> Needs:
 
 def _downloads(profile: Profile, spots: int, networks: dict, weights: dict[str, str]) -> int:
     """Bytes to download if no slide and no teacher is here yet."""
-    wanted = [name for name in networks if name in rows() and name not in weights]
-    total = sum(networks[name] for name in wanted if not location(rows()[name])[0])
+    wanted = [name for name in networks if name in manifest_entries() and name not in weights]
+    total = sum(networks[name] for name in wanted if not location(manifest_entries()[name])[0])
     if profile.source == "hest":
         total += spots * (TILE_BYTES + COUNT_BYTES)
     if profile.source == "her2st":

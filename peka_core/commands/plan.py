@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from ..common.errors import PekaError
 from ..encoders import Encoder, embeds_in_bfloat16
 from ..models import own_file
-from ..models.encoder_files import check_names, location, rows
+from ..models.encoder_files import check_names, location, manifest_entries
 from ..recipe import METHODS, Recipe
 from ..runner.profile import Profile
 from ..student import Student
@@ -239,8 +239,8 @@ def _gates(profile: Profile, encoders: dict[str, Encoder], weights: dict[str, st
         where = "your own file" if own_file.is_own(name) else "in the package"
         if name in weights:
             where = f"the file that is given ({weights[name]})"
-        elif name in rows():
-            gb, row = bytes_of(encoder) / 1e9, rows()[name]
+        elif name in manifest_entries():
+            gb, row = bytes_of(encoder) / 1e9, manifest_entries()[name]
             where = f"{row.terms}; about {gb:.2f} GB, {location(row)[1]}"
         lines.append(f"{name}: {where}")
     if size := teacher_bytes(profile):

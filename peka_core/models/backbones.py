@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..common.errors import PekaError
 from ..downloads.network import check_network, without_secrets
-from .encoder_files import Row, rows
+from .encoder_files import ManifestEntry, manifest_entries
 from .weight_files import given_weights, load_safely
 
 State = dict[str, Tensor]
@@ -66,15 +66,15 @@ LAYERS = {
 }
 
 
-def build(row: Row, device: str = "meta") -> nn.Module:
-    """The network of a row without a classifier, in evaluation mode and without its weights.
+def build(entry: ManifestEntry, device: str = "meta") -> nn.Module:
+    """The network of an entry without a classifier, in evaluation mode and without its weights.
 
     Args:
         device: `meta` takes neither memory nor time, and `put_weights` fills it.
     """
     arguments: dict[str, Any] = {
         name: LAYERS.get(value, value) if isinstance(value, str) else value
-        for name, value in row.network.items()
+        for name, value in entry.network.items()
     }
     with torch.device(device):
         model = timm.create_model(
@@ -83,7 +83,7 @@ def build(row: Row, device: str = "meta") -> nn.Module:
     if device == "meta" and model.state_dict().keys() < {
         name for name, _ in [*model.named_parameters(), *model.named_buffers()]
     }:
-        return build(row, "cpu")  # Swin computes tables that no file holds
+        return build(entry, "cpu")  # Swin computes tables that no file holds
     return model.eval()
 
 
@@ -98,7 +98,7 @@ def build_timm(name: str, pretrained: bool) -> nn.Module:
     except Exception as error:  # timm and the hub raise many kinds: name, network, access, weights
         if pretrained:
             check_network(hub=True)
-        known = ", ".join(rows())
+        known = ", ".join(manifest_entries())
         raise PekaError(
             f"timm could not make encoder {name!r} ({without_secrets(error)}). Encoders: mini, "
             f"random, {known}, the names of timm.list_models(pretrained=True), FILE.py:FUNCTION. "

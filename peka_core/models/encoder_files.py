@@ -1,6 +1,6 @@
-"""Rows of encoders in data_manifest.yaml, and the file of weights that belongs to each row.
+"""Entries of encoders in data_manifest.yaml, and the file of weights that belongs to each entry.
 
-A file lies at `encoders/<row>/<file>` in the mirror or in the cache (`downloads.fetch`).
+A file lies at `encoders/<entry>/<file>` in the mirror or in the cache (`downloads.fetch`).
 """
 
 import functools
@@ -24,7 +24,7 @@ MINI_NETWORK = "mini-1"  # the architecture of `mini` and `random`
 
 
 @dataclass(frozen=True)
-class Row:
+class ManifestEntry:
     """One encoder of the manifest. The manifest's head explains each entry."""
 
     name: str
@@ -56,7 +56,7 @@ class Row:
 
     @property
     def marks(self) -> str:
-        """How far the row can be trusted, for lists."""
+        """How far the entry can be trusted, for lists."""
         marks = ["pinned" if self.pinned else "unpinned"]
         marks += ["tested with drawn weights" if self.tested else "untested"]
         if self.disagree:
@@ -65,7 +65,7 @@ class Row:
 
     @property
     def downloads(self) -> list[Download]:
-        """The row's file under each of its possible names."""
+        """The entry's file under each of its possible names."""
         if self.gated:
             way = f"accept the terms on {self.page} and set HF_TOKEN to a token of that account, "
             way += f"or use {self.instead}, which needs no token"
@@ -86,46 +86,49 @@ class Row:
 
 
 @functools.cache
-def rows() -> dict[str, Row]:
+def manifest_entries() -> dict[str, ManifestEntry]:
     """All rows of the manifest by name, in its order.
 
     Raises:
         PekaError: there is no manifest.
     """
-    return {name: Row(name=name, **facts) for name, facts in load_manifest()["encoders"].items()}
+    return {
+        name: ManifestEntry(name=name, **facts)
+        for name, facts in load_manifest()["encoders"].items()
+    }
 
 
-def known_digest(row: Row) -> str:
-    """sha256 that the row's file must have; empty where neither manifest nor record has one."""
-    return row.sha256 or Record().expected(fetch.choose(row.downloads)).get("sha256", "")
+def known_digest(entry: ManifestEntry) -> str:
+    """sha256 that the entry's file must have; empty where neither manifest nor record has one."""
+    return entry.sha256 or Record().expected(fetch.choose(entry.downloads)).get("sha256", "")
 
 
-def location(row: Row) -> tuple[bool, str]:
-    """Whether the row's file is on this machine, and where it is or comes from.
+def location(entry: ManifestEntry) -> tuple[bool, str]:
+    """Whether the entry's file is on this machine, and where it is or comes from.
 
     Nothing is read or downloaded.
     """
-    file, folder = fetch.choose(row.downloads), "mirror" if mirror() else "cache"
+    file, folder = fetch.choose(entry.downloads), "mirror" if mirror() else "cache"
     if file.is_here:
         return True, f"in the {folder} ({file.place})"
     if mirror():
         return False, f"not in the mirror ({file.place})"
-    by_hand = f"to be fetched by hand from {row.page}"
-    return False, f"to be downloaded from {row.hub_id or row.url}" if file.address else by_hand
+    by_hand = f"to be fetched by hand from {entry.page}"
+    return False, f"to be downloaded from {entry.hub_id or entry.url}" if file.address else by_hand
 
 
-def can_download(row: Row) -> bool:
-    """Whether a download of the row's file may be tried."""
-    return bool(row.hub_id or row.url) and not mirror() and not needs_token(row)
+def can_download(entry: ManifestEntry) -> bool:
+    """Whether a download of the entry's file may be tried."""
+    return bool(entry.hub_id or entry.url) and not mirror() and not needs_token(entry)
 
 
-def needs_token(row: Row) -> bool:
-    """Whether the row is gated and no token is set."""
-    return row.gated and not has_token()
+def needs_token(entry: ManifestEntry) -> bool:
+    """Whether the entry is gated and no token is set."""
+    return entry.gated and not has_token()
 
 
-def find_weights(row: Row) -> tuple[Path, str, str]:
-    """The row's file on this machine, verified; downloaded first where it is not here.
+def find_weights(entry: ManifestEntry) -> tuple[Path, str, str]:
+    """The entry's file on this machine, verified; downloaded first where it is not here.
 
     Returns:
         path, revision (empty where it is unknown) and sha256.
@@ -133,10 +136,10 @@ def find_weights(row: Row) -> tuple[Path, str, str]:
     Raises:
         PekaError: the file cannot be had, or it has another digest.
     """
-    file = fetch.choose(row.downloads, ask_hub=True)
+    file = fetch.choose(entry.downloads, ask_hub=True)
     (path,) = fetch.fetch([file])
     record = Record()  # after the download, which it records
-    revision = row.revision or record.entries.get(file.path, {}).get("revision", "")
+    revision = entry.revision or record.entries.get(file.path, {}).get("revision", "")
     return path, revision, record.expected(file)["sha256"]
 
 
@@ -151,18 +154,20 @@ def preflight(names: list[str], given: dict[str, str]) -> None:
         PekaError: as `check_names`, or it names all encoders that cannot be had.
     """
     check_names(names, given)
-    wanted = [rows()[name] for name in names if name in rows() and name not in given]
-    fetch.preflight([fetch.choose(row.downloads) for row in wanted])
+    known = manifest_entries()
+    wanted = [known[name] for name in names if name in known and name not in given]
+    fetch.preflight([fetch.choose(entry.downloads) for entry in wanted])
 
 
 def check_names(names: list[str], given: dict[str, str]) -> None:
     """Refuse unknown encoders, and given weights that do not exist or that no encoder needs."""
+    known = manifest_entries()
     for name in names:
         if own_file.is_own(name):
             own_file.split_name(name)  # refuses a file that does not exist
-        elif name not in BUNDLED and name not in rows() and not _timm_has(name):
+        elif name not in BUNDLED and name not in known and not _timm_has(name):
             raise PekaError(
-                f"no encoder {name!r}: there are mini, random, {', '.join(rows())}, the names of "
+                f"no encoder {name!r}: there are mini, random, {', '.join(known)}, the names of "
                 f"timm.list_models(), and {own_file.FORM}"
             )
     for name, path in given.items():
@@ -185,8 +190,8 @@ def _timm_has(name: str) -> bool:
 def weights_digest(name: str, weights: str | Path | None = None, seed: int = 0) -> str:
     """Digest of an encoder's weights where it is known without loading them, else empty.
 
-    It is the sha256 of the user's file, which is printed too; the pinned or recorded one of a row;
-    for `random` the digest of its network's name and seed.
+    It is the sha256 of the user's file, which is printed too; the pinned or recorded one of the
+    manifest's entry; for `random`, the digest of its network's name and seed.
 
     Raises:
         PekaError: the user's file does not exist.
@@ -199,4 +204,5 @@ def weights_digest(name: str, weights: str | Path | None = None, seed: int = 0) 
         return sha256(MINI_WEIGHTS)
     if name == "random":
         return hashlib.sha256(f"{MINI_NETWORK}, untrained, seed {seed}".encode()).hexdigest()
-    return known_digest(rows()[name]) if name in rows() else ""
+    entry = manifest_entries().get(name)
+    return known_digest(entry) if entry else ""

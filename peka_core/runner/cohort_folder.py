@@ -4,9 +4,10 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from ..common.errors import PekaError
 from ..common.files import alone, write_json, write_whole
@@ -22,21 +23,26 @@ BUILT = ("source.json", "building.json", "unfinished.json")
 
 
 def build_cohort(
-    path: Path, source: str, options: Callable[[], dict], tiles: bool = False
+    path: Path,
+    source: str,
+    options: Callable[[], dict],
+    tiles: bool = False,
+    changes: Mapping[str, Any] = MappingProxyType({}),
 ) -> "Cohort":
-    """Open a run's cohort; build it first if it is missing or if other code built it.
+    """Open a run's cohort; build it first if it is missing, or if other code or options built it.
 
     Args:
         source: name of the source.
         options: returns the source's options; it is called only if the cohort is built.
         tiles: whether its tiles are needed; if they are missing, the cohort is built again.
+        changes: the options in which it differs from the run's own cohort.
 
     Raises:
         PekaError: the folder holds files that no source built.
     """
     from ..cohort import open_cohort
 
-    here = code_of_source(source)
+    here = code_of_source(source) + "".join(f" {k}={v}" for k, v in changes.items())
 
     def is_ready() -> bool:
         finished = code_in(path) == here and (path / "source.json").exists()
@@ -89,7 +95,7 @@ def _claimed(path: Path, here: str):
                 "cohort of your own: peka run own --cohort DIR."
             )
         where = f"runs/{path.parent.name}/{path.name}"
-        print(f"{where}: other code built it, so it is built again", flush=True)
+        print(f"{where}: other code or options built it, so it is built again", flush=True)
         shutil.rmtree(before, ignore_errors=True)
         os.replace(path, before)
     if code_in(path) != here:

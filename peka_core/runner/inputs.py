@@ -10,7 +10,7 @@ from ..cohort import Split
 from ..common.errors import PekaError
 from ..common.files import sha256_of_rows
 from ..controls import CONTROLS, REFERENCES
-from ..protocols import Protocol, Scope, aligned_on
+from ..protocols import Protocol, Scope, splits_to_align
 from ..recipe import Recipe
 from .run import Run
 from .rungs import Rung, as_rung
@@ -22,7 +22,7 @@ NOT_A_STUDENT = ("oracle", "permuted_targets", "teacher", *CONTROLS, *REFERENCES
 def recipe_of(work: Run, rung: Rung, split: Split | None = None) -> Recipe:
     """The profile's recipe with the changes of a rung, of the run's world and of the split."""
     recipe = dataclasses.replace(rung.change(work.profile.recipe), **dict(work.world.recipe))
-    is_mixed = split is not None and split.mixes(work.cohort().obs["sample"].to_numpy())
+    is_mixed = split is not None and split.shares_sections(work.cohort().obs["sample"].to_numpy())
     return recipe.for_split(is_mixed)
 
 
@@ -60,7 +60,8 @@ def evaluation_unit(
         names: names of the splits that are scored; empty for all of the protocol.
 
     Raises:
-        PekaError: `names` is a text, or the alignment cannot be nested (`aligned_on`).
+        PekaError: `names` is a text or holds a name that is no split of the protocol, or the
+            alignment cannot be nested (`splits_to_align`).
     """
     if isinstance(names, str):
         raise PekaError(f"splits {names!r}: expected a tuple of names, ({names!r},)")
@@ -68,8 +69,11 @@ def evaluation_unit(
     rung = as_rung(predictor) if is_student else Rung("none")
     is_fitted = predictor == "teacher" or rung.method != "none"  # to the spots that it sees
     scope = Scope(scope or protocol.scope)
-    scored = [s for s in protocol.splits(work.cohort()) if not names or s.name in names]
-    sees = aligned_on(work.cohort(), protocol, scored, scope) if is_fitted else scored
+    splits = {split.name: split for split in protocol.splits(work.cohort())}
+    if unknown := set(names) - splits.keys():
+        raise PekaError(f"protocol {protocol.name} has no split {unknown}; it has {list(splits)}")
+    scored = [split for name, split in splits.items() if not names or name in names]
+    sees = splits_to_align(work.cohort(), protocol, scored, scope) if is_fitted else scored
     fields = {"protocol": protocol.name, "rules": digest_of(changed_fields(protocol))}
     if is_student:
         unit = student_unit(work, "evaluation", rung, None, space=rung.space, **fields)

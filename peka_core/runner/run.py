@@ -191,7 +191,9 @@ class Run:
         tiles = tiles and not self.world.same_tissue
         return self._once(
             ("cohort", path, tiles),
-            lambda: build_cohort(path, self.profile.source, self._source_options, tiles),
+            lambda: build_cohort(
+                path, self.profile.source, self._source_options, tiles, dict(self.world.options)
+            ),
         )
 
     def _source_options(self) -> dict:
@@ -247,13 +249,13 @@ class Run:
         The digest has twelve digits for the weights and six for what the manifest says of network
         and input, because that can change while the weights stay the same.
         """
-        from ..models.encoder_files import BUNDLED, rows
+        from ..models.encoder_files import BUNDLED, manifest_entries
 
         name = name or self.profile.encoder
         digest = weights_digest(name, self.weights.get(name)) or self.encoder(name).digest
-        row = None if name in BUNDLED else rows().get(name)
+        found = None if name in BUNDLED else manifest_entries().get(name)
         parts = ("network", "layout", "transform", "pooling")
-        entry = digest_of({part: getattr(row, part) for part in parts})[:6] if row else ""
+        entry = digest_of({part: getattr(found, part) for part in parts})[:6] if found else ""
         return f"{own_file.short(name)}@{digest[:12]}{entry}"
 
     def split(self, split: "Split | str") -> "Split":

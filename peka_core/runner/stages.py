@@ -56,14 +56,14 @@ def teacher(work: Run, split: Split | str, rung: Rung | str = "bat") -> ad.AnnDa
     unit = work.unit("teacher", teacher=work.teacher_name, **fields)
 
     def write(folder: Path) -> None:
-        from ..teachers import Embedded, embed_spots, load_teacher
+        from ..teachers import PrecomputedTeacher, embed_spots, load_teacher
 
         model = load_teacher(work.profile.teacher, **work.profile.teacher_options)
         adata = work.cohort().adata(join=model.gene_join)
         if not model.needs_fit:  # it is the same for all splits and seeds, so it is embedded once
             unit_of_all = work.unit("embedding", teacher=work.teacher_name)
             x_teacher = _array(work, unit_of_all, functools.partial(model.embed, adata))
-            model = Embedded(model, x_teacher)
+            model = PrecomputedTeacher(model, x_teacher)
         embedded = embed_spots(adata, seen, model, recipe.k, seed, recipe.labels)
         embedded.write_h5ad(folder / "teacher.h5ad", compression="gzip")
 

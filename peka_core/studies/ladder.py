@@ -45,7 +45,7 @@ SWITCHES = {  # from the paper as written to its code as run, one change at a ti
     "two phases, frozen classifier": student(classifier_epochs=20),
     "tau = 2, times tau squared": student(tau=2.0, tau_squared=True),
     "k = 100": student(k=100),
-    "qkv only": student(targets=("attn.qkv",)),
+    "qkv only": student(layers=("attn.qkv",)),
     "rate 1e-4": student(lr=1e-4),
     "constant rate, no warm-up": student(schedule="constant", warmup=0),
     "clipped by value": student(clip_by="value"),

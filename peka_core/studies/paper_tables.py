@@ -145,7 +145,7 @@ def _finished_scores() -> pd.DataFrame:
 
 def _our_cell(cell: Any, ours: pd.DataFrame) -> dict[str, Any]:
     """ours, control, run and note for one cell of the paper's tables."""
-    from ..models.encoder_files import rows
+    from ..models.encoder_files import manifest_entries
 
     encoder = cell.encoder
     if encoder == "PEKA":
@@ -162,7 +162,7 @@ def _our_cell(cell: Any, ours: pd.DataFrame) -> dict[str, Any]:
                 "ours": first["mean"], "control": here.loc[one_hot, "mean"].mean(),
                 "run": first["run"], "note": _why_they_differ(same),
             }  # fmt: skip
-    gated = encoder in rows() and rows()[encoder].gated
+    gated = encoder in manifest_entries() and manifest_entries()[encoder].gated
     note = "gated, not run" if gated else "slides gated, not run"
     return {"ours": np.nan, "control": np.nan, "run": "", "note": note}
 

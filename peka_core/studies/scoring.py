@@ -79,7 +79,7 @@ def score_embeddings(
     spots = {section.sample: len(section.barcodes) for section in cohort.sections}
     every = {section.sample: len(section.barcodes) for section in whole.sections}
     here = cohort.samples["duplicate_of"][[spots[sample] > 0 for sample in cohort.samples.index]]
-    copies = originals(here) if rules.merge_duplicates else {}
+    copies = originals(here) if rules.drop_copies else {}
     return {
         "protocol": protocol, "settings": switches or {}, "scope": "given", "n_spots": len(cohort),
         "mean": float(np.mean(means)), "splits": splits, "n_splits": len(splits),

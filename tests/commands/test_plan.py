@@ -31,7 +31,7 @@ def test_one_layer_by_hand(method):
         parts = {"flat": torch.nn.Flatten(), "fc": torch.nn.Linear(192, 64, bias=False)}
         layer = torch.nn.Sequential(OrderedDict(parts)).requires_grad_(False)
     encoder = Encoder("one", layer, (0,) * 3, (1,) * 3, 64, 8, 8, device="meta")
-    recipe = Recipe(targets=("fc",), block=16, rank=4, alpha=4.0, hidden=24)
+    recipe = Recipe(layers=("fc",), block=16, rank=4, alpha=4.0, hidden=24)
     cost = plan.cost_of(encoder, method, recipe, 5)
     product, projector, thin = 2 * 192 * 64, 2 * (64 * 24 + 24 * 5), 2 * 4 * (192 + 64)
     blocks = 2 * 192 * 64 * 16  # W_g B_g: every value of W meets a row of 16

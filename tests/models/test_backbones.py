@@ -23,10 +23,10 @@ from peka_core.common.device import autocast
 from peka_core.common.errors import PekaError
 from peka_core.encoders import Encoder, load_encoder
 from peka_core.models import backbones
-from peka_core.models.encoder_files import rows
+from peka_core.models.encoder_files import manifest_entries
 from peka_core.recipe import Recipe
 from peka_core.student import Student
-from peka_core.training.saved_student import count_parameters
+from peka_core.training_parts.saved_student import count_parameters
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "backbones"
 RULE = json.loads((FIXTURES / "fill_rule.json").read_text())
@@ -149,7 +149,10 @@ def test_fill_rule_gives_the_test_vectors():
 
 @pytest.mark.parametrize("name", THEIRS)
 def test_networks_have_the_keys_and_shapes_of_the_official_files(name):
-    row, heads = rows()[name], {"fc.weight", "fc.bias"}  # the file's classifier is cut off
+    row, heads = (
+        manifest_entries()[name],
+        {"fc.weight", "fc.bias"},
+    )  # the file's classifier is cut off
     ours = {k: tuple(v.shape) for k, v in backbones.build(row).state_dict().items()}
     theirs = backbones.LAYOUTS[row.layout](official(THEIRS[name]))
     assert ours == {k: tuple(v.shape) for k, v in theirs.items() if k not in heads}
@@ -189,7 +192,7 @@ GIANT = pytest.param("h-optimus-0", 39, marks=pytest.mark.slow)
 
 @pytest.mark.parametrize(("name", "last"), [("uni", 23), GIANT])
 def test_vit_equals_golden(name, last):
-    row, theirs = rows()[name], THEIRS[name]
+    row, theirs = manifest_entries()[name], THEIRS[name]
     model = backbones.build(row)
     backbones.put_weights(model, filled_state(theirs), "FILL-v1", name)  # without a second copy
     encoder = encoder_of(row, model.requires_grad_(False))
@@ -228,7 +231,7 @@ VITS = {
 
 @pytest.mark.parametrize("name", VITS)
 def test_vits_have_their_size_tokens_and_registers(name):
-    row, (dim, parameters, tensors, prefix, tokens) = rows()[name], VITS[name]
+    row, (dim, parameters, tensors, prefix, tokens) = manifest_entries()[name], VITS[name]
     model = backbones.build(row)
     assert model.num_features == dim and all(p.is_meta for p in model.parameters())
     assert parameters in (None, sum(p.numel() for p in model.parameters()))
@@ -241,7 +244,7 @@ def test_vits_have_their_size_tokens_and_registers(name):
 
 @pytest.mark.parametrize("name", VITS)
 def test_pooling_reads_the_tokens_that_the_row_says(name):
-    row = rows()[name]
+    row = manifest_entries()[name]
     model = shallow(row)
     x = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -254,7 +257,7 @@ def test_pooling_reads_the_tokens_that_the_row_says(name):
 
 
 def test_cls_and_mean_also_hold_in_training_under_an_adapter():
-    row = rows()["virchow2"]
+    row = manifest_entries()["virchow2"]
     encoder = encoder_of(row, shallow(row, depth=1))
     student = Student(encoder, "bone", 6, Recipe(block=256, hidden=8)).train()
     x = torch.randn(1, 3, 224, 224)
@@ -288,7 +291,7 @@ def hf_names(model) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(("name", "eps"), [("phikon", 1e-12), ("kaiko-vits16", 1e-6)])
 def test_vits_of_transformers_equal_ours(name, eps):
-    row = rows()[name]
+    row = manifest_entries()[name]
     theirs, model = hf_vit(row.dim, row.dim // 64, eps), backbones.build(cut(row, 2))
     state = hf_names(theirs)
     assert {"encoder.layer.1.attention.attention.query.weight", "pooler.dense.weight"} < set(state)
@@ -307,7 +310,7 @@ def test_names_that_no_rule_knows_are_refused_not_dropped():
     other = {"vit." + k: v for k, v in model.state_dict().items()}  # not the names of its files
     more = {**hf_names(model), "embeddings.extra": torch.zeros(1)}
     for state, named in ((other, "missing [1-9]"), (more, r"missing 0.*embeddings\.extra")):
-        ours = backbones.build(cut(rows()["phikon"], 1))
+        ours = backbones.build(cut(manifest_entries()["phikon"], 1))
         with pytest.raises(PekaError, match=f"hub.bin.*phikon.*{named}"):
             backbones.put_weights(ours, backbones.from_hf_vit(state), "hub.bin", "phikon")
     half = {"encoder.layer.0.attention.attention.query.weight": torch.zeros(2, 2)}
@@ -315,7 +318,7 @@ def test_names_that_no_rule_knows_are_refused_not_dropped():
 
 
 def test_files_in_half_precision_are_read_as_float32(tmp_path):
-    row = rows()["kaiko-vits16"]
+    row = manifest_entries()["kaiko-vits16"]
     state = {k: v.half() for k, v in backbones.build(row, "cpu").state_dict().items()}
     encoder = from_file(row.name, state, tmp_path)
     assert {p.dtype for p in encoder.model.parameters()} == {torch.float32}
@@ -362,7 +365,7 @@ def test_files_that_hold_code_or_more_than_tensors_are_refused(tmp_path):
     ("name", "adapter", "limit"), [("h-optimus-0", 47_185_920, 200e6), ("uni", 18_874_368, 90e6)]
 )
 def test_a_saved_student_is_its_adapter_and_projector_alone(tmp_path, name, adapter, limit, method):
-    row = rows()[name]
+    row = manifest_entries()[name]
     model, zero = backbones.build(row), torch.zeros(())  # expanded, it takes no memory
     state = {k: zero.expand(v.shape) for k, v in model.state_dict().items()}
     model.load_state_dict(state, assign=True)
@@ -388,7 +391,7 @@ def test_half_precision_on_gpu_is_close_to_float32(name, dtype, limit):
 
     The golden file measured bfloat16 on the CPU: 2.1e-2 (UNI), 4.3e-2 (H-optimus-0).
     """
-    row = rows()[name]
+    row = manifest_entries()[name]
     model = backbones.build(cut(row, 4), "cpu")
     state = {k: torch.from_numpy(fill(k, v.shape)) for k, v in model.state_dict().items()}
     backbones.put_weights(model, state, "FILL-v1", name)

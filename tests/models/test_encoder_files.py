@@ -17,7 +17,13 @@ from peka_core.common.errors import PekaError
 from peka_core.common.files import sha256
 from peka_core.encoders import load_encoder
 from peka_core.models import backbones, encoder_files
-from peka_core.models.encoder_files import find_weights, known_digest, location, preflight, rows
+from peka_core.models.encoder_files import (
+    find_weights,
+    known_digest,
+    location,
+    manifest_entries,
+    preflight,
+)
 from peka_core.runner import run as workspace
 
 PHIKON, UNI, CTRANSPATH = "phikon", "uni", "ctranspath"
@@ -30,7 +36,7 @@ def weights(hub):
 
 
 def test_the_first_download_is_recorded_and_used_again(hub, tmp_path):
-    row = rows()[PHIKON]
+    row = manifest_entries()[PHIKON]
     assert known_digest(row) == "" and not location(row)[0] and row.hub_id in location(row)[1]
     path, revision, digest = find_weights(row)
     assert path == tmp_path / "cache/encoders/phikon/model.safetensors"
@@ -45,7 +51,7 @@ def test_the_first_download_is_recorded_and_used_again(hub, tmp_path):
 
 
 def test_the_manifest_wins_over_what_is_served(hub, tmp_path):
-    row = dataclasses.replace(rows()[PHIKON], sha256="0" * 64, revision="a" * 40)
+    row = dataclasses.replace(manifest_entries()[PHIKON], sha256="0" * 64, revision="a" * 40)
     assert known_digest(row) == "0" * 64
     with pytest.raises(PekaError, match="0" * 64):
         find_weights(row)
@@ -53,7 +59,7 @@ def test_the_manifest_wins_over_what_is_served(hub, tmp_path):
 
 
 def test_a_row_with_an_address_is_downloaded_from_it(hub):
-    row = dataclasses.replace(rows()["kaiko-vits16"], url=hub.url)
+    row = dataclasses.replace(manifest_entries()["kaiko-vits16"], url=hub.url)
     (hub.folder / "vits16.pth").write_bytes(b"first")
     path, revision, digest = find_weights(row)
     assert (path.name, revision, digest) == ("vits16.pth", "0.0.1", sha256(path))
@@ -67,7 +73,7 @@ def test_a_row_without_weights_says_what_to_do(name, mirrored, hub, tmp_path, mo
         monkeypatch.setenv("PEKA_MIRROR", str(tmp_path / "mirror"))
     with pytest.raises(PekaError) as caught:
         load_encoder(name, device="cpu")
-    said, file = str(caught.value), f"encoders/{name}/{rows()[name].files[0]}"
+    said, file = str(caught.value), f"encoders/{name}/{manifest_entries()[name].files[0]}"
     assert f"--weights {name}=PATH" in said and file in said
     assert ("HF_TOKEN" in said) == (name == UNI)
 
@@ -88,8 +94,8 @@ def test_encoders_that_cannot_come_are_all_refused_before_any_work(hub, tmp_path
 
 
 def test_every_gated_row_names_one_that_is_open():
-    for row in rows().values():
-        assert not rows()[row.instead].gated if row.gated else row.instead == ""
+    for row in manifest_entries().values():
+        assert not manifest_entries()[row.instead].gated if row.gated else row.instead == ""
 
 
 STUDENTS = ["resnet50", "phikon", "kaiko-vits16"]  # real tissue without a token
@@ -110,7 +116,7 @@ def put_in_mirror(mirror, row):
 @pytest.mark.parametrize("name", STUDENTS)
 def test_encoders_load_from_a_mirror_and_a_given_file(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PEKA_MIRROR", str(tmp_path / "mirror"))
-    row, tiles = rows()[name], smooth_tiles(2)
+    row, tiles = manifest_entries()[name], smooth_tiles(2)
     put_in_mirror(tmp_path / "mirror", row)
     encoder = load_encoder(name, device="cpu")
     features = encoder.embed(tiles)
@@ -130,7 +136,7 @@ def test_encoders_load_from_a_mirror_and_a_given_file(name, tmp_path, monkeypatc
 def test_given_weights_are_hashed_once_and_recorded_in_the_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(folders, "root", lambda: tmp_path)
     path, name = tmp_path / "vits.pth", "kaiko-vits16"
-    torch.save(backbones.build(rows()[name], "cpu").state_dict(), path)
+    torch.save(backbones.build(manifest_entries()[name], "cpu").state_dict(), path)
     run = lambda file: workspace.open_run("smoke", "own", "cpu", {name: file}, {"encoder": name})
     with pytest.raises(PekaError, match="absent.pth"):
         run(tmp_path / "absent.pth")
@@ -147,7 +153,7 @@ def test_given_weights_are_hashed_once_and_recorded_in_the_run(tmp_path, monkeyp
 
 def test_the_name_of_a_unit_needs_no_loaded_encoder(tmp_path, monkeypatch):
     monkeypatch.setattr(folders, "root", lambda: tmp_path)
-    digest = find_weights(rows()[PHIKON])[2]
+    digest = find_weights(manifest_entries()[PHIKON])[2]
     work = workspace.open_run("smoke", "own", "cpu", {}, {"encoder": PHIKON})
     assert work.encoder_name().startswith(f"phikon@{digest[:12]}")
 
@@ -159,7 +165,7 @@ def test_the_doctor_knows_the_profiles_encoder(tmp_path, monkeypatch):
         return next((state, text) for state, what, text in found if what == "encoder")
 
     state, text = line("uni")
-    assert state == "problem" and "not set" in text and rows()["uni"].terms in text
+    assert state == "problem" and "not set" in text and manifest_entries()["uni"].terms in text
     monkeypatch.setenv("HF_TOKEN", "hf_very_secret")
     state, text = line("uni")
     assert state == "note" and "not set" not in text and "secret" not in text
@@ -172,8 +178,8 @@ def test_the_doctor_knows_the_profiles_encoder(tmp_path, monkeypatch):
 
 
 def test_rows_say_what_is_not_known():
-    fields = {field.name for field in dataclasses.fields(encoder_files.Row)} | {"license"}
-    for row in rows().values():
+    fields = {field.name for field in dataclasses.fields(encoder_files.ManifestEntry)} | {"license"}
+    for row in manifest_entries().values():
         assert row.pinned == (len(row.revision) == 40 and len(row.sha256) == 64)
         assert row.layout in backbones.LAYOUTS and row.license and row.files
         assert row.disagree.keys() <= fields
@@ -185,7 +191,7 @@ def test_rows_say_what_is_not_known():
 
 def test_rows_are_the_list_of_facts(shared):
     facts = json.loads((shared / "fixtures/backbones_facts.json").read_text())["models"]
-    for row in rows().values():
+    for row in manifest_entries().values():
         if row.name == "resnet50_a1":
             continue  # not in the list: timm's own settings
         entry = facts["kaiko-vit" if row.name == "kaiko-vits16" else row.name]
@@ -211,7 +217,7 @@ def test_rows_are_the_list_of_facts(shared):
 
 
 def test_a_row_that_pools_two_vectors_loads_so(tmp_path, monkeypatch):
-    row, tiles = cut(rows()["virchow2"], 1), smooth_tiles(2)
+    row, tiles = cut(manifest_entries()["virchow2"], 1), smooth_tiles(2)
     monkeypatch.setattr("peka_core.encoders.rows", lambda: {"virchow2": row})
     model = shallow(row, 1)
     save_file(model.state_dict(), tmp_path / "x.safetensors")
@@ -222,7 +228,7 @@ def test_a_row_that_pools_two_vectors_loads_so(tmp_path, monkeypatch):
 
 
 def test_h_optimus_takes_tiles_as_they_are():
-    row = rows()["h-optimus-0"]
+    row = manifest_entries()["h-optimus-0"]
     encoder = encoder_of(row, backbones.build(cut(row, 1)))
     assert row.transform["resize"] is None
     assert encoder.transform(smooth_tiles(1)).shape == (1, 3, 224, 224)

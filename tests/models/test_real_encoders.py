@@ -12,7 +12,7 @@ from test_backbones import hf_names, hf_vit
 from peka_core.commands.command_line import main
 from peka_core.common import folders
 from peka_core.models import backbones, encoder_files, scfoundation
-from peka_core.models.encoder_files import rows
+from peka_core.models.encoder_files import manifest_entries
 from peka_core.protocols import PROTOCOLS
 from peka_core.runner import run as workspace
 from peka_core.runner import stages
@@ -112,11 +112,11 @@ def mirror(tmp_path_factory):
     """Weights of the profile's three encoders, drawn, in the layouts of their real files."""
     home = tmp_path_factory.mktemp("mirror")
     torch.manual_seed(0)
-    build = lambda name: backbones.build(rows()[name], "cpu").state_dict()
+    build = lambda name: backbones.build(manifest_entries()[name], "cpu").state_dict()
     states = {name: build(name) for name in ("kaiko-vits16", "resnet50")}
     states["phikon"] = hf_names(hf_vit(768, 12, 1e-12, 12))
     for name, state in states.items():
-        path = home / "encoders" / name / rows()[name].files[0]
+        path = home / "encoders" / name / manifest_entries()[name].files[0]
         path.parent.mkdir(parents=True)
         write = save_file if path.suffix == ".safetensors" else torch.save
         write({key: value.contiguous() for key, value in state.items()}, path)

@@ -6,16 +6,16 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "peka_core"
 ALLOWED = {
-    "commands": "studies runner sources drawn core training models downloads layout common",
-    "studies": "runner sources drawn core training models layout common",
-    "runner": "sources drawn core training models downloads layout common",
-    "sources": "core training models downloads layout common",
-    "drawn": "core training models downloads layout common",
-    "core": "training models layout common",
+    "commands": "studies runner sources drawn core training_parts models downloads layout common",
+    "studies": "runner sources drawn core training_parts models layout common",
+    "runner": "sources drawn core training_parts models downloads layout common",
+    "sources": "core training_parts models downloads layout common",
+    "drawn": "core training_parts models downloads layout common",
+    "core": "training_parts models layout common",
     "models": "downloads layout common",
     "layout": "common",
     "downloads": "common",
-    "training": "models common",
+    "training_parts": "models common",
     "common": "",
 }
 SCORING = {

@@ -87,7 +87,7 @@ def test_what_a_stage_runs_and_who_teaches_counts_and_machinery_does_not():
 
 
 def test_what_the_manifest_says_of_an_encoder_is_part_of_its_name(work, monkeypatch):
-    row = encoder_files.rows()["resnet50"]
+    row = encoder_files.manifest_entries()["resnet50"]
     there = dataclasses.replace(work, weights={"resnet50": "w"})
     monkeypatch.setattr(runs, "weights_digest", lambda name, path=None: "a" * 64)
     plain = there.encoder_name("resnet50")

@@ -27,7 +27,7 @@ def test_the_papers_profiles_have_its_recipes_and_her2st_was_not_tuned():
     plain, run, nested = map(load_profile, ("hest-lung", "hest-lung-as-run", "hest-liver-nested"))
     cohorts = [profile.source_options["cohort"] for profile in (plain, run, nested)]
     assert cohorts == ["lung", "lung", "liver"] and "lung" in plain.title
-    assert plain.recipe == dataclasses.replace(RECIPES["as_written"], targets=("attn.qkv",))
+    assert plain.recipe == dataclasses.replace(RECIPES["as_written"], layers=("attn.qkv",))
     assert run.recipe == RECIPES["as_run"]
     assert (plain.all_methods, run.all_methods, nested.methods) == (("bat",), ("bone",), ("bat",))
     assert (plain.teacher_options["min_genes"], run.teacher_options["min_genes"]) == (200, 0)

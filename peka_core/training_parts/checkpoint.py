@@ -1,5 +1,6 @@
 """The state of an alignment after an epoch, and the file from which it can be resumed."""
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,10 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from ..common.errors import PekaError
 from ..common.files import write_whole
 from ..models.weight_files import load_safely
 
 if TYPE_CHECKING:
+    from ..recipe import Recipe
     from ..student import Student
 
 NUMBERS = ("history", "step", "lowest", "kept", "best")
@@ -31,7 +34,9 @@ class TrainingState:
         classifier: nn.Module,
         optimiser: torch.optim.Optimizer,
         generator: torch.Generator,
+        recipe: "Recipe",
     ):
+        self.made_for = {"method": student.method, "recipe": dataclasses.asdict(recipe)}
         self.student, self.classifier = student, classifier
         self.optimiser, self.generator = optimiser, generator
         self.history: list[dict] = []
@@ -54,6 +59,7 @@ class TrainingState:
         device = self.student.device
         on_gpu = torch.device(device).type == "cuda"
         state = {name: getattr(self, name) for name in NUMBERS} | {
+            "made_for": self.made_for,
             "weights": self._weights(),
             "classifier": self.classifier.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -65,10 +71,20 @@ class TrainingState:
         write_whole(Path(path), lambda path: torch.save(state, path))
 
     def load(self, path: str | Path) -> None:
-        """Continue from a file that `save` wrote."""
+        """Continue from a file that `save` wrote.
+
+        Raises:
+            PekaError: the file is damaged, or another method or recipe wrote it.
+        """
         # Everything is loaded on the CPU. Adam's step counts must stay there, because
         # reading each of them from a GPU would slow down each step.
         state = load_safely(Path(path))
+        if state.get("made_for") != self.made_for:
+            found = state.get("made_for", "something else")
+            raise PekaError(
+                f"{path} is a checkpoint of {found}, not of {self.made_for}: give this alignment "
+                "a file of its own"
+            )
         self.student.load_state_dict(state["weights"], strict=False)
         self.classifier.load_state_dict(state["classifier"])
         self.optimiser.load_state_dict(state["optimiser"])

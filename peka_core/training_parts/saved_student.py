@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PARTS = {"adapter": "network.", "projector": "projector."}
 # fields of the recipe that card.json of a saved student holds
 ON_CARD = (
-    "block", "rank", "alpha", "targets", "hidden", "dropout", "projector", "reallocate", "pixels",
+    "block", "rank", "alpha", "layers", "hidden", "dropout", "projector", "reallocate", "pixels",
 )  # fmt: skip
 
 
@@ -73,7 +73,13 @@ def _read_card(folder: Path, encoder: "Encoder") -> dict:
     path = folder / "card.json"
     if not path.exists():
         raise PekaError(f"{path} is missing: {folder} holds no finished student; run 03_alignment")
-    card = json.loads(path.read_text())
+    try:
+        card = json.loads(path.read_text())
+        missing = {"encoder", "digest", "method", "d_teacher"} - card.keys()
+    except (ValueError, AttributeError) as error:
+        raise PekaError(f"{path} is damaged ({error}); align again") from error
+    if missing:
+        raise PekaError(f"{path} lacks {', '.join(sorted(missing))}; align again")
     trained_on = f"{folder} was trained on encoder {card['encoder']!r}"
     if card["encoder"] != encoder.name:
         raise PekaError(f"{trained_on}, not on {encoder.name!r}: load {card['encoder']!r}")
