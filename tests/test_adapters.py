@@ -13,7 +13,7 @@ from torch import nn
 from peka_core import adapters, alignment
 from peka_core.recipe import Recipe
 
-RECIPE = replace(SHORT, targets=("attn.qkv", "mlp.fc1", "mlp.fc2"), rank=4, alpha=4.0, epochs=10)
+RECIPE = replace(SHORT, layers=("attn.qkv", "mlp.fc1", "mlp.fc2"), rank=4, alpha=4.0, epochs=10)
 
 
 def test_lora_equals_its_formula():
