@@ -53,7 +53,7 @@ SWITCHES = {  # from the paper as written to its code as run, one change at a ti
     "no flips": student(flips=False),
     "10 epochs": student(epochs=10),
     "50 epochs": student(epochs=50),
-    "a fifth of the spots aside, last epoch": student(
+    "a fifth of the spots validate, last epoch": student(
         keep="last", validation_share=0.2, validation_by="spot"
     ),
     "LoRA": student("lora"),
