@@ -36,6 +36,20 @@ def smooth_tiles(n, side=224, seed=0):
     return (x.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
 
 
+def at_most(limit, monkeypatch, step="encode"):
+    """Give a step of all encoders room for so many tiles; return a list that gets their numbers."""
+    sizes, work = [], getattr(Encoder, step)
+
+    def small_device(self, x, *arguments):
+        sizes.append(len(x))
+        if len(x) > limit:
+            raise torch.OutOfMemoryError
+        return work(self, x, *arguments)
+
+    monkeypatch.setattr(Encoder, step, small_device)
+    return sizes
+
+
 VIEWS = {
     "bgr": lambda tiles: tiles[..., ::-1],
     "turned": lambda tiles: tiles[:, ::-1, ::-1],
@@ -108,22 +122,13 @@ def test_float32_on_a_gpu_is_float32(monkeypatch):
 
 
 def test_embedding_halves_a_batch_that_does_not_fit(monkeypatch):
-    mini, tiles, encode, sizes = load_encoder("mini"), smooth_tiles(7), Encoder.encode, []
-    whole = mini.embed(tiles)
-
-    def small_device(self, x):
-        sizes.append(len(x))
-        if len(x) > room:
-            raise torch.OutOfMemoryError
-        return encode(self, x)
-
-    monkeypatch.setattr(Encoder, "encode", small_device)
-    room = 2
-    np.testing.assert_allclose(mini.embed(tiles, batch_size=7), whole, atol=1e-5)
+    tiny, tiles = tiny_encoder(), smooth_tiles(7)
+    whole, sizes = tiny.embed(tiles), at_most(2, monkeypatch)
+    np.testing.assert_allclose(tiny.embed(tiles, batch_size=7), whole, atol=1e-5)
     assert sizes == [7, 3, 1, 1, 1, 1, 1, 1, 1]
-    room = 0
+    at_most(0, monkeypatch)
     with pytest.raises(PekaError, match="cpu"):
-        mini.embed(tiles, batch_size=4)
+        tiny.embed(tiles, batch_size=4)
 
 
 def test_mini_is_frozen_and_random_is_its_network_drawn_from_the_seed():
@@ -141,48 +146,25 @@ def test_mini_is_frozen_and_random_is_its_network_drawn_from_the_seed():
 # ---- weights from a file -------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def resnet():
-    """The weights of a small network of timm's, with a head that an encoder does not need."""
+def test_a_timm_model_takes_local_weights_that_fit_and_no_others(tmp_path):
     torch.manual_seed(4)
-    return timm.create_model("resnet10t", num_classes=7).state_dict()
-
-
-@pytest.mark.parametrize(("suffix", "save"), [("safetensors", save_file), ("pth", torch.save)])
-def test_timm_model_with_local_weights(resnet, tmp_path, suffix, save):
-    save(resnet, path := tmp_path / f"weights.{suffix}")
+    state = timm.create_model("resnet10t", num_classes=7).state_dict()  # its head is not needed
+    torch.save(state, path := tmp_path / "weights.pth")
     encoder = load_encoder("resnet10t", weights=path, device="cpu")
-    assert torch.equal(encoder.model.conv1[0].weight, resnet["conv1.0.weight"])
-    own = timm.get_pretrained_cfg("resnet10t")
+    first, own = "conv1.0.weight", timm.get_pretrained_cfg("resnet10t")
+    assert torch.equal(encoder.model.conv1[0].weight, state[first])
     size, found = own.input_size[-1], (encoder.size, encoder.resize, encoder.interpolation)
     assert found == (size, int(size / own.crop_pct), own.interpolation)
     assert (encoder.digest, encoder.mean, encoder.std) == (sha256(path), own.mean, own.std)
     assert encoder.embed(smooth_tiles(2)).shape == (2, encoder.dim)
-
-
-FIRST = "conv1.0.weight"
-UNFIT = {"renamed": {"stem": torch.zeros(1)}, "short": {FIRST: torch.zeros(1)}}
-
-
-@pytest.mark.parametrize("name", UNFIT)
-def test_weights_that_do_not_fit_are_refused_with_the_keys(resnet, tmp_path, name):
-    others = {key: value for key, value in resnet.items() if key != FIRST}
-    save_file(others | UNFIT[name], path := tmp_path / f"{name}.safetensors")
-    with pytest.raises(PekaError, match=f"{name}.*{FIRST}"):
-        load_encoder("resnet10t", weights=path, device="cpu")
-
-
-def test_an_absent_file_an_unknown_name_and_a_missing_network_name_the_encoder(monkeypatch):
-    def offline(*args, **kwargs):
-        raise OSError("no route to host\nlong trace")
-
-    with pytest.raises(PekaError, match="resnet10t=PATH"):
-        load_encoder("resnet10t", weights="absent.pth", device="cpu")
-    with pytest.raises(PekaError, match="no_such_model=PATH"):
-        load_encoder("no_such_model", device="cpu")
-    monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(PekaError, match="resnet18"):
-        load_encoder("resnet18", device="cpu")
+    values = state.pop(first)
+    for name, more in (("renamed", {f"stem.{first}": values}), ("short", {first: values[:1]})):
+        save_file(state | more, path := tmp_path / f"{name}.safetensors")
+        with pytest.raises(PekaError, match=f"{name}.*{first}"):
+            load_encoder("resnet10t", weights=path, device="cpu")
+    for name in ("no_such_model", "resnet10t"):
+        with pytest.raises(PekaError, match=f"{name}=PATH"):
+            load_encoder(name, weights=tmp_path / "absent.pth", device="cpu")
 
 
 # ---- encoders of one's own -----------------------------------------------------------------------
