@@ -17,10 +17,6 @@ COUNTS = "n sections patients slides copies training_spots trainable"
 COLUMNS = {*SCORES.split(), *COUNTS.split(), "whole arrays", "% of encoder", "all - nested, n"}
 
 
-def prose_of(path: Path) -> str:
-    return "\n".join(cite.parts_of(path))
-
-
 def altered(score: re.Match) -> list[str]:
     """A score with the other sign, and moved by half a hundredth or one unit of its last digit."""
     sign, digits = re.fullmatch(r"([+−-]?)(.*)", score[0]).groups()
@@ -33,9 +29,9 @@ def altered(score: re.Match) -> list[str]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_score_is_its_cells_value_and_flipped_or_shifted_ones_are_noticed(name):
-    parts, missed, tried = cite.parts_of(ROOT / name), [], 0
-    assert cite.complaints_of(parts, ENTRIES.get(name, {})) == []
-    for piece, cells in ENTRIES.get(name, {}).items():
+    parts, entries, missed, tried = cite.parts_of(ROOT / name), ENTRIES.get(name, {}), [], 0
+    assert cite.complaints_of(parts, entries) == []
+    for piece, cells in entries.items():
         text = next(found[0] for part in parts for found in cite.pattern_of(piece).finditer(part))
         assert cite.complaints_of([text], {piece: cells}) == []
         for score in cite.scores_of(text):
@@ -43,32 +39,32 @@ def test_every_score_is_its_cells_value_and_flipped_or_shifted_ones_are_noticed(
                 changed = text[: score.start()] + other + text[score.end() :]
                 missed += [] if cite.complaints_of([changed], {piece: cells}) else [changed]
             tried += 1
-    assert tried == len(cite.scores_of(prose_of(ROOT / name))) and missed == []
+    assert tried == len(cite.scores_of("\n".join(parts))) and missed == []
 
 
-def test_a_score_without_an_entry_and_an_entry_without_a_score_are_noticed():
-    cell, row = [{"demo_steps | frozen": {"step": "strict"}}], {"step": "strict"}
-    (value,) = cite.values_of(cell[0])
-    said = f"frozen {cite.as_written('.437', value)}"
-    assert cite.complaints_of([said], {"frozen {}": cell}) == []
-    assert len(cite.complaints_of([f"{said}, and .437"], {"frozen {}": cell})) == 1
-    for text, entries in (
-        (f"{said} and {said}", {"frozen {}": cell}),
-        ("nothing", {"frozen {}": cell}),
-        (said, {"frozen {}": cell * 2}),
-        (said, {"frozen {}": cell, "{}": cell}),
-        (said, {"frozen {}": [{"demo_steps | frozen": {"step": "no such"}}]}),
-        (said, {"frozen {}": [{"demo_steps | no such": row}]}),
-        (said, {"frozen {}": [{"no_such | mean": {}}]}),
-    ):
-        assert cite.complaints_of([text], entries)
+ROW = {"step": "strict"}
+CELL = [{"demo_steps | frozen": ROW}]
+SAID = f"frozen {cite.as_written('.437', cite.values_of(CELL[0])[0])}"
+
+
+@pytest.mark.parametrize(("text", "entries", "complaints"), [
+    (SAID, {"frozen {}": CELL}, 0), (f"{SAID}, and .437", {"frozen {}": CELL}, 1),
+    ("", {"frozen {}": CELL}, 1), (f"{SAID} and {SAID}", {"frozen {}": CELL}, 3),
+    (SAID, {"frozen {}": CELL, "{}": CELL}, 1), (SAID, {"frozen {}": CELL * 2}, 2),
+    (SAID, {"frozen {}": [{"demo_steps | frozen": {"step": "no such"}}]}, 2),
+    (SAID, {"frozen {}": [{"demo_steps | no such": ROW}]}, 2),
+    (SAID, {"frozen {}": [{"no_such | mean": {}}]}, 2),
+])  # fmt: skip
+def test_a_score_without_one_cell_or_an_entry_without_one_score_is_noticed(
+    text, entries, complaints
+):
+    assert len(cite.complaints_of([text], entries)) == complaints
 
 
 @pytest.mark.parametrize(("written", "value", "right"), [
     (".437", 0.4373, ".437"), ("0.44", 0.4373, "0.44"), ("+.031", -0.0312, "−.031"),
     ("-.133", -0.1, "-.100"), ("−.02", 0.031, "+.03"), (".05", -0.04, "−.04"),
-    ("661", 1968.0, "1968"), ("1,968", 47185920.0, "47,185,920"), ("4.2", 4.158, "4.2"),
-    (".99", 1.004, "1.00"),
+    ("661", 1968.0, "1968"), ("1,968", 47185920.0, "47,185,920"), (".99", 1.004, "1.00"),
 ])  # fmt: skip
 def test_values_are_written_as_the_text_writes_them(written, value, right):
     assert cite.as_written(written, value) == right
@@ -76,11 +72,12 @@ def test_values_are_written_as_the_text_writes_them(written, value, right):
 
 def test_a_new_table_brings_prose_up_to_date_and_leaves_everything_else(tmp_path, capsys):
     names = ("README.md", "notebooks/03_alignment.ipynb")
-    for folder in ("results", "notebooks", "scripts", "runs/demo/units"):
-        (tmp_path / folder).mkdir(parents=True)
     for path in [*(ROOT / "results").glob("*.csv"), *(ROOT / name for name in names)]:
-        shutil.copy(path, tmp_path / path.relative_to(ROOT))
+        copy = tmp_path / path.relative_to(ROOT)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copy(path, copy)
     cited = cite.yaml.dump({name: ENTRIES[name] for name in names}, allow_unicode=True, width=1000)
+    (tmp_path / "scripts").mkdir()
     (tmp_path / "scripts/cited.yaml").write_text(cited)
     path = tmp_path / "results/demo_differences.csv"
     row = {"world": "on", "genes": "all", "rung": "projector only, projected"}
@@ -88,7 +85,7 @@ def test_a_new_table_brings_prose_up_to_date_and_leaves_everything_else(tmp_path
     path.write_text(path.read_text().replace(f"{low:.6f}", f"{low - 0.1:.6f}"))
     assert cite.main([], tmp_path) == 1 and cite.main(["--write"], tmp_path) == 0
     assert " -> " in capsys.readouterr().out and cite.main([], tmp_path) == 0
-    old, new = (prose_of(root / "README.md").splitlines() for root in (ROOT, tmp_path))
+    old, new = ((root / "README.md").read_text().splitlines() for root in (ROOT, tmp_path))
     assert sum(a != b for a, b in zip(old, new, strict=True)) == 1
     assert (tmp_path / names[1]).read_bytes() == (ROOT / names[1]).read_bytes()
 
@@ -111,12 +108,10 @@ def test_constants_have_a_reason_and_what_counts_as_a_score():
 def test_a_selector_finds_one_row_by_names_and_numbers(capsys):
     row = {"curve": "epochs", "value": "4", "space": "encoder", "genes": "all"}
     curves = pd.read_csv(ROOT / "results/ladder_curves.csv", dtype={"value": str})
-    for name, value in row.items():
-        curves = curves[curves[name] == value]
-    wanted = [curves["mean"].item(), float(curves["n"].item())]
-    assert cite.values_of({"ladder_curves | mean | n": row}) == wanted
-    assert cite.values_of({"minus ladder_curves | mean": row}) == [-wanted[0]]
+    (found,) = curves[(curves[list(row)] == pd.Series(row)).all(axis=1)].to_dict("records")
+    assert cite.values_of({"ladder_curves | mean | n": row}) == [found["mean"], found["n"]]
+    assert cite.values_of({"minus ladder_curves | mean": row}) == [-found["mean"]]
     with pytest.raises(ValueError):
         cite.values_of({"ladder_curves | mean": {"curve": "epochs"}})
-    assert cite.main([f"--find={wanted[0]:.3f}"]) == 0
+    assert cite.main([f"--find={found['mean']:.3f}"]) == 0
     assert "- ladder_curves | mean: " in capsys.readouterr().out

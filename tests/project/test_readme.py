@@ -62,8 +62,8 @@ def test_a_workflows_token_only_reads_and_its_actions_are_commits(path):
     text = path.read_text()
     assert yaml.safe_load(text)["permissions"] == {"contents": "read"} and "write" not in text
     used = re.findall(r"uses: (.*)", text)
-    form = re.compile(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
-    assert used and all(map(form.fullmatch, used))
+    form = r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+"
+    assert used and all(re.fullmatch(form, name) for name in used)
     assert text.count("persist-credentials: false") == text.count("actions/checkout@")
 
 

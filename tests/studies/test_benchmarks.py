@@ -1,12 +1,17 @@
 """Benchmarks still run on the smallest input (no times are judged), and compute what they say."""
 
-import importlib
 from argparse import Namespace
-from pathlib import Path
 
+import alignment
+import cohorts
+import components
+import head
+import ladder
 import numpy as np
 import pandas as pd
 import pytest
+import teacher
+import waiting
 from conftest import SMALL
 
 from peka_core import Recipe
@@ -17,23 +22,8 @@ from peka_core.runner import stages
 from peka_core.runner.rungs import Rung
 from peka_core.statistics import paired
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
 
-
-@pytest.fixture
-def benchmark(monkeypatch):
-    """A script of benchmarks/ as a module, by name."""
-    monkeypatch.syspath_prepend(FOLDER)
-    return importlib.import_module
-
-
-@pytest.fixture
-def variance_components(benchmark):
-    return benchmark("components").variance_components
-
-
-def test_alignment(benchmark):
-    alignment = benchmark("alignment")
+def test_alignment():
     recipe, mini = Recipe(epochs=1, batch_size=16, k=4), alignment.drawn_encoder("mini", "cpu")
     for method in ("bat", "peft bat", "peft bone"):
         row = alignment.measure(mini, method, recipe, 32)
@@ -42,43 +32,41 @@ def test_alignment(benchmark):
     assert alignment.product_flops("cpu") > 1e8
 
 
-def test_waiting_head_and_teacher(benchmark, monkeypatch, capsys, tmp_path):
-    waiting, head = benchmark("waiting"), benchmark("head")
+def test_waiting_head_and_teacher(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(waiting, "TILES", 32)
     waiting.measure()
     assert float(capsys.readouterr().out) > 0
     assert head.measure(400, 300)["largest_difference"] < 1e-6
     assert head.memory(400, 300)["n"] == 400
-    row = benchmark("teacher").measure("small", 3, 30, 1, tmp_path)
+    row = teacher.measure("small", 3, 30, 1, tmp_path)
     assert row["difference_plain"] < 1e-4 and row["cosine_bfloat16"] > 0.99
 
 
-def test_drawn_cohorts(benchmark, tmp_path, monkeypatch):
-    """Two seeds of one rung on one small cohort; ladder.py asks another study of it."""
+def test_seeds_train_again_on_the_same_tissue_and_are_compared_by_patient(tmp_path, monkeypatch):
+    """Two seeds of one rung on one small drawn cohort."""
     monkeypatch.setattr(folders, "root", lambda: tmp_path)
-    cohorts, components = benchmark("cohorts"), benchmark("components")
-    study = lambda work: components.seeds(work, components.RUNGS[:1], cohorts.SPLIT, (0, 1))
-    made = cohorts.in_each(Namespace(first=1001, cohorts=1), "tiny", study, SMALL)
-    assert list(made) == [1001] and made[1001]["seed"].nunique() == 2
-    assert np.isfinite(made[1001]["difference"]).all()
+    strict, rungs, made = PROTOCOLS["strict"], [Rung("bat", name="bat")], {}
+
+    def study(work):
+        table = components.seeds(work, rungs, cohorts.SPLIT, (0, 1))
+        one = {"splits": (cohorts.SPLIT,)}
+        both = [stages.score(work, who, strict, **one).scores for who in ("bat", "frozen")]
+        made.update(seed=work.profile.seed, expected=paired(*both)["values"].to_dict())
+        return table
+
+    asked = Namespace(first=1001, cohorts=1)
+    ((cohort, table),) = cohorts.in_each(asked, "tiny", study, SMALL).items()
+    grid = table.pivot(index="patient", columns="seed", values="difference")
+    assert cohort == 1001 and grid[0].to_dict() == pytest.approx(made["expected"], nan_ok=True)
+    assert made["seed"] == 0 and not np.allclose(grid[0], grid[1])
 
 
-def test_replication_averages_over_cohorts(benchmark):
+def test_replication_averages_over_cohorts():
     table = lambda value: pd.DataFrame({"label": ["a"], "genes": ["all"], "mean": [value]})
-    row = benchmark("ladder").replicate({1: table(0.1), 2: table(0.2), 3: table(0.3)}).iloc[0]
+    row = ladder.replicate({1: table(0.1), 2: table(0.2), 3: table(0.3)}).iloc[0]
     assert row["mean"] == pytest.approx(0.2) and row["n"] == 3 and row["above_zero"] == 3
     half = 4.302653 * 0.1 / np.sqrt(3)  # t(.975, 2)
     assert row["high"] - row["mean"] == pytest.approx(half, rel=1e-5)
-
-
-def test_seeds_train_again_on_the_same_tissue_and_are_compared_by_patient(benchmark, work):
-    strict, split = PROTOCOLS["strict"], work.cohort().splits[0].name
-    table = benchmark("components").seeds(work, [Rung("bat", name="bat")], split, (0, 1))
-    grid = table.pivot(index="patient", columns="seed", values="difference")
-    both = [stages.score(work, who, strict, splits=(split,)).scores for who in ("bat", "frozen")]
-    expected = paired(*both)["values"].to_dict()
-    assert grid[0].to_dict() == pytest.approx(expected, nan_ok=True)
-    assert work.profile.seed == 0 and not np.allclose(grid[0], grid[1])
 
 
 def components_drawn(c, p, s, sd, seed):
@@ -90,14 +78,14 @@ def components_drawn(c, p, s, sd, seed):
     return pd.DataFrame({"difference": x.ravel()}, index=index).reset_index()
 
 
-def test_variance_components_are_unbiased(variance_components):
+def test_variance_components_are_unbiased():
     sd = np.array([0.03, 0.02, 0.01, 0.015])
     drawn = (components_drawn(8, 5, 3, sd, seed) for seed in range(300))
-    found = [variance_components(table)["variance"] for table in drawn]
+    found = [components.variance_components(table)["variance"] for table in drawn]
     np.testing.assert_allclose(np.mean(found, axis=0), sd**2, rtol=0.1)
 
 
-def test_variance_components_equal_reml_on_a_balanced_table(variance_components):
+def test_variance_components_equal_reml_on_a_balanced_table():
     from statsmodels.regression.mixed_linear_model import MixedLM  # comes with scanpy
 
     table = components_drawn(30, 5, 4, (0.3, 0.2, 0.2, 0.15), 1)
@@ -106,12 +94,14 @@ def test_variance_components_equal_reml_on_a_balanced_table(variance_components)
     model = MixedLM.from_formula("difference ~ 1", table, **form).fit(reml=True)
     named = dict(zip(model.model.exog_vc.names, model.vcomp, strict=True))
     expected = [model.cov_re.iloc[0, 0], named["patient"], named["seed"], model.scale]
-    np.testing.assert_allclose(variance_components(table)["variance"], expected, rtol=0.02)
+    np.testing.assert_allclose(
+        components.variance_components(table)["variance"], expected, rtol=0.02
+    )
 
 
-def test_an_unbalanced_table_has_no_components(variance_components):
+def test_an_unbalanced_table_has_no_components():
     table = components_drawn(3, 4, 2, (0.1, 0.1, 0.1, 0.1), 0)
     other = table.assign(seed=table["seed"] + (table["cohort"] == 2))  # other seeds in one cohort
     for broken in (other, table[1:], table[table["seed"] == 0], table[table["cohort"] == 0]):
         with pytest.raises(PekaError):
-            variance_components(broken)
+            components.variance_components(broken)

@@ -1,16 +1,12 @@
 """scripts/compare_results.py: small differences pass; large, missing and undefined ones do not."""
 
-import importlib.util
 from pathlib import Path
 
+import compare_results
 import pandas as pd
 import pytest
 
-PATH = Path(__file__).parents[2] / "scripts/compare_results.py"
-spec = importlib.util.spec_from_file_location("compare_results", PATH)
-compare_results = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(compare_results)
-
+ROOT = Path(__file__).parents[2]
 TABLE = pd.DataFrame({
     "protocol": "strict", "predictor": ["frozen", "bat", "slide_one_hot"],
     "space": ["encoder", "projected", None], "mean": [0.40, 0.45, None],
@@ -22,35 +18,34 @@ SINGLE, LABELLED = TABLE.assign(values=VALUES), TABLE.assign(label="a")
 
 
 @pytest.fixture
-def check(tmp_path, capsys):
-    """Compares a fresh table with a committed one; returns (exit code, passed, failed)."""
+def main(capsys):
+    """The script on a folder of fresh tables; returns (exit code, passed, failed)."""
 
-    def run(fresh, committed, *words):
-        for folder in ("fresh", "results"):
-            (tmp_path / folder).mkdir(exist_ok=True)
-        for name in ("scores", "summary"):
-            fresh.to_csv(tmp_path / f"fresh/{name}.csv", index=False)
-            committed.to_csv(tmp_path / f"results/demo_{name}.csv", index=False)
-        return main(tmp_path / "fresh", "--committed", str(tmp_path / "results"), *words)
-
-    def main(folder, *words):
+    def run(folder, *words):
         code = compare_results.main([f"demo_={folder}", *words])
-        words = capsys.readouterr().out.splitlines()[-1].split()
-        return code, int(words[0]), int(words[-2])
+        last = capsys.readouterr().out.splitlines()[-1].split()
+        return code, int(last[0]), int(last[-2])
 
-    run.main = main
     return run
 
 
-@pytest.mark.parametrize(
-    "fresh",
-    [
-        TABLE.assign(commit="c", device="d").iloc[::-1],
-        TABLE.assign(versions="torch 2", code="0123", made="today"),
-        TABLE.drop(columns=["commit", "device"]),
-    ],
-    ids=["other commit, device and order", "more provenance", "less provenance"],
-)
+@pytest.fixture
+def check(tmp_path, main):
+    """The same for a fresh table and a committed one."""
+
+    def run(fresh, committed, *words):
+        for name in ("scores", "summary"):
+            fresh.to_csv(tmp_path / f"{name}.csv", index=False)
+            committed.to_csv(tmp_path / f"demo_{name}.csv", index=False)
+        return main(tmp_path, "--committed", str(tmp_path), *words)
+
+    return run
+
+
+@pytest.mark.parametrize("fresh", [
+    TABLE.assign(commit="c", device="d").iloc[::-1], TABLE.drop(columns=["commit", "device"]),
+    TABLE.assign(versions="torch 2", code="0123", made="today"),
+], ids=["other commit, device and order", "less provenance", "more provenance"])  # fmt: skip
 def test_provenance_and_order_do_not_matter(check, fresh):
     assert check(fresh, TABLE) == check(TABLE, fresh) == (0, 6, 0)
 
@@ -66,42 +61,35 @@ def test_trained_rows_may_differ_more(check, row, gap, failed):
     assert check(fresh, TABLE, "--trained", "0.05", "--untrained", "0.05")[0] == 0
 
 
-@pytest.mark.parametrize(
-    ("fresh", "committed"),
-    [
-        (TABLE.iloc[:2], TABLE),
-        (pd.concat([TABLE, TABLE.iloc[:1].assign(space="concat")]), TABLE),
-        (TABLE.assign(n=19), TABLE),
-        (TABLE.assign(mean=[0.4, None, None]), TABLE),
-        (TABLE.assign(mean=[0.4, 0.45, 0.1]), TABLE),
-        (LABELLED, LABELLED.assign(label=["x", "y", "z"])),
-        (LABELLED, LABELLED.iloc[:0]),
-        (LABELLED, LABELLED.drop(columns=["mean", "low", "high"])),
-        (TABLE.iloc[:0], TABLE.iloc[:0]),
-        (SINGLE.assign(values=["P1:-0.2000 P2:0.1000", *VALUES[1:]]), SINGLE),
-        (SINGLE.assign(values=["P1:0.1000 P3:-0.2000", *VALUES[1:]]), SINGLE),
-        (SINGLE.assign(values=["P1:0.1000", *VALUES[1:]]), SINGLE),
-    ],
-)
+@pytest.mark.parametrize(("fresh", "committed"), [
+    (TABLE.iloc[:2], TABLE), (TABLE.iloc[:0], TABLE.iloc[:0]),
+    (pd.concat([TABLE, TABLE.iloc[:1].assign(space="concat")]), TABLE),
+    (TABLE.assign(n=19), TABLE), (TABLE.assign(mean=[0.4, None, None]), TABLE),
+    (TABLE.assign(mean=[0.4, 0.45, 0.1]), TABLE), (LABELLED, LABELLED.iloc[:0]),
+    (LABELLED, LABELLED.assign(label=["x", "y", "z"])),
+    (LABELLED, LABELLED.drop(columns=["mean", "low", "high"])),
+    (SINGLE.assign(values=["P1:-0.2000 P2:0.1000", *VALUES[1:]]), SINGLE),
+    (SINGLE.assign(values=["P1:0.1000 P3:-0.2000", *VALUES[1:]]), SINGLE),
+    (SINGLE.assign(values=["P1:0.1000", *VALUES[1:]]), SINGLE),
+])  # fmt: skip
 def test_missing_new_and_undefined_rows_other_counts_and_other_single_values_fail(
     check, fresh, committed
 ):
     assert check(fresh, committed)[0] == 1
 
 
-def test_committed_demo_scores_of_a_student_two_thirds_as_good_fail(check, tmp_path):
-    results = PATH.parents[1] / "results"
+def test_committed_demo_scores_of_a_student_two_thirds_as_good_fail(main, tmp_path):
     for name in compare_results.TABLES:
-        table = pd.read_csv(results / f"demo_{name}.csv")
+        table = pd.read_csv(ROOT / f"results/demo_{name}.csv")
         trained = table["label"].str.contains(compare_results.TRAINED.pattern.replace("(", "(?:"))
         table.loc[trained, ["mean", "low", "high"]] -= 0.01
         table.to_csv(tmp_path / f"{name}.csv", index=False)
-    code, _, failed = check.main(tmp_path)
+    code, _, failed = main(tmp_path)
     assert code == 1 and failed > 100
 
 
-def test_missing_tables_and_differences_that_only_the_fresh_run_has_fail(check, tmp_path):
-    assert check.main(tmp_path, "--committed", str(tmp_path)) == (1, 0, 2)
+def test_missing_tables_and_differences_that_only_the_fresh_run_has_fail(main, check, tmp_path):
+    assert main(tmp_path, "--committed", str(tmp_path)) == (1, 0, 2)
     assert check(TABLE, TABLE)[0] == 0
-    TABLE.to_csv(tmp_path / "fresh/differences.csv")
+    TABLE.to_csv(tmp_path / "differences.csv")
     assert check(TABLE, TABLE)[0] == 1

@@ -25,8 +25,7 @@ def large():
     """Sparse counts (n, G) of which a tenth are above zero; spots of section S0 are the test."""
     rng = np.random.default_rng(0)
     kinds, rate = rng.integers(0, 6, SPOTS), rng.gamma(0.3, 0.4, (6, GENES))
-    parts = [rng.poisson(rate[kinds[i : i + 500]]) for i in range(0, SPOTS, 500)]
-    counts = sparse.vstack([sparse.csr_matrix(part, dtype=np.float32) for part in parts]).tocsr()
+    counts = sparse.csr_matrix(rng.poisson(rate[kinds]), dtype=np.float32)
     sections = np.repeat([f"S{i}" for i in range(6)], SPOTS // 6)
     obs = pd.DataFrame({"sample": sections}, index=[str(i) for i in range(SPOTS)])
     obs["total_counts"] = np.asarray(counts.sum(1), float).ravel()
@@ -63,8 +62,9 @@ def test_a_small_cohort_is_taken_whole_and_a_large_one_in_part(large):
     assert lesson_counts(changed, train).var_names.equals(excerpt.var_names)  # test counts differ
 
 
-def test_chapter_2_computes_on_an_excerpt_of_a_large_cohort(large):
-    test = (large.obs["sample"] == "S0").to_numpy()
+def test_chapters_stay_within_memory_on_a_large_cohort(large):
+    samples = large.obs["sample"].to_numpy()
+    test = samples == "S0"
     cohort = SimpleNamespace(adata=lambda: large, splits=[SimpleNamespace(name="patients/0")])
     work = SimpleNamespace(cohort=lambda: cohort, rows=lambda split: (~test, test))
     first = "import numpy as np, pandas as pd\nfrom scipy import sparse\nseed, k = 0, 8"
@@ -78,12 +78,8 @@ def test_chapter_2_computes_on_an_excerpt_of_a_large_cohort(large):
     )  # fmt: skip
     assert names["by_hand"].shape == (2000, 12) and names["small"].shape == (2000, 2000)
     assert peak < MOST, f"{peak / 1e6:.0f} MB"
-
-
-def test_chapter_1_normalises_target_genes_alone(large):
     names, peak = run_cells(
         "01_data", "import numpy as np", ["by_hand", "gene = max("], adata=large, middle=7,
-        genes=list(large.var_names[:50]), name="S1", section_of=large.obs["sample"].to_numpy(),
-        log_cp10k=log_cp10k,
+        genes=list(large.var_names[:50]), name="S1", section_of=samples, log_cp10k=log_cp10k,
     )  # fmt: skip
     assert names["log"].shape == (SPOTS, 50) and peak < MOST, f"{peak / 1e6:.0f} MB"

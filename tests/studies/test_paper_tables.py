@@ -29,19 +29,26 @@ def rows(**columns) -> pd.DataFrame:
     return pd.DataFrame(base | columns)
 
 
-@pytest.mark.parametrize(
-    ("columns", "cohort", "expected"),
-    [
-        (H_OPTIMUS, "kidney", [0.698, 0.755]),
-        ({"encoder": "ctranspath@3"}, "lung", [0.592, np.nan]),  # only Table 1 has it
-        ({"protocol": "hest_bench"}, "kidney", [0.240, np.nan]),
-        ({"protocol": "hest_bench"}, "breast", [np.nan, np.nan]),  # other slides
-        ({"protocol": "hest_bench", "encoder": "resnet50"}, "kidney", [np.nan, np.nan]),
-        (H_OPTIMUS | {"protocol": "peka_official"}, "kidney", [0.698, 0.755]),
-        (H_OPTIMUS | {"protocol": "peka_official_authors_list"}, "kidney", [0.698, 0.755]),
-        (H_OPTIMUS | {"protocol": "peka_official_min_12"}, "kidney", [np.nan, np.nan]),
-    ],
-)
+AUTHORS = "peka_official_authors_list"
+HEST = {"protocol": "hest_bench"}
+NOTHING = [np.nan, np.nan]
+
+
+@pytest.mark.parametrize(("columns", "cohort", "expected"), [
+    (H_OPTIMUS, "kidney", [0.698, 0.755]),
+    ({"encoder": "ctranspath@3"}, "lung", [0.592, np.nan]),  # only Table 1 has it
+    (HEST, "kidney", [0.240, np.nan]), (HEST, "breast", NOTHING),  # other slides
+    (HEST | {"encoder": "resnet50"}, "kidney", NOTHING),
+    (H_OPTIMUS | {"protocol": "peka_official"}, "kidney", [0.698, 0.755]),
+    (H_OPTIMUS | {"protocol": AUTHORS}, "kidney", [0.698, 0.755]),
+    (H_OPTIMUS | {"protocol": "peka_official_min_12"}, "kidney", NOTHING),
+    *((H_OPTIMUS | changed, "kidney", NOTHING) for changed in (
+        {"scope": "nested", "kind": "student"}, {"space": "concat", "kind": "student"},
+        {"split": "spots/0"}, {"method": ""}, {"protocol": "strict"}, {"genes": "cue"},
+        {"headline": False}, {"alpha": "x10"}, {"kind": "control"},
+    )),
+    (H_OPTIMUS, "", NOTHING),
+])  # fmt: skip
 def test_a_score_stands_beside_the_published_value_of_the_same_thing(columns, cohort, expected):
     table = beside_published(rows(**columns), cohort)
     np.testing.assert_array_equal(table["published"], expected)
@@ -49,64 +56,33 @@ def test_a_score_stands_beside_the_published_value_of_the_same_thing(columns, co
     assert list(table["published_in"] == "") == list(np.isnan(expected))
 
 
-@pytest.mark.parametrize(
-    "columns",
-    [
-        dict(scope="nested", kind="student"), dict(split="spots/0"), dict(method=""),
-        dict(protocol="strict"), dict(genes="cue"), dict(headline=False), dict(alpha="x10"),
-        dict(kind="control"), dict(space="concat", kind="student"), dict(cohort=""),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_compared_stays_empty(columns):
-    cohort = columns.pop("cohort", "kidney")
-    assert beside_published(rows(**H_OPTIMUS | columns), cohort)["published"].isna().all()
-
-
-@pytest.fixture
-def hest_work(work, tmp_path, monkeypatch):
-    """The small run as if its cohort were HEST-1k's breast, and the place of the authors' list."""
-    cohort = work.cohort()
+def test_the_authors_list_is_scored_where_the_mirror_has_it(work, tmp_path, monkeypatch):
+    """The small run as if its cohort were HEST-1k's breast."""
+    cohort, path = (
+        work.cohort(),
+        tmp_path / "hest/top_50_genes_Visium_Homo_sapien_Breast_Cancer.json",
+    )
     monkeypatch.setenv("PEKA_MIRROR", str(tmp_path))
-    (tmp_path / "hest").mkdir()
     profile = dataclasses.replace(work.profile, source="hest", source_options={"cohort": "breast"})
     run = dataclasses.replace(work, profile=profile)
     monkeypatch.setattr(type(run), "cohort", lambda *_, **__: cohort)
-    return run, tmp_path / "hest" / "top_50_genes_Visium_Homo_sapien_Breast_Cancer.json"
-
-
-def test_the_authors_list_is_scored_where_the_mirror_has_it(hest_work):
-    run, path = hest_work
-    names = tuple(run.cohort().sections[0].genes[:4])
-    path.write_text(json.dumps({"genes": [*names, "NOSUCH"]}))
-    small = dataclasses.replace(OFFICIAL, name="official", min_spots=5)
-    listed, sentence = paper_tables.with_authors_list(run, small)
-    assert (listed.name, listed.genes_from) == ("official_authors_list", names)
-    assert path.name in sentence
-    table = tables.score_table(run, listed, entries=[("encoder", "frozen")])
-    assert set(table["protocol"]) == {"official_authors_list"}
-    assert set(stages.score(run, "frozen", listed).genes["gene"]) <= set(names)
-    other = dataclasses.replace(listed, genes_from=names[:2])  # another list, so another unit
-    assert set(stages.score(run, "frozen", other).genes["gene"]) <= set(names[:2])
-
-
-def test_without_the_authors_list_nothing_is_scored(work, hest_work):
-    run, path = hest_work
+    path.parent.mkdir()
+    listed = lambda text: path.write_text(text) and paper_tables.with_authors_list(run, OFFICIAL)
     for other in (run, work):
-        assert paper_tables.with_authors_list(other, OFFICIAL)[0] is None
-    path.write_text(json.dumps({"genes": ["NOSUCH"]}))
-    assert paper_tables.with_authors_list(run, OFFICIAL)[0] is None
+        assert paper_tables.with_authors_list(other, OFFICIAL)[0] is None  # there is no list
+    assert listed('{"genes": ["NOSUCH"]}')[0] is None
     for damaged in ('{"genes": "G1"}', "[]", "{", '{"genes": [1]}'):
-        path.write_text(damaged)
         with pytest.raises(PekaError, match=path.name):
-            paper_tables.with_authors_list(run, OFFICIAL)
-
-
-def finished(root, name, *scores):
-    tables.save_table(pd.concat(scores), root / "runs" / name / "results", "scores")
-
-
-def scored(cohort, **columns):
-    return beside_published(rows(**columns).assign(paper_cohort=cohort), cohort)
+            listed(damaged)
+    names = tuple(cohort.sections[0].genes[:4])
+    protocol, sentence = listed(json.dumps({"genes": [*names, "NOSUCH"]}))
+    assert (protocol.name, protocol.genes_from) == (AUTHORS, names) and path.name in sentence
+    small = dataclasses.replace(protocol, min_spots=5)
+    table = tables.score_table(run, small, entries=[("encoder", "frozen")])
+    assert set(table["protocol"]) == {AUTHORS}
+    other = dataclasses.replace(small, genes_from=names[:2])  # another list, so another unit
+    for rules in (small, other):
+        assert set(stages.score(run, "frozen", rules).genes["gene"]) <= set(rules.genes_from)
 
 
 @pytest.fixture
@@ -117,15 +93,20 @@ def root(tmp_path, monkeypatch):
     return tmp_path
 
 
+def finished(root, name, cohort, **columns):
+    """A finished run whose cohort is one of the paper's, or none of them."""
+    table = beside_published(rows(**columns).assign(paper_cohort=cohort), cohort)
+    tables.save_table(table, root / "runs" / name / "results", "scores")
+
+
 def test_finished_runs_fill_the_papers_cells_and_the_rest_stays_blank(root):
-    one_hot = rows(kind="control", predictor="slide_one_hot", mean=0.6)[:1]
-    mine = pd.concat([rows(encoder="h-optimus-0@1"), one_hot]).assign(paper_cohort="kidney")
-    finished(root, "mine", beside_published(mine, "kidney"))
-    lung, liver = (
-        scored(name, encoder="uni@2", mean=m) for name, m in (("lung", 0.1), ("liver", 0.2))
-    )
-    finished(root, "a", lung, liver)
-    finished(root, "demo", rows(mean=0.9).assign(paper_cohort=""))
+    three = {"predictor": ["frozen", "bat", "slide_one_hot"], "mean": [0.5, 0.7, 0.6]}
+    kinds = {"kind": ["encoder", "student", "control"], "method": ["none", "PEKA", "none"]}
+    spaces = {"space": ["encoder", "projected", "encoder"]}
+    finished(root, "mine", "kidney", encoder="h-optimus-0@1", **three, **kinds, **spaces)
+    for name, pcc in (("lung", 0.1), ("liver", 0.2)):
+        finished(root, name, name, encoder="uni@2", mean=pcc)
+    finished(root, "demo", "", mean=0.9)
     beside = paper_tables.beside_paper()
     cells = beside.set_index(["table", "cohort", "encoder", "method"])["ours"]
     assert np.isnan(cells["Table 1", "lung", "PEKA", "PEKA"])  # UNI's .774 is H-optimus-0's too
@@ -144,7 +125,7 @@ def test_finished_runs_fill_the_papers_cells_and_the_rest_stays_blank(root):
 
 def test_of_several_runs_of_a_cell_the_first_is_taken_and_named(root):
     for name, pcc in (("b", 0.2), ("a", 0.1)):
-        finished(root, name, scored("lung", encoder="uni@2", mean=[0.0, pcc], batch_size=16))
+        finished(root, name, "lung", encoder="uni@2", mean=[0.0, pcc], batch_size=16)
     beside = paper_tables.beside_paper()
     cell = beside[beside["ours"] > 0].iloc[0]
     assert (cell["ours"], cell["run"]) == (0.1, "a")
@@ -156,21 +137,16 @@ def test_only_the_papers_own_experiment_counts(work, tmp_path):
     hest, as_run = load_profile("hest-lung"), load_profile("hest-lung-as-run")
     checkpoint = tmp_path / "models.ckpt"
     checkpoint.write_bytes(b"other weights")
-
-    def options(**changes):
-        return {"teacher_options": hest.teacher_options | changes}
-
-    def recipe(**changes):
-        return {"recipe": dataclasses.replace(hest.recipe, **changes)}
-
+    options = lambda **changes: {"teacher_options": hest.teacher_options | changes}
+    recipe = lambda **changes: {"recipe": dataclasses.replace(hest.recipe, **changes)}
+    source = lambda **changes: {"source_options": {"cohort": "lung"} | changes}
     for changes, expected in (
         ({}, "lung"), ({"source_options": {}}, "breast"), ({"recipe": as_run.recipe}, "lung"),
         (recipe(batch_size=16), "lung"), ({"teacher_options": as_run.teacher_options}, "lung"),
-        ({"source_options": {"cohort": "lung", "index": "mine.csv"}}, ""),
-        ({"source_options": {"cohort": "lung", "leave_out": ["TENX1"]}}, ""),
-        ({"teacher": "pca"}, ""), (recipe(epochs=1), ""),
-        (options(checkpoint=str(checkpoint)), ""), (options(mode="cell"), ""),
-        (options(min_genes=5000), ""), (options(precision="bfloat16"), ""),
+        (source(index="mine.csv"), ""), (source(leave_out=["TENX1"]), ""), ({"teacher": "pca"}, ""),
+        (recipe(epochs=1), ""), (options(checkpoint=str(checkpoint)), ""),
+        (options(mode="cell"), ""), (options(min_genes=5000), ""),
+        (options(precision="bfloat16"), ""),
     ):  # fmt: skip
         run = dataclasses.replace(work, profile=dataclasses.replace(hest, **changes))
         assert paper_tables.paper_cohort(run) == expected, changes
@@ -178,8 +154,6 @@ def test_only_the_papers_own_experiment_counts(work, tmp_path):
 
 @pytest.mark.parametrize(("recipe", "method"), [("as_written", "bat"), ("as_run", "bone")])
 def test_the_papers_peka_is_bat_as_written_and_bone_as_run(recipe, method):
-    names = {
-        name: paper_tables.method_of(name, recipe) for name in ("frozen", "bat", "bone", "lora")
-    }
     others = {"bat": "bat", "bone": "bone", "lora": "lora", "frozen": "none"}
+    names = {name: paper_tables.method_of(name, recipe) for name in others}
     assert names == others | {method: "PEKA"}

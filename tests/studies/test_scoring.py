@@ -7,9 +7,8 @@ from pathlib import Path
 import anndata as ad
 import h5py
 import numpy as np
-import pandas as pd
 import pytest
-from damage import zero_middle
+from damage import edit_h5, edit_samples, zero_middle
 
 from peka_core.cohort import open_cohort
 from peka_core.commands.command_line import main
@@ -29,12 +28,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*no samples.csv")
 
 def score(*arguments, task=TASK):
     return score_embeddings(task, task / "embeddings", *arguments)
-
-
-@pytest.fixture
-def task(tmp_path):
-    """A copy of the task directory."""
-    return Path(shutil.copytree(TASK, tmp_path / "task"))
 
 
 @pytest.mark.parametrize("setting", list(OFFICIAL))
@@ -58,56 +51,36 @@ def test_hest_bench_equals_their_code():
     assert scores["mean"] == pytest.approx(expected, abs=1e-3)
 
 
-def test_spots_are_joined_by_barcode_and_those_without_embedding_left_out(task):
-    whole = score("hest_bench")
+def test_spots_are_joined_by_barcode_and_those_without_embedding_left_out(tmp_path):
+    whole, task = score("hest_bench"), Path(shutil.copytree(TASK, tmp_path / "task"))
     for path in (task / "embeddings").glob("*.h5"):
         with h5py.File(path, "r+") as file:
             order = np.random.default_rng(0).permutation(len(file["embeddings"]))
             for name in ("embeddings", "barcodes"):
                 file[name][...] = file[name][:][order]
     assert score("hest_bench", task=task)["mean"] == pytest.approx(whole["mean"], abs=1e-9)
-    with h5py.File(path, "r+") as file:
-        for name in ("embeddings", "barcodes"):
-            kept = file[name][:][:-10]
-            del file[name]
-            file[name] = kept
+    with h5py.File(path) as file:
+        kept = {name: file[name][:-10] for name in ("embeddings", "barcodes")}
+    edit_h5(path, **kept)
     assert score("hest_bench", task=task)["n_spots"] == whole["n_spots"] - 10
 
 
-def test_the_command_prints_and_writes(task, tmp_path, capsys):
+def test_the_command_prints_and_writes(tmp_path, capsys):
     out, words = tmp_path / "scores.json", ["--set", "mask_zeros=false", "--protocol"]
-    embeddings = ["--embeddings", str(task / "embeddings"), "--json", str(out)]
-    assert main(["score", str(task), *embeddings, *words, "peka_official"]) == 0
+    printed = printed_of(TASK, capsys, "--json", str(out), *words, "peka_official")
     written = json.loads(out.read_text())
     assert set(written["splits"]) == set("01234") and len(written["splits"]["0"]["genes"]) == 12
-    assert written["settings"] == {"mask_zeros": False}
-    assert f"PCC {written['mean']:.4f}" in capsys.readouterr().out
+    assert written["settings"] == {"mask_zeros": False} and f"PCC {written['mean']:.4f}" in printed
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (("hest_bensh",), "hest_bensh"), (("strict", {"zeros": True}), "zeros"),
-        (("strict", {"folds": 3}), "folds"), (("strict", {"inner_holdout": True}), "inner_holdout"),
-        (("peka_official", {"folds": 1}), "folds"), (("strict", {"min_spots": "2"}), "min_spots"),
-    ],
-)  # fmt: skip
-def test_an_unknown_protocol_or_a_switch_without_effect_is_refused(arguments, named):
+@pytest.mark.parametrize(("protocol", "switches", "named"), [
+    ("hest_bensh", {}, "hest_bensh"), ("strict", {"zeros": True}, "zeros"),
+    ("strict", {"folds": 3}, "folds"), ("strict", {"inner_holdout": True}, "inner_holdout"),
+    ("peka_official", {"folds": 1}, "folds"), ("strict", {"min_spots": "2"}, "min_spots"),
+])  # fmt: skip
+def test_an_unknown_protocol_or_a_switch_without_effect_is_refused(protocol, switches, named):
     with pytest.raises(PekaError, match=named):
-        score(*arguments)
-
-
-def test_bad_input_names_the_file(task):
-    with h5py.File(task / "embeddings" / "S1.h5", "r+") as file:
-        file["barcodes"][0, 0] = b"nobody"
-    with pytest.raises(PekaError, match=r"S1\.h5.*nobody"):
-        score("hest_bench", task=task)
-    (task / "embeddings" / "S1.h5").unlink()
-    with pytest.raises(PekaError, match=r"S1\.h5"):
-        score("hest_bench", task=task)
-    (task / "var_12genes.json").write_text('{"genes": ["GENE26", "NOSUCH"]}')
-    with pytest.raises(PekaError, match="NOSUCH"):
-        make_tasks(open_cohort(task), PROTOCOLS["hest_bench"])
+        score(protocol, switches)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -136,6 +109,7 @@ def test_a_directory_of_hest_itself_runs_with_mini(hest_files):
 def drawn(tiny_cohort, tmp_path, monkeypatch):
     """A task of four patients with two sections of 12 spots, and embeddings that follow counts."""
     monkeypatch.setenv("PEKA_CACHE", str(tmp_path / "cache"))
+    (tiny_cohort / "embeddings").mkdir()
     for section in open_cohort(tiny_cohort).sections:
         write_embeddings(tiny_cohort, section.sample)
     return tiny_cohort
@@ -146,14 +120,22 @@ def write_embeddings(task, sample, spots=slice(None), **datasets):
     adata = ad.read_h5ad(task / "adata" / f"{sample}.h5ad")[spots]
     barcodes = np.array(list(adata.obs_names), dtype=object).reshape(-1, 1)
     values = np.log1p(adata.X[:, :6].toarray())
-    (task / "embeddings").mkdir(exist_ok=True)
     with h5py.File(task / "embeddings" / f"{sample}.h5", "w") as file:
         for name, data in (datasets or {"embeddings": values, "barcodes": barcodes}).items():
-            kind = h5py.string_dtype() if name == "barcodes" else None
-            file.create_dataset(name, data=data, dtype=kind)
+            file[name] = data
 
 
-def printed(task, capsys, *words):
+def as_trident(task, batch=False):
+    """Embeddings as `features` and `coords` in the order of the patches files, another one."""
+    for path in (task / "embeddings").glob("*.h5"):
+        adata = ad.read_h5ad(task / "adata" / path.with_suffix(".h5ad").name)
+        with h5py.File(task / "patches" / path.name) as file:
+            names, coords = file["barcode"].asstr()[:, 0], file["coords"][:]
+        values = np.log1p(adata[names].X[:, :6].toarray())
+        write_embeddings(task, path.stem, features=values[None] if batch else values, coords=coords)
+
+
+def printed_of(task, capsys, *words):
     assert main(["score", str(task), "--embeddings", str(task / "embeddings"), *words]) == 0
     return capsys.readouterr().out
 
@@ -161,7 +143,7 @@ def printed(task, capsys, *words):
 def test_missing_embeddings_and_undefined_splits_are_printed_and_stored(drawn, tmp_path, capsys):
     for sample, spots in (("P2A", 5), ("P2B", 7), ("P3A", 3)):
         write_embeddings(drawn, sample, slice(spots))
-    out = printed(drawn, capsys, "--json", str(tmp_path / "o.json"))
+    out = printed_of(drawn, capsys, "--json", str(tmp_path / "o.json"))
     assert "75 of 96 spots" in out and "P2A 5 of 12, P2B 7 of 12, P3A 3 of 12" in out
     assert "3 of 4 splits" in out and "none in P3A" in out and "nan" not in out
     refuse = lambda word: pytest.fail(f"{word} is no JSON")
@@ -174,25 +156,10 @@ def test_missing_embeddings_and_undefined_splits_are_printed_and_stored(drawn, t
 
 
 def test_copies_that_a_protocol_leaves_out_are_named(drawn, capsys):
-    table = pd.read_csv(drawn / "samples.csv", dtype=str)
-    table["duplicate_of"] = ["P1B", "P1A", *[""] * 6]
-    table.to_csv(drawn / "samples.csv", index=False)
+    edit_samples(drawn, duplicate_of=["P1B", "P1A", *[""] * 6])
     assert score("strict", task=drawn)["copies"] == {"P1B": {"of": "P1A", "n_spots": 12}}
     assert score("hest_bench", task=drawn)["copies"] == {}
-    assert "P1B (12 spots)" in printed(drawn, capsys)
-
-
-# ---- files as TRIDENT writes them, and files that fail -------------------------------------------
-
-
-def as_trident(task, batch=False):
-    """Embeddings as `features` and `coords` in the order of the patches files, another one."""
-    for path in (task / "embeddings").glob("*.h5"):
-        adata = ad.read_h5ad(task / "adata" / f"{path.stem}.h5ad")
-        with h5py.File(task / "patches" / path.name) as file:
-            names, coords = file["barcode"].asstr()[:, 0], file["coords"][:]
-        values = np.log1p(adata[names].X[:, :6].toarray())
-        write_embeddings(task, path.stem, features=values[None] if batch else values, coords=coords)
+    assert "P1B (12 spots)" in printed_of(drawn, capsys)
 
 
 @pytest.mark.parametrize("batch", [False, True])
@@ -202,41 +169,45 @@ def test_features_of_trident_are_joined_by_their_coords(drawn, batch):
     assert score(task=drawn) == expected
 
 
-def test_coords_without_their_tile_are_refused(drawn):
-    as_trident(drawn)
-    with h5py.File(drawn / "embeddings" / "P2A.h5", "r+") as file:
-        file["coords"][3] += 1
-    with pytest.raises(PekaError, match=r"embeddings/P2A\.h5"):
-        score(task=drawn)
-    with h5py.File(drawn / "patches" / "P2A.h5", "r+") as file:
-        file["coords"][3] = file["coords"][4]
-    with pytest.raises(PekaError, match=r"patches/P2A\.h5"):
-        score(task=drawn)
-    shutil.rmtree(drawn / "patches")
-    with pytest.raises(PekaError, match=r"P1A\.h5"):
-        score(task=drawn)
+def written(**datasets):
+    return lambda task: write_embeddings(task, "P2A", **datasets)
 
 
-@pytest.mark.parametrize(
-    "datasets",
-    [
-        {"embeddings": np.zeros((12, 6))},
-        {"coords": np.zeros((12, 2))},
-        {"features": np.zeros(6), "coords": np.zeros((12, 2))},
-    ],
-)
-def test_embeddings_without_rows_or_names_are_refused(drawn, datasets):
-    write_embeddings(drawn, "P2A", **datasets)
-    with pytest.raises(PekaError, match=r"P2A\.h5"):
-        score(task=drawn)
+def moved(folder, by):
+    """TRIDENT's form, in which one place of a file is moved by this many pixels."""
+
+    def damage(task):
+        as_trident(task)
+        with h5py.File(task / folder / "P2A.h5", "r+") as file:
+            file["coords"][3] = file["coords"][4] + by
+
+    return damage
 
 
-@pytest.mark.parametrize("name", ["embeddings", "barcodes"])
-def test_damaged_embeddings_are_named(drawn, name):
-    path = drawn / "embeddings" / "P2A.h5"
-    zero_middle(path, name)
-    with pytest.raises(PekaError, match=rf"embeddings/P2A\.h5.*`{name}`"):
-        score(task=drawn)
-    path.write_bytes(b"half")
-    with pytest.raises(PekaError, match=r"embeddings/P2A\.h5"):
+def without_patches(task):
+    as_trident(task)
+    shutil.rmtree(task / "patches")
+
+
+ZEROS, PLACES = np.zeros((12, 6)), np.zeros((12, 2))
+FILE = r"embeddings/P2A\.h5"
+
+
+@pytest.mark.parametrize(("damage", "named"), [
+    (written(embeddings=ZEROS[:1], barcodes=[["nobody"]]), f"{FILE}.*nobody"),
+    (written(embeddings=ZEROS), FILE), (written(coords=PLACES), FILE),
+    (written(features=ZEROS[0], coords=PLACES), FILE),
+    (moved("embeddings", 1), FILE), (moved("patches", 0), r"patches/P2A\.h5"),
+    (without_patches, r"P1A\.h5"),
+    (lambda task: zero_middle(task / "embeddings/P2A.h5", "embeddings"), f"{FILE}.*`embeddings`"),
+    (lambda task: zero_middle(task / "embeddings/P2A.h5", "barcodes"), f"{FILE}.*`barcodes`"),
+    (lambda task: (task / "embeddings/P2A.h5").write_bytes(b"half"), FILE),
+    (lambda task: (task / "embeddings/P2A.h5").unlink(), FILE),
+    (lambda task: next(task.glob("var_*.json")).write_text('{"genes": ["G01", "NO"]}'), "NO"),
+], ids=["an unknown barcode", "no barcodes", "no features", "no rows", "a place without a tile",
+        "two tiles in one place", "no tiles", "broken embeddings", "broken barcodes", "half a file",
+        "no file", "an unknown gene"])  # fmt: skip
+def test_embeddings_that_cannot_be_joined_or_read_are_named(drawn, damage, named):
+    damage(drawn)
+    with pytest.raises(PekaError, match=named):
         score(task=drawn)
