@@ -1,6 +1,5 @@
 """LoRA and AdaLoRA through peft: their formula, their targets, and how AdaLoRA moves its ranks."""
 
-import itertools
 import math
 from dataclasses import replace
 
@@ -10,10 +9,10 @@ from test_alignment import RECIPE as SHORT
 from test_alignment import data, train  # noqa: F401
 from torch import nn
 
-from peka_core import adapters, alignment
+from peka_core import adapters
 from peka_core.recipe import Recipe
 
-RECIPE = replace(SHORT, layers=("attn.qkv", "mlp.fc1", "mlp.fc2"), rank=4, alpha=4.0, epochs=10)
+RECIPE = replace(SHORT, layers=("attn.qkv", "mlp.fc1", "mlp.fc2"), rank=4, alpha=4.0)
 
 
 def test_lora_equals_its_formula():
@@ -27,32 +26,19 @@ def test_lora_equals_its_formula():
 
 
 def test_adalora_moves_ranks_between_layers(data):
-    student, history = train(data, "adalora", replace(RECIPE, epochs=30))
+    student, history = train(data, "adalora", replace(RECIPE, epochs=15))
     ranks = history.filter(like="rank_").T  # (layers, epochs)
     assert (ranks.sum().diff().iloc[1:] <= 0).all(), "the budget grew again"
-    assert ranks[0].sum() > ranks[29].sum() == pytest.approx(4 * len(ranks), abs=2)
-    assert ranks[29].nunique() > 1, "every layer kept the same rank"
-    assert student.rank_schedule.ranks() == ranks[29].to_dict(), "another epoch's ranks are in use"
-
-
-def test_adalora_keeps_an_epoch_within_its_budget_even_where_an_earlier_one_was_better(
-    data, monkeypatch
-):
-    losses = itertools.count(1.0)  # worse at every epoch
-    monkeypatch.setattr(alignment, "validate", lambda *_: {"validation_total": next(losses)})
-    student, history = train(data, "adalora", RECIPE)
-    assert history.loc[history["kept"], "epoch"].item() == 8, "the first one within the budget"
-    ranks = student.rank_schedule.ranks()
-    assert sum(ranks.values()) <= 4 * len(ranks) + 2
-    assert train(data, "lora", RECIPE)[1]["kept"].iloc[0]
+    assert ranks[0].sum() > ranks[14].sum() == pytest.approx(4 * len(ranks), abs=2)
+    assert ranks[14].nunique() > 1, "every layer kept the same rank"
+    assert student.rank_schedule.ranks() == ranks[14].to_dict(), "another epoch's ranks are in use"
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 5])
 def test_adalora_of_very_few_steps_meets_its_budget(data, steps):
     few = {"epochs": 1, "batch_size": -(-40 // steps), "validation_share": 0.0}
-    student, _ = train(data, "adalora", replace(RECIPE, **few))
-    ranks = student.rank_schedule.ranks()
-    assert sum(ranks.values()) <= (4 if steps > 1 else 6) * len(ranks) + 2
+    ranks = train(data, "adalora", replace(RECIPE, **few))[0].rank_schedule.ranks().values()
+    assert sum(ranks) <= (4 if steps > 1 else 6) * len(ranks) + 2
 
 
 def test_adalora_without_reallocation_keeps_its_ranks(data):

@@ -21,7 +21,6 @@ CARD = {"encoder": "tiny", "digest": "abc", "revision": "r1", "split": "patients
 TRAINED = {"none": set(), "projector_only": {"projector"}}  # of the others: network and projector
 WORDS = {"bone": ".blocks", "bat": ".blocks", "lora": "lora_", "adalora": "lora_"}
 TILES = smooth_tiles(3, 64)
-every_method = pytest.mark.parametrize("method", METHODS)
 
 
 def trained(module):
@@ -40,23 +39,17 @@ def embedded(student):
     return embed_tiles(student, TILES, batch_size=2, progress=False)
 
 
-@every_method
-def test_every_method_starts_as_the_frozen_encoder(method):
+@pytest.mark.parametrize("method", METHODS)
+def test_it_starts_as_the_frozen_encoder_and_moves_what_the_method_trains_and_nothing_else(method):
     encoder = tiny_encoder(64)
+    before = {name: p.clone() for name, p in encoder.model.named_parameters()}
     student = Student(encoder, method, 6, RECIPE)
     features = embedded(student)
     np.testing.assert_allclose(features["encoder"], encoder.embed(TILES), atol=1e-5)
     assert features.keys() == ({"encoder"} if method == "none" else {"encoder", "projected"})
     for output, expected in zip(student(TILES), features.values(), strict=True):
         np.testing.assert_allclose(output.detach(), expected, atol=1e-5)
-
-
-@every_method
-def test_gradients_reach_what_the_method_trains_and_nothing_else(method):
-    encoder = tiny_encoder(64)
-    before = {name: p.clone() for name, p in encoder.model.named_parameters()}
-    student = student_of(encoder, method)
-    if moving := trained(student):
+    if moving := trained(student := student_of(encoder, method)):
         student.train()(TILES)[1].square().sum().backward()
         torch.optim.SGD(moving.values(), lr=0.1).step()
     touched = {name for name, p in student.named_parameters() if p.grad is not None}
@@ -67,7 +60,7 @@ def test_gradients_reach_what_the_method_trains_and_nothing_else(method):
         assert all(word in name and "patch_embed" not in name for name in changed)
     frozen = encoder.model.named_parameters()
     assert all(torch.equal(p, before[name]) and p.grad is None for name, p in frozen)
-    if method in ("bat", "bone"):
+    if word == ".blocks":
         base, same = student.network.blocks[0].attn.qkv.base, encoder.model.blocks[0].attn.qkv
         assert base.weight.data_ptr() == same.weight.data_ptr(), "frozen tensors are not shared"
 
@@ -104,14 +97,22 @@ def test_training_mode_is_for_the_projector_and_the_adapters_dropout_only():
     assert torch.equal(encoder.model.patch_embed.norm[0].running_mean, mean)
 
 
-def test_the_seed_draws_the_projector_and_leaves_the_global_generator():
+def test_the_seed_draws_the_projector_which_is_the_authors_in_their_recipe():
     encoder, state = tiny_encoder(64), torch.random.get_rng_state()
     weights = [Student(encoder, "bat", 6, RECIPE, seed).projector[0].weight for seed in (0, 0, 1)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
     assert torch.equal(torch.random.get_rng_state(), state)
+    run, written = (replace(RECIPES[name], block=8) for name in ("as_run", "as_written"))
+    for recipe, between in (
+        (run, [nn.ReLU]),
+        (written, [nn.GELU, nn.Dropout]),
+        (replace(run, dropout=0.5), [nn.ReLU, nn.Dropout]),
+    ):
+        kinds = [type(m) for m in Student(encoder, "bone", 6, recipe).projector]
+        assert kinds == [nn.Linear, *between, nn.Linear]
 
 
-@every_method
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("pixels", ["normalised", "raw"])
 def test_a_saved_student_comes_back_with_its_card(tmp_path, method, pixels):
     encoder = tiny_encoder(64, digest="abc", revision="r1")
@@ -131,25 +132,19 @@ def test_a_saved_student_comes_back_with_its_card(tmp_path, method, pixels):
         assert encoder.transform(TILES).abs().max() < 10, "the frozen encoder has another one"
 
 
-def test_folders_of_other_encoders_and_mixed_ones_are_refused(tmp_path):
+@pytest.mark.parametrize(("folder", "facts", "word"), [
+    ("absent", {"digest": "aaaa"}, r"card\.json"),
+    ("bat", {"name": "other", "digest": "aaaa"}, "'tiny'.*other"),
+    ("bat", {"digest": "bbbb"}, "'tiny'.*bbbb"),
+    ("mixed", {"digest": "aaaa"}, "mixed"),
+])  # fmt: skip
+def test_folders_of_other_encoders_and_mixed_ones_are_refused(tmp_path, folder, facts, word):
     encoder = tiny_encoder(64, digest="aaaa")
-    for method in ("bat", "projector_only"):
-        Student(encoder, method, 6, RECIPE).save(tmp_path / method)
-    adapter = tmp_path / "projector_only/adapter.safetensors"
-    (tmp_path / "mixed").mkdir()
-    for path in (tmp_path / "bat").iterdir():
-        source = adapter if path.name == adapter.name else path
-        (tmp_path / "mixed" / path.name).write_bytes(source.read_bytes())
-    for folder, facts, word in (
-        ("", {}, r"card\.json"),
-        ("bat", {"name": "other", "digest": "aaaa"}, "'tiny'.*other"),
-        ("bat", {"digest": "bbbb"}, "'tiny'.*bbbb"),
-        ("mixed", {"digest": "aaaa"}, str(tmp_path / "mixed")),
-    ):
-        with pytest.raises(PekaError, match=word):
-            Student.load(tmp_path / folder, tiny_encoder(64, **facts))
-    with pytest.raises(PekaError, match="'dora'"):
-        Student(encoder, "dora", 6)
+    for method, place in (("bat", "bat"), ("bat", "mixed"), ("projector_only", "other")):
+        Student(encoder, method, 6, RECIPE).save(tmp_path / place)
+    (tmp_path / "other/adapter.safetensors").replace(tmp_path / "mixed/adapter.safetensors")
+    with pytest.raises(PekaError, match=word):
+        Student.load(tmp_path / folder, tiny_encoder(64, **facts))
 
 
 def test_parameter_counts_follow_their_formulas():
@@ -167,11 +162,3 @@ def test_parameter_counts_follow_their_formulas():
         projector = 32 * 24 + 24 + 24 * 6 + 6
         expected = {"adapter": count, "projector": projector, "encoder": frozen}
         assert count_parameters(Student(encoder, method, 6, RECIPE)) == expected
-
-
-def test_the_authors_projector_is_linear_relu_linear():
-    kinds = lambda recipe: [type(m) for m in Student(tiny_encoder(64), "bone", 6, recipe).projector]
-    run, written = (replace(RECIPES[name], block=8) for name in ("as_run", "as_written"))
-    assert kinds(run) == [nn.Linear, nn.ReLU, nn.Linear]
-    assert kinds(written) == [nn.Linear, nn.GELU, nn.Dropout, nn.Linear]
-    assert kinds(replace(run, dropout=0.5)) == [nn.Linear, nn.ReLU, nn.Dropout, nn.Linear]
