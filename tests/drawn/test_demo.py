@@ -6,9 +6,9 @@ import sys
 
 import numpy as np
 import pytest
+from damage import refused
 
 from peka_core.cohort import open_cohort
-from peka_core.common.errors import PekaError
 from peka_core.drawn import demo, drawing, law, oracle, painting
 
 SMALL = {"seed": 5, "patients": 4, "sections": 2, "spots": 6, "workers": 1}
@@ -26,41 +26,34 @@ def on(world):
     return cohort, cohort.adata(), cohort.tiles()[:]
 
 
-def test_a_section_depends_on_nothing_but_its_key():
-    first = painting.tiles(drawing.plan_section(5, 2, 1, 6))
-    painting.tiles(drawing.plan_section(5, 1, 1, 6))
-    assert np.array_equal(painting.tiles(drawing.plan_section(5, 2, 1, 6)), first)
-    for key in ((5, 2, 2), (5, 3, 1), (6, 2, 1)):
-        assert not np.array_equal(painting.tiles(drawing.plan_section(*key, 6)), first)
+# ---- pictures
 
 
-def test_doubled_image_averages_to_the_drawn_one():
-    image = painting.paint(drawing.plan_section(5, 1, 1, 6))
+def test_seed_patient_and_section_decide_what_is_drawn_and_nothing_else():
+    draw = lambda *key: painting.tiles(drawing.plan_section(*key, 6))
+    first, *others = [draw(*key) for key in ((5, 2, 1), (5, 2, 2), (5, 3, 1), (6, 2, 1))]
+    assert not any(np.array_equal(first, other) for other in others)
+    assert np.array_equal(draw(5, 2, 1), first)
+
+
+def test_the_description_counts_the_cells_that_the_pixels_show():
+    section = drawing.plan_section(5, 1, 1, 30)
+    (described, nuclei), cells, image = (
+        drawing.describe_tiles(section),
+        section.cells,
+        painting.paint(section),
+    )
+    tile = described[:, drawing.TUMOUR].argmax()
+    inside = (np.abs(cells.xy - section.centres[tile]) <= 56).all(1)
+    assert np.array_equal(described[tile], np.bincount(cells.kind[inside], minlength=6))
+    tumour = inside & (cells.kind == drawing.TUMOUR) & (cells.mitosis == 0)
+    assert nuclei[tile, 0] == pytest.approx(drawing.TUMOUR_RADII[cells.size[tumour]].mean())
+    dark = (painting.cut(image, section.centres)[..., 0] < 130).mean((1, 2))
+    kinds = [drawing.TUMOUR, drawing.GLAND, drawing.LYMPHOCYTE]
+    assert np.corrcoef(dark, described[:, kinds].sum(1))[0, 1] > 0.5
     doubled = painting.double(image).astype(float)
     means = doubled.reshape(image.shape[0], 2, image.shape[1], 2, 3).mean((1, 3))
     assert np.abs(means - image).max() < 4 and np.mean(np.abs(means - image) > 0.5) < 1e-3
-
-
-def test_description_counts_the_cells_in_the_tile():
-    section = drawing.plan_section(5, 1, 1, 6)
-    described, nuclei = drawing.describe_tiles(section)
-    (x, y), expected, radii = section.centres[4], np.zeros(6), []
-    for (cx, cy), kind, size, mitosis in zip(
-        *(getattr(section.cells, k) for k in ("xy", "kind", "size", "mitosis"))
-    ):
-        if x - 56 <= cx <= x + 56 and y - 56 <= cy <= y + 56:
-            expected[kind] += 1
-            if kind == drawing.TUMOUR and not mitosis:
-                radii.append(drawing.TUMOUR_RADII[size])
-    assert np.array_equal(described[4], expected) and expected.sum() > 20
-    assert nuclei[4, 0] == pytest.approx(np.mean(radii))
-
-
-def test_dark_pixels_follow_the_cells():
-    section = drawing.plan_section(5, 1, 1, 30)
-    dark = (painting.cut(painting.paint(section), section.centres)[..., 0] < 130).mean((1, 2))
-    kinds = [drawing.TUMOUR, drawing.GLAND, drawing.LYMPHOCYTE]
-    assert np.corrcoef(dark, drawing.describe_tiles(section)[0][:, kinds].sum(1))[0, 1] > 0.5
 
 
 # ---- law and oracle
@@ -80,21 +73,12 @@ def test_uniform_numbers_give_poisson_gamma_counts():
 def test_hidden_moves_cue_loadings_only_and_keeps_their_size():
     on, half, none = (law.draw_law(5, hidden) for hidden in (1.0, 0.5, 0.0))
     composition, cues = on.group == "composition", slice(len(law.TYPES), None)
-    strength = [np.linalg.norm(w.loading[:, ~composition], axis=0) for w in (on, half, none)]
-    for i, other in enumerate((half, none), 1):
+    strength = lambda world: np.linalg.norm(world.loading[:, ~composition], axis=0)
+    for other in (half, none):
         assert np.array_equal(on.loading[:, composition], other.loading[:, composition])
         assert np.array_equal(on.baseline, other.baseline)
-        np.testing.assert_allclose(strength[0], strength[i], atol=0.35)
+        np.testing.assert_allclose(strength(on), strength(other), atol=0.35)
     assert np.abs(none.loading[cues]).max() < 6 * law.STRAY
-
-
-def test_cue_genes_follow_their_cue_in_the_counts(world, on):
-    stored, y, z = np.load(world / "law.npz"), np.log1p(on[1].X.toarray()), on[1].obsm["z"]
-    loading = stored["loading"][6:, stored["group"] == "cue"]
-    for cue in (0, 1):
-        strong = np.flatnonzero(np.abs(loading[cue]) > 0.4)
-        r = np.array([np.corrcoef(z[:, 6 + cue], y[:, 360 + g])[0, 1] for g in strong])
-        assert np.mean(np.nan_to_num(r) * np.sign(loading[cue, strong])) > 0.15
 
 
 def brute_force(stored, z, effect, redraws=2000):
@@ -113,10 +97,8 @@ def test_oracle_equals_a_brute_force_mean(world, on, redraw):
     stored, rows = np.load(world / "law.npz"), [0, 20, 53]
     names, z = on[1].obs["sample"].iloc[rows], on[1].obsm["z"][rows]
     known = stored["effect"][[list(stored["samples"]).index(name) for name in names]]
-    effect = known if redraw == "nothing" else None
-    expected = np.stack(
-        [brute_force(stored, z[i], None if effect is None else effect[i]) for i in range(3)]
-    )
+    effects, effect = (known, known) if redraw == "nothing" else ([None] * 3, None)
+    expected = np.stack([brute_force(stored, *spot) for spot in zip(z, effects)])
     exact = law.expected_target(law.draw_law(5), z, effect, 2000, 1) - expected
     assert np.abs(exact).mean() < 0.03 and np.abs(exact.mean(1)).max() < 0.01
     quick = oracle.expected_targets(world, redraw)[rows]
@@ -124,22 +106,16 @@ def test_oracle_equals_a_brute_force_mean(world, on, redraw):
     assert np.corrcoef(quick.ravel(), expected.ravel())[0, 1] > 0.98
 
 
-def test_oracle_predicts_the_counts_and_known_effects_help(world, on):
+def test_oracle_predicts_the_counts_and_what_is_known_helps(world, on):
     x = on[1].X.toarray()
     y, expressed = np.log1p(1e4 * x / x.sum(1, keepdims=True)), x.mean(0) > 1
     error = lambda prediction: ((prediction - y)[:, expressed] ** 2).mean()
     new, known = (oracle.expected_targets(world, redraw) for redraw in ("patients", "nothing"))
     assert error(known) < error(new) < y[:, expressed].var(0).mean()
     assert error(known) < error(np.roll(known, 7, axis=0))
-
-
-def test_oracle_given_a_count_is_higher_and_is_reproducible(world):
-    every = oracle.expected_targets(world, redraws=16)
-    positive = oracle.expected_targets(world, redraws=16, positive_only=True)
-    assert (positive >= every - 1e-6).all() and (positive > every + 0.1).mean() > 0.3
-    assert np.array_equal(every, oracle.expected_targets(world, redraws=16))
-    with pytest.raises(ValueError, match="patients"):
-        oracle.expected_targets(world, "everything")
+    assert np.array_equal(new, oracle.expected_targets(world)), "it is reproducible"
+    positive = oracle.expected_targets(world, positive_only=True)  # given a count: higher
+    assert (positive >= new - 1e-6).all() and (positive > new + 0.1).mean() > 0.3
 
 
 # ---- cohort
@@ -186,20 +162,18 @@ def test_more_patients_and_more_workers_leave_a_section_alone(on, tmp_path, monk
         assert np.array_equal(on[2][here], larger.tiles()[there])
 
 
-@pytest.mark.parametrize("first", ["with alone({path!r}):", "if True:"])
-def test_a_script_without_a_guard_ends_with_what_to_do(tmp_path, first):
+def test_a_script_without_a_guard_ends_with_what_to_do(tmp_path):
     """Each worker runs the script again; it must not wait for its parent nor start workers."""
     script, path = tmp_path / "mine.py", str(tmp_path / "cohort")
     script.write_text(
         "from peka_core.common.files import alone\nfrom peka_core.drawn import demo\n"
         "demo.ONE_PROCESS = 0\n"
-        f"{first.format(path=path)}\n    demo.build({path!r}, **{SMALL | {'workers': 2}})\n"
+        f"with alone({path!r}):\n    demo.build({path!r}, **{SMALL | {'workers': 2}})\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
     last = done.stderr.rstrip().splitlines()[-1]
     assert done.returncode and last.startswith("peka_core.common.errors.PekaError")
     assert str(script) in last and 'if __name__ == "__main__"' in last
-    assert "RuntimeError" not in done.stderr
 
 
 def state(path):
@@ -227,7 +201,6 @@ def test_tiles_come_later_and_an_interruption_leaves_the_cohort(tmp_path, world,
     path, real, painted = tmp_path / "cohort", demo.write_tiles_of, []
     shutil.copytree(world, path, ignore=shutil.ignore_patterns("patches"))
     before = state(demo.build(path, **SMALL, tiles=False))
-    assert not open_cohort(path).has_tiles and open_cohort(path).digest == on[0].digest
 
     def dies_late(task):
         painted.append(task[1])
@@ -238,20 +211,16 @@ def test_tiles_come_later_and_an_interruption_leaves_the_cohort(tmp_path, world,
     monkeypatch.setattr(demo, "write_tiles_of", dies_late)
     with pytest.raises(KeyboardInterrupt):
         demo.build(path, **SMALL)
-    assert not open_cohort(path).has_tiles and state(path).items() >= before.items()
+    assert not open_cohort(path).has_tiles and open_cohort(path).digest == on[0].digest
     assert same(demo.build(path, **SMALL), on) and state(path).items() >= before.items()
     assert len(painted) == len(set(painted)) + 1 == 9, "finished tiles are not drawn twice"
-    assert {p.parent.name for p in state(path) if p not in before} == {"patches"}
     assert {p.name for p in path.rglob("*") if p.is_dir()} == {"adata", "patches", "splits"}
     assert (path / "patches/X01.h5").samefile(path / "patches/P03A.h5")
 
 
 def test_directory_of_another_cohort_is_refused(world, tmp_path):
     (tmp_path / "foreign" / "adata").mkdir(parents=True)
-    for path, name, other in (
-        (world, "source.json", {"seed": 6}),
-        (tmp_path / "cohort", "source.json", {"seed": 6, "counts_for": world}),
-        (tmp_path / "foreign", "foreign", {}),
-    ):
-        with pytest.raises(PekaError, match=name):
-            demo.build(path, **SMALL | other)
+    build = lambda other: lambda path: demo.build(path, **SMALL | other)
+    refused(world, "source.json", call=build({"seed": 6}))
+    refused(tmp_path / "new", "source.json", call=build({"seed": 6, "counts_for": world}))
+    refused(tmp_path / "foreign", "foreign", call=build({}))
