@@ -24,49 +24,41 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
 
-    def do_HEAD(self):
-        self.do_GET(body=False)
-
     def do_POST(self):
+        """What the hub's list of files says of some."""
         words = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
         self.server.asked.append(("POST", self.path))
-        found = [path for path in words["paths"] if (self.server.folder / path).is_file()]
-        self.answer(200, json.dumps([self.listed(path) for path in found]).encode())
+        listed = []
+        for path in words["paths"]:
+            if (file := self.server.folder / path).is_file():
+                size, digest = file.stat().st_size, "0" * 64 if self.server.lies else sha256(file)
+                lfs = {"lfs": {"oid": digest, "size": size, "pointerSize": 130}}
+                facts = {"type": "file", "path": path, "size": size, "oid": git_blob_sha1(file)}
+                listed.append(facts | ({} if path.endswith(SMALL) else lfs))
+        self.answer(200, json.dumps(listed).encode())
 
-    def do_GET(self, body=True):
+    def do_GET(self):
         hub, path = self.server, self.path.partition("?")[0]
         hub.asked.append((self.command, path))
         if path.startswith("/api/"):
             return self.answer(200, json.dumps({"id": "a/b", "sha": hub.newest}).encode())
-        if hub.status != 200:
-            code = {"X-Error-Code": "GatedRepo"} if hub.status == 403 else {}
-            return self.answer(hub.status, b"no", code)
         _, _, commit, name = re.fullmatch(r"/((.+)/resolve/([^/]+)/)?(.*)", path).groups()
-        if not (hub.folder / name).is_file():
-            return self.answer(404, b"no", {"X-Error-Code": "EntryNotFound"})
+        if hub.status != 200 or not (hub.folder / name).is_file():
+            return self.answer(404 if hub.status == 200 else hub.status, b"no")
         data = (hub.folder / name).read_bytes()
         facts = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": commit or ""}
-        sent = None if body else b""
-        if body and hub.breaks and path.endswith(hub.breaks):
-            sent = data[: len(data) // 2]  # half of it, then nothing more
-        self.answer(200, data, facts, sent)
+        self.answer(200, data, facts, breaks=bool(hub.breaks) and path.endswith(hub.breaks))
 
-    def listed(self, path):
-        """What the hub's list of files says of one."""
-        file = self.server.folder / path
-        size, digest = file.stat().st_size, "0" * 64 if self.server.lies else sha256(file)
-        facts = {"type": "file", "path": path, "size": size, "oid": git_blob_sha1(file)}
-        large = {"lfs": {"oid": digest, "size": size, "pointerSize": 130}}
-        return facts | ({} if path.endswith(SMALL) else large)
+    do_HEAD = do_GET
 
-    def answer(self, code, data, headers=None, sent=None):
+    def answer(self, code, data, headers=None, breaks=False):
         self.send_response(code)
         for name, value in {"Content-Length": str(len(data)), **(headers or {})}.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(data if sent is None else sent)
-        if self.command == "GET" and sent is not None:
-            self.close_connection = True
+        if self.command != "HEAD":
+            self.wfile.write(data[: len(data) // 2] if breaks else data)
+            self.close_connection = breaks
 
     def log_message(self, *words):
         pass
@@ -90,7 +82,6 @@ def hub(tmp_path, monkeypatch):
     for name in (*VARIABLES, "PEKA_MIRROR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_ENDPOINT", running.url.rstrip("/"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("PEKA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.get_token", lambda: os.environ.get("HF_TOKEN"))
     monkeypatch.setattr(time, "sleep", lambda seconds: None)

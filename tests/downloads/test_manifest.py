@@ -13,12 +13,11 @@ def test_unknown_names_are_refused():
 
 
 def test_a_file_has_its_sources_address_or_one_of_its_own_with_terms_and_a_way_by_hand():
-    paths = ["scfoundation/models.ckpt", "scfoundation/OS_scRNA_gene_index.19264.tsv"]
-    weights, genes = manifest.source_files("scfoundation", paths)
+    names = ["models.ckpt", "OS_scRNA_gene_index.19264.tsv"]
+    weights, genes = manifest.source_files("scfoundation", [f"scfoundation/{n}" for n in names])
     assert weights.url.endswith("/models.ckpt") and "huggingface.co" in weights.url
     assert "non-commercial" in weights.terms and "model/README.md" in weights.otherwise
-    assert genes.url.endswith("d09626a5c1bc30b9c6227378677b61e0b987fe8b/" + paths[1].split("/")[1])
-    assert genes.is_pinned and not genes.terms and not genes.repo
+    assert genes.url.endswith(f"/{names[1]}") and genes.is_pinned and not genes.terms
 
 
 def test_every_file_of_her2st_is_pinned_as_in_the_list_of_facts(shared):

@@ -33,18 +33,13 @@ def test_a_variable_that_ends_every_download_is_named(of_hub, name, value, hub, 
 
 def test_what_works_is_not_refused(hub, monkeypatch, tmp_path):
     (tmp_path / "ca.pem").write_text("x")
-    certificates = (*network.HUB_CERTIFICATES, *network.WEB_CERTIFICATES)
-    for name, value in {
-        "HF_TOKEN": "hf_abcDEF123",
-        "HF_ENDPOINT": "https://hub.example/",
-        "HTTPS_PROXY": "http://user:p%40ss@proxy.example:8080",
-        "HTTP_PROXY": "proxy.example:8080",
-        "ALL_PROXY": "socks5h://localhost:1080",
-        **dict.fromkeys(certificates, str(tmp_path / "ca.pem")),
-    }.items():
-        monkeypatch.setenv(name, value)
+    works = dict.fromkeys(network.HUB_CERTIFICATES + network.WEB_CERTIFICATES, tmp_path / "ca.pem")
+    works |= {"HF_TOKEN": "hf_abcDEF123", "HF_ENDPOINT": "https://hub.example/"}
+    works |= {"HTTPS_PROXY": "http://user:p%40ss@proxy.example:8080"}
+    works |= {"HTTP_PROXY": "proxy.example:8080", "ALL_PROXY": "socks5h://localhost:1080"}
+    for name, value in works.items():
+        monkeypatch.setenv(name, str(value))
     check_network(True)
-    check_network(False)
     monkeypatch.setenv("HF_TOKEN", "“hf_secret123”")  # plain addresses are asked without a token
     monkeypatch.setenv("SSL_CERT_FILE", "/nope.pem")  # which requests does not read
     check_network(False)

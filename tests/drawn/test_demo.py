@@ -1,14 +1,14 @@
 """The demo: independent sections, a law that does what it says, a cohort like any other."""
 
+import multiprocessing
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from damage import refused
 
 from peka_core.cohort import open_cohort
+from peka_core.common.files import alone
 from peka_core.drawn import demo, drawing, law, oracle, painting
 
 SMALL = {"seed": 5, "patients": 4, "sections": 2, "spots": 6, "workers": 1}
@@ -38,11 +38,8 @@ def test_seed_patient_and_section_decide_what_is_drawn_and_nothing_else():
 
 def test_the_description_counts_the_cells_that_the_pixels_show():
     section = drawing.plan_section(5, 1, 1, 30)
-    (described, nuclei), cells, image = (
-        drawing.describe_tiles(section),
-        section.cells,
-        painting.paint(section),
-    )
+    described, nuclei = drawing.describe_tiles(section)
+    cells, image = section.cells, painting.paint(section)
     tile = described[:, drawing.TUMOUR].argmax()
     inside = (np.abs(cells.xy - section.centres[tile]) <= 56).all(1)
     assert np.array_equal(described[tile], np.bincount(cells.kind[inside], minlength=6))
@@ -153,54 +150,27 @@ def test_other_world_has_the_same_tiles_and_other_counts_of_cue_genes(world, on,
     assert cohort.digest != none.digest
 
 
-def test_more_patients_and_more_workers_leave_a_section_alone(on, tmp_path, monkeypatch):
+def test_a_worker_that_still_starts_draws_nothing_and_waits_for_no_lock(tmp_path, monkeypatch):
+    """It runs a script without a guard again, whose parent holds the lock."""
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
     monkeypatch.setattr(demo, "ONE_PROCESS", 0)
-    sizes = SMALL | {"patients": 5, "sections": 1, "workers": 2}
-    larger = open_cohort(demo.build(tmp_path / "cohort", **sizes))
-    for name in ("P01A", "P04A"):
-        here, there = (c.obs["sample"].to_numpy() == name for c in (on[0], larger))
-        assert np.array_equal(on[2][here], larger.tiles()[there])
-
-
-def test_a_script_without_a_guard_ends_with_what_to_do(tmp_path):
-    """Each worker runs the script again; it must not wait for its parent nor start workers."""
-    script, path = tmp_path / "mine.py", str(tmp_path / "cohort")
-    script.write_text(
-        "from peka_core.common.files import alone\nfrom peka_core.drawn import demo\n"
-        "demo.ONE_PROCESS = 0\n"
-        f"with alone({path!r}):\n    demo.build({path!r}, **{SMALL | {'workers': 2}})\n"
+    build = lambda path: demo.build(path, **SMALL | {"workers": 2})
+    refused(tmp_path / "cohort", '__name__ == "__main__"', call=build)
+    refused(
+        tmp_path / "cohort", '__name__ == "__main__"', call=lambda path: alone(path).__enter__()
     )
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
-    last = done.stderr.rstrip().splitlines()[-1]
-    assert done.returncode and last.startswith("peka_core.common.errors.PekaError")
-    assert str(script) in last and 'if __name__ == "__main__"' in last
 
 
-def state(path):
-    return {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.is_file()}
+def test_builds_that_were_interrupted_go_on_and_leave_what_is_there(
+    world, on, tmp_path, monkeypatch
+):
+    state = lambda: {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.is_file()}
+    path, real, painted = shutil.copytree(world, tmp_path / "cohort"), demo.write_tiles_of, []
 
-
-def same(path, on):
-    """Whether a cohort holds what the first one does."""
-    cohort = open_cohort(path)
-    return cohort.digest == on[0].digest and np.array_equal(cohort.tiles()[:], on[2])
-
-
-def test_second_build_changes_nothing_and_a_half_finished_one_continues(world, on, tmp_path):
-    path = shutil.copytree(world, tmp_path / "cohort")
-    before = state(path)
-    assert state(demo.build(path, **SMALL)) == before
-    (path / "source.json").rename(path / "unfinished.json")
-    (path / "adata/P02B.h5ad").unlink()
-    (path / "patches/P04A.h5").unlink()
-    assert same(demo.build(path, **SMALL), on) and not (path / "unfinished.json").exists()
-    assert state(path)[path / "adata/P01A.h5ad"] == before[path / "adata/P01A.h5ad"]
-
-
-def test_tiles_come_later_and_an_interruption_leaves_the_cohort(tmp_path, world, on, monkeypatch):
-    path, real, painted = tmp_path / "cohort", demo.write_tiles_of, []
-    shutil.copytree(world, path, ignore=shutil.ignore_patterns("patches"))
-    before = state(demo.build(path, **SMALL, tiles=False))
+    def build_is_whole():
+        cohort = open_cohort(demo.build(path, **SMALL))
+        assert cohort.digest == on[0].digest and np.array_equal(cohort.tiles()[:], on[2])
+        assert {p.name for p in path.rglob("*") if p.is_dir()} == {"adata", "patches", "splits"}
 
     def dies_late(task):
         painted.append(task[1])
@@ -208,14 +178,25 @@ def test_tiles_come_later_and_an_interruption_leaves_the_cohort(tmp_path, world,
             raise KeyboardInterrupt
         real(task)
 
+    before = state()
+    demo.build(path, **SMALL)
+    assert state() == before, "a second build changes nothing"
+    (path / "source.json").rename(path / "unfinished.json")
+    (path / "adata/P02B.h5ad").unlink()
+    (path / "patches/P04A.h5").unlink()
+    build_is_whole()
+    assert state()[path / "adata/P01A.h5ad"] == before[path / "adata/P01A.h5ad"]
+    shutil.rmtree(path / "patches")
+    before = state()
+    demo.build(path, **SMALL, tiles=False)
     monkeypatch.setattr(demo, "write_tiles_of", dies_late)
     with pytest.raises(KeyboardInterrupt):
         demo.build(path, **SMALL)
     assert not open_cohort(path).has_tiles and open_cohort(path).digest == on[0].digest
-    assert same(demo.build(path, **SMALL), on) and state(path).items() >= before.items()
-    assert len(painted) == len(set(painted)) + 1 == 9, "finished tiles are not drawn twice"
-    assert {p.name for p in path.rglob("*") if p.is_dir()} == {"adata", "patches", "splits"}
+    build_is_whole()
+    assert state().items() >= before.items(), "tiles that come later change no other file"
     assert (path / "patches/X01.h5").samefile(path / "patches/P03A.h5")
+    assert len(painted) == len(set(painted)) + 1 == 9, "finished tiles are not drawn twice"
 
 
 def test_directory_of_another_cohort_is_refused(world, tmp_path):
