@@ -157,23 +157,20 @@ def test_a_lock_and_a_missing_filter_are_not_called_damage(tiny_cohort, monkeypa
 
 def test_what_is_not_needed_is_left_out_with_a_warning(tiny_cohort):
     file, before = tiny_cohort / "adata/P1A.h5ad", open_cohort(tiny_cohort).adata()
-
-    def add(adata):
-        adata.obsm["X_new"] = np.zeros((12, 2))
-        adata.obs["depth"], adata.obs["kept"] = np.arange(12.0), np.arange(12)
-
-    edit_h5ad(file, add)
     with h5py.File(file, "a") as h5:
+        h5["obsm/X_new"], h5["obs/kept"] = np.zeros((12, 2)), np.arange(12)
+        h5["obs"].attrs["column-order"] = ["tissue_type", "kept"]
+        for name in ("obsm/X_new", "obs/kept"):
+            h5[name].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
         h5["obsm/X_new"].attrs["encoding-type"] = "of-tomorrow"
-    zero_middle(file, "obs/depth")
+    zero_middle(file, "obs/tissue_type/codes")
     cohort = open_cohort(tiny_cohort)
     with pytest.warns(UserWarning):
         notes, after = cohort.validate(), cohort.adata(["P1A"])
     assert len(notes) == 2 and all("P1A.h5ad" in note for note in notes)
-    assert "X_new" in "".join(notes) and "depth" in "".join(notes)
-    kept = read_spots(cohort.sections[0]).obs
-    assert list(kept["kept"]) == list(range(12)) and "depth" not in kept
+    assert "X_new" in "".join(notes) and "tissue_type" in "".join(notes)
     assert (before.X[:12] != after.X).nnz == 0
+    assert list(read_spots(cohort.sections[0]).obs) == ["kept"]
 
 
 def test_forms_of_old_and_foreign_writers_are_read(tiny_cohort):
