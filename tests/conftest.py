@@ -29,39 +29,31 @@ SMALL = {"patients": 4, "spots": 12, "folds": 2, "epochs": 1, "batch_size": 16}
 SHARED = Path(__file__).parents[2] / "shared"
 
 
-def write_tiny_cohort(
-    path: Path, patients: int = 4, spots: int = 12, genes: int = 30, seed: int = 0
-) -> Path:
-    """Write a cohort of drawn noise: `patients` x 2 sections, tiles whose brightness raises the
-    first ten genes.
+def write_tiny_cohort(path: Path, patients: int = 4, spots: int = 12) -> Path:
+    """Write drawn noise: `patients` x 2 sections, of which a tile's brightness raises ten genes.
 
-    Samples P1A, P1B, P2A, …; splits leave one patient out; the last spot's tile comes first in its
-    file.
+    Samples P1A, P1B, P2A, …; splits leave a patient out; a file has the last spot's tile first.
     """
-    rng = np.random.default_rng(seed)
-    names = [f"G{i:02d}" for i in range(genes)]
-    base = rng.gamma(2.0, 3.0, genes)  # (G,) mean count
-    rows = []
+    rng, rows = np.random.default_rng(0), []
+    names, back = [f"G{i:02d}" for i in range(30)], np.arange(spots)[::-1]
+    base = rng.gamma(2.0, 3.0, 30)  # (G,) mean count
     for sample in [f"P{p}{s}" for p in range(1, patients + 1) for s in "AB"]:
         bright = rng.uniform(0.3, 1.0, spots)  # (n,)
         noise = rng.integers(0, 256, (spots, 28, 28, 3)) * bright[:, None, None, None]
         tiles = noise.astype(np.uint8).repeat(8, 1).repeat(8, 2)  # (n, 224, 224, 3)
-        mean = base * np.where(np.arange(genes) < 10, 3 * bright[:, None], 1.0)  # (n, G)
+        mean = base * np.where(np.arange(30) < 10, 3 * bright[:, None], 1.0)  # (n, G)
         xy = np.stack([np.arange(spots) % 4, np.arange(spots) // 4], 1) * 400.0 + 500  # (n, 2) px
         types = rng.choice(["tumour", "stroma"], spots)
         obs = pd.DataFrame({"tissue_type": types}, index=[f"{i}x1" for i in range(spots)])
-        counts, var = rng.poisson(mean), pd.DataFrame(index=names)
-        adata = ad.AnnData(sparse.csr_matrix(counts, dtype=np.float32), obs, var)
-        adata.obsm["spatial"] = xy
-        back = np.arange(spots)[::-1]
-        digest = write_sample(
-            path, sample, tiles[back], (xy - 112)[back], obs.index[back], adata, um_per_px=0.5
-        )
+        counts = sparse.csr_matrix(rng.poisson(mean), dtype=np.float32)
+        adata = ad.AnnData(counts, obs, pd.DataFrame(index=names), obsm={"spatial": xy})
+        of_tiles = tiles[back], (xy - 112)[back], obs.index[back]
+        digest = write_sample(path, sample, *of_tiles, adata, um_per_px=0.5)
         rows.append((sample, sample[:-1], "drawn", 0.5, digest))
     columns = ["sample_id", "patient", "technology", "um_per_px", "tiles_sha256"]
     table = pd.DataFrame(rows, columns=columns)
-    sides = [table.patient == patient for patient in table.patient.unique()]
-    splits = [(table.sample_id[~held_out], table.sample_id[held_out]) for held_out in sides]
+    out = [table.patient == patient for patient in table.patient.unique()]
+    splits = [(table.sample_id[~held_out], table.sample_id[held_out]) for held_out in out]
     write_cohort_tables(path, table, splits, names[:20])
     return path
 
@@ -73,8 +65,9 @@ def drawn_once(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def tiny_cohort(tmp_path: Path, drawn_once: Path) -> Path:
-    """A tiny drawn cohort, fresh for each test: 4 patients x 2 sections x 12 spots, 30 genes."""
+def tiny_cohort(tmp_path: Path, drawn_once: Path, monkeypatch) -> Path:
+    """A fresh tiny cohort and an empty cache: 4 patients x 2 sections x 12 spots, 30 genes."""
+    monkeypatch.setenv("PEKA_CACHE", str(tmp_path / "cache"))
     return Path(shutil.copytree(drawn_once, tmp_path / "cohort"))
 
 
@@ -84,22 +77,13 @@ FILES = ["drawn"] + ["original"] * SHARED.is_dir()
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder ../shared of the development machine; elsewhere the tests of it are left out."""
-    return SHARED
-
-
-def pytest_collection_modifyitems(config, items):
-    """Without ../shared leave out the tests of it: each has a twin on drawn files."""
-    if not SHARED.is_dir():
-        apart = [item for item in items if "shared" in getattr(item, "fixturenames", ())]
-        items[:] = [item for item in items if item not in apart]
-        config.hook.pytest_deselected(items=apart)
+    """The folder ../shared of the development machine; its tests have twins on drawn files."""
+    return SHARED if SHARED.is_dir() else pytest.skip("no ../shared on this machine")
 
 
 @pytest.fixture(scope="session", params=FILES)
 def hest_files(request, tmp_path_factory) -> Path:
-    """HEST's files of three small slides (hest1k/), the same as a task (bench/FIXTASK), and what
-    must be found in them (golden/)."""
+    """HEST's files of three slides in hest1k/ and bench/FIXTASK; golden/ has their contents."""
     if request.param == "original":
         return SHARED / "fixtures/hest"
     return draw_hest.draw(tmp_path_factory.mktemp("drawn-hest"))
@@ -114,11 +98,9 @@ def hest_vocabulary(hest_files) -> Path:
 
 @pytest.fixture(params=FILES)
 def papers_index(request, tmp_path, monkeypatch) -> Path:
-    """A mirror with the index of HEST-1k: the paper's, or one drawn with as many slides and spots,
-    which the manifest then has."""
-    if request.param == "original":
-        mirror = SHARED / "data"
-    else:
+    """A mirror with HEST-1k's index: the paper's, or one drawn as long that the manifest lists."""
+    mirror = SHARED / "data"
+    if request.param == "drawn":
         mirror, listed = tmp_path / "index", copy.deepcopy(manifest.load_manifest())
         groups = pd.read_csv(hest_index.GROUPS, keep_default_na=False)
         path = draw_hest.draw_papers_index(mirror / hest_index.NAME, hest_index.COHORTS, groups)

@@ -1,8 +1,6 @@
-"""A cohort in memory with a known law: half of the genes follow the features, all follow patient
-and depth.
-"""
+"""A cohort in memory with a known law: every gene follows the features, its patient and depth."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import anndata
@@ -11,6 +9,11 @@ import pandas as pd
 from scipy import sparse
 
 from peka_core.cohort import Split
+from peka_core.protocols import PROTOCOLS
+
+PAPER = replace(PROTOCOLS["peka_paper"], n_genes=10)
+STRICT = replace(PROTOCOLS["strict"], n_genes=10)
+DROPPED = replace(PAPER, zeros="drop", min_spots=100)
 
 
 @dataclass
@@ -19,55 +22,39 @@ class FakeCohort:
 
     counts: np.ndarray  # (n, G)
     obs: pd.DataFrame
-    spatial: np.ndarray
+    spatial: np.ndarray  # (n, 2)
     features: np.ndarray  # (n, d), what the genes follow
-    splits: list = field(default_factory=list)
+    splits: list[Split]  # leave one patient out
     path: Path = Path("fake")
 
     def adata(self, join="inner"):
-        total = self.counts.sum(1).astype(float)
-        var = pd.DataFrame(
-            {"group": np.where(np.arange(self.counts.shape[1]) % 2, "cue", "composition")},
-            index=[f"G{i:02d}" for i in range(self.counts.shape[1])],
-        )
-        obs = self.obs.assign(total_counts=total)
-        return anndata.AnnData(
-            sparse.csr_matrix(self.counts.astype(np.float32)),
-            obs,
-            var,
-            obsm={"spatial": self.spatial},
-        )
+        genes = np.arange(self.counts.shape[1])
+        groups = {"group": np.where(genes % 2, "cue", "composition")}
+        var = pd.DataFrame(groups, index=[f"G{i:02d}" for i in genes])
+        counts = sparse.csr_matrix(self.counts, dtype=np.float32)
+        obs = self.obs.assign(total_counts=self.counts.sum(1).astype(float))
+        return anndata.AnnData(counts, obs, var, obsm={"spatial": self.spatial})
 
 
 def draw(
     patients=4, sections=2, spots=30, genes=40, d=12, depth=400, duplicate=False, seed=0
 ) -> FakeCohort:
     """Draw a cohort; with `duplicate`, section X01 copies the last section of the last patient."""
-    rng = np.random.default_rng(seed)
-    n = patients * sections * spots
-    sample = np.repeat([f"P{p}{'ABC'[s]}" for p in range(patients) for s in range(sections)], spots)
-    patient = np.array([name[:2] for name in sample])
+    rng, n = np.random.default_rng(seed), patients * sections * spots
+    sample = np.repeat([f"P{p}{s}" for p in range(patients) for s in "ABC"[:sections]], spots)
     features = rng.normal(size=(n, d))
-    shift = rng.normal(0, 0.7, (patients, genes))[
-        np.unique(patient, return_inverse=True)[1]
-    ]  # (n, G)
+    shift = rng.normal(0, 0.7, (patients, genes)).repeat(sections * spots, axis=0)  # (n, G)
     rate = np.exp(rng.normal(0, 0.8, genes) + shift + features @ rng.normal(0, 0.35, (d, genes)))
     library = depth * rng.lognormal(0, 0.3, (n, 1))
     counts = rng.poisson(library * rate / rate.sum(1, keepdims=True))
-    obs = pd.DataFrame({"sample": sample, "patient": patient, "group": patient, "duplicate_of": ""})
-    spatial = rng.uniform(0, 1000, (n, 2))
+    obs = pd.DataFrame({"sample": sample, "duplicate_of": ""})
+    obs["patient"] = obs["group"] = obs["sample"].str[:2]
+    spatial, rows = rng.uniform(0, 1000, (n, 2)), np.arange(n)
     if duplicate:
-        last = slice(n - spots, n)
-        twin = obs[last].assign(sample="X01", patient="X01", duplicate_of=sample[-1])
-        obs = pd.concat([obs, twin], ignore_index=True)
-        counts, features, spatial = (
-            np.concatenate([a, a[last]]) for a in (counts, features, spatial)
-        )
+        twin = obs[-spots:].assign(sample="X01", patient="X01", duplicate_of=sample[-1])
+        obs, rows = pd.concat([obs, twin], ignore_index=True), np.append(rows, rows[-spots:])
     obs["barcode"] = obs.groupby("sample").cumcount().astype(str)
     obs.index = obs["sample"] + ":" + obs["barcode"]
-    obs["total_counts"] = counts.sum(1).astype(float)
-    groups = obs["group"].to_numpy()
-    splits = [
-        Split(f"patients/{i}", groups != g, groups == g) for i, g in enumerate(pd.unique(groups))
-    ]
-    return FakeCohort(counts, obs, spatial, features, splits)
+    sides = [(obs["group"] == group).to_numpy() for group in obs["group"].unique()]
+    splits = [Split(f"patients/{i}", ~side, side) for i, side in enumerate(sides)]
+    return FakeCohort(counts[rows], obs, spatial[rows], features[rows], splits)

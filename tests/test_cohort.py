@@ -3,14 +3,13 @@
 import hashlib
 import json
 import shutil
+from functools import partial
 
 import anndata as ad
 import h5py
 import numpy as np
-import pandas as pd
 import pytest
-from conftest import write_tiny_cohort
-from damage import edit_h5ad, edit_samples, keep_tiles
+from damage import edit_h5, edit_h5ad, edit_samples, keep_tiles
 from scipy import sparse
 
 from peka_core.cohort import open_cohort
@@ -21,11 +20,6 @@ from peka_core.genes import log_cp10k
 from peka_core.layout import duplicates
 
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("PEKA_CACHE", str(tmp_path / "cache"))
 
 
 def test_spots_tiles_and_counts_belong_together(tiny_cohort):
@@ -53,8 +47,8 @@ def test_tiles_come_in_any_order_from_disk_and_memory(tiny_cohort):
     assert np.array_equal(fresh[mixed], everything[mixed])
     assert fresh[np.zeros(96, bool)].shape == (0, 224, 224, 3)
     assert np.array_equal(fresh[np.arange(96) % 7 == 0], everything[::7])
-    whole = [fresh[i : i + 10] for i in range(0, 96, 10)]
-    assert np.array_equal(np.concatenate(whole), everything)
+    parts = [fresh[i : i + 10] for i in range(0, 96, 10)]
+    assert np.array_equal(np.concatenate(parts), everything)
     shutil.rmtree(tiny_cohort / "patches")  # all tiles were read once, so they are in memory
     assert np.array_equal(fresh[mixed], everything[mixed])
 
@@ -83,8 +77,8 @@ def test_genes_are_joined_inner_or_outer(tiny_cohort):
     assert (inner.X != before[:, inner.var_names].X).nnz == 0
     assert outer.shape == (96, 30) and outer[:12, "G01"].X.sum() == 0
     assert (outer[12:, before.var_names].X != before[12:].X).nnz == 0
-    totals = [a.obs.total_counts[12:] for a in (inner, before)]
-    assert np.allclose(*totals)  # over all genes of the section
+    of_section = [adata.obs.total_counts[12:] for adata in (inner, before)]
+    assert np.allclose(*of_section), "totals are over all genes of the section"
     assert cohort.adata(["P1B", "P2A"]).shape == (24, 30)
     with pytest.raises(PekaError, match="P9Z"):
         cohort.adata(["P9Z"])
@@ -92,84 +86,67 @@ def test_genes_are_joined_inner_or_outer(tiny_cohort):
         cohort.validate()
 
 
-def test_dense_integers_and_sparse_floats_read_alike(tiny_cohort):
-    cohort = open_cohort(tiny_cohort)
-    before, digest = cohort.adata(), cohort.digest
-    densify = lambda a: setattr(a, "X", a.X.toarray().astype(np.int64))
-    edit_h5ad(tiny_cohort / "adata/P2A.h5ad", densify)
-    cohort = open_cohort(tiny_cohort)
-    assert cohort.adata().X.dtype == np.float32 and (cohort.adata().X != before.X).nnz == 0
-    assert cohort.digest == digest
-
-
 def test_extra_columns_are_kept_where_all_sections_agree(tiny_cohort):
+    def change(adata, first):
+        adata.var["group"] = ["cue" if g < "G10" else "composition" for g in adata.var_names]
+        adata.var["mean"] = np.asarray(adata.X.mean(0)).ravel()
+        adata.obsm["z"] = np.arange(24.0).reshape(12, 2)
+        adata.obs["flag"] = True if first else 1
+        if first:
+            adata.obs["only_here"] = 1
+
     for file in (tiny_cohort / "adata").glob("*.h5ad"):
-
-        def change(adata, name=file.stem):
-            adata.var["group"] = ["cue" if g < "G10" else "composition" for g in adata.var_names]
-            adata.var["mean"] = np.asarray(adata.X.mean(0)).ravel()
-            adata.obsm["z"] = np.arange(24.0).reshape(12, 2)
-            adata.obs["flag"] = True if name == "P1A" else 1
-            if name == "P1A":
-                adata.obs["only_here"] = 1
-
-        edit_h5ad(file, change)
+        edit_h5ad(file, partial(change, first=file.stem == "P1A"))
     adata = open_cohort(tiny_cohort).adata()
     assert list(adata.var.columns) == ["group"] and (adata.var.group == "cue").sum() == 10
     assert adata.obsm["z"].shape == (96, 2) and "only_here" not in adata.obs
-    adata.write_h5ad(tiny_cohort / "joined.h5ad")
+    adata.write_h5ad(tiny_cohort / "joined.h5ad")  # no column of mixed types is left
 
 
-def test_log_cp10k_is_the_formula(tiny_cohort):
+def test_log_cp10k_is_the_formula_and_its_totals_are_sums_of_counts(tiny_cohort):
     adata = open_cohort(tiny_cohort).adata()
-    own = ad.AnnData(adata.X.toarray(), pd.DataFrame(index=adata.obs_names), adata.var)
+    own = ad.AnnData(adata.X.toarray(), var=adata.var)
     np.testing.assert_allclose(log_cp10k(own), log_cp10k(adata))  # its totals are the same here
-    adata.obs.iloc[3, adata.obs.columns.get_loc("total_counts")] = 0
-    adata.X.data[adata.X.indptr[3] : adata.X.indptr[4]] = 0
-    dense, got, kept = adata.X.toarray(), log_cp10k(adata), log_cp10k(adata, dense=False)
-    expected = np.log(1 + 1e4 * dense[50, 4] / adata.obs.total_counts.iloc[50])
-    assert got[50, 4] == pytest.approx(expected, rel=1e-6)
+    adata.obs.loc["P1A:3x1", "total_counts"] = 0
+    adata.X[3] *= 0
+    adata.X.eliminate_zeros()
+    total = np.maximum(adata.obs[["total_counts"]].to_numpy(), 1)
+    got, kept = log_cp10k(adata), log_cp10k(adata, dense=False)
+    np.testing.assert_allclose(got, np.log(1 + 1e4 * adata.X.toarray() / total), rtol=1e-6)
     assert got.dtype == kept.dtype == np.float32 and not got[3].any()
     assert sparse.issparse(kept) and kept.nnz == adata.X.nnz  # zeros stay zeros
     np.testing.assert_array_equal(kept.toarray(), got)
+    for wrong in (np.nan, np.inf, -1):
+        adata.obs.loc["P1A:3x1", "total_counts"] = wrong
+        with pytest.raises(PekaError, match="P1A:3x1"):
+            log_cp10k(adata)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -1])
-def test_totals_must_be_sums_of_counts(tiny_cohort, value):
-    adata = open_cohort(tiny_cohort).adata()
-    adata.obs.iloc[3, adata.obs.columns.get_loc("total_counts")] = value
-    with pytest.raises(PekaError, match="P1A:3x1"):
-        log_cp10k(adata)
-
-
-# ---- the digest ------------------------------------------------------------------------------
-
-
-def test_digest_follows_values_and_not_files(tiny_cohort, tmp_path):
-    digest = open_cohort(tiny_cohort).digest
-    assert open_cohort(write_tiny_cohort(tmp_path / "again")).digest == digest
+def test_digest_follows_values_and_not_files(tiny_cohort, drawn_once):
+    original = open_cohort(drawn_once)
+    densify = lambda a: setattr(a, "X", a.X.toarray().astype(np.int64))
+    edit_h5ad(tiny_cohort / "adata/P2A.h5ad", densify)
+    cohort = open_cohort(tiny_cohort)
+    assert cohort.digest == original.digest and cohort.adata().X.dtype == np.float32
+    assert (cohort.adata().X != original.adata().X).nnz == 0
     shutil.rmtree(tiny_cohort / "patches")
     (tiny_cohort / "patches").mkdir()
     (tiny_cohort / "patches/.0123abcd-P1A.h5").write_bytes(b"half")  # of a killed writer
     bare = open_cohort(tiny_cohort)
     assert not bare.has_tiles and len(bare) == 96
-    assert bare.digest != digest  # the tiles have another order than the spots
     with pytest.raises(PekaError, match="patches"):
         bare.tiles()
-    changes = {
-        "adata/P4B.h5ad": lambda a: a.X.data.__setitem__(0, a.X.data[0] + 1),
-        "var_20genes.json": '{"genes": ["G01"]}',
-        "splits/test_0.csv": "sample_id\nP1A\n",
-        "samples.csv": (tiny_cohort / "samples.csv").read_text().replace("drawn", "Visium"),
-    }
-    seen = {digest}
-    for name, change in changes.items():
-        if callable(change):
-            edit_h5ad(tiny_cohort / name, change)
-        else:
-            (tiny_cohort / name).write_text(change)
+    seen = {original.digest, bare.digest}  # the tiles have another order than the spots
+    edit_h5ad(tiny_cohort / "adata/P4B.h5ad", lambda a: a.X.data.__setitem__(0, a.X.data[0] + 1))
+    seen.add(open_cohort(tiny_cohort).digest)
+    for name, old, new in (
+        ("var_20genes.json", "G03", "G25"), ("samples.csv", "drawn", "Visium"),
+        ("splits/test_0.csv", "P1B,patches/P1B.h5,adata/P1B.h5ad\n", ""),
+    ):  # fmt: skip
+        file = tiny_cohort / name
+        file.write_text(file.read_text().replace(old, new))
         seen.add(open_cohort(tiny_cohort).digest)
-    assert len(seen) == 5
+    assert len(seen) == 6
 
 
 def set_pixel(file, value):
@@ -197,12 +174,11 @@ def test_without_a_tiles_column_pixels_enter_the_digest_and_are_read_once(tiny_c
 
 def test_a_tiles_column_of_other_tiles_does_not_count(tiny_cohort):
     before, file = open_cohort(tiny_cohort).digest, tiny_cohort / "patches/P1A.h5"
-    with h5py.File(file, "r+") as h5:  # pixels under other barcodes have the same tiles_sha256
+    with h5py.File(file) as h5:
         barcodes = h5["barcode"][:]
-        h5["barcode"][:] = np.roll(barcodes, 1, axis=0)
+    edit_h5(file, barcode=np.roll(barcodes, 1, axis=0))  # pixels have the same tiles_sha256
     seen = {before, open_cohort(tiny_cohort).digest}
-    with h5py.File(file, "r+") as h5:
-        h5["barcode"][:] = barcodes
+    edit_h5(file, barcode=barcodes)
     for value in (7, 8):
         set_pixel(file, value)
         with pytest.warns(UserWarning, match="P1A.h5"):
@@ -216,37 +192,20 @@ def test_a_tiles_column_of_other_tiles_does_not_count(tiny_cohort):
     assert open_cohort(tiny_cohort).digest not in seen  # a file's own digest is right, no warning
 
 
-# ---- HEST's own files ------------------------------------------------------------------------
-
-
-@pytest.fixture
-def task(hest_files):
+def test_both_forms_of_hests_files_open_with_their_own_spots(hest_files, tmp_path):
     with pytest.warns(UserWarning, match="no samples.csv"):
-        return open_cohort(hest_files / "bench/FIXTASK")
-
-
-def test_an_official_task_of_the_older_form_opens(task, hest_files):
-    golden = json.loads((hest_files / "golden/bench_FIXTASK.json").read_text())
-    assert task.genes == golden["genes"]
+        task = open_cohort(hest_files / "bench/FIXTASK")
     assert [s.name for s in task.splits] == ["patients/0", "patients/1"]
-    adata, tiles = task.adata(), task.tiles()
-    for sample, expected in golden["samples"].items():
-        mine, barcodes = adata[adata.obs["sample"] == sample], expected["barcodes_in_h5_order"]
-        assert sorted(mine.obs.barcode) == sorted(barcodes)
-        counts = mine[[f"{sample}:{b}" for b in barcodes], golden["genes"]].X.toarray()
-        assert np.array_equal(counts, np.array(expected["raw_counts"]))
-        older = json.loads((hest_files / f"golden/{sample}.json").read_text())["legacy_patches_h5"]
-        digests = {row["barcode"]: row["sha256"] for row in older["rows"]}
-        for spot in np.flatnonzero(task.obs["sample"] == sample):
-            pixels = hashlib.sha256(tiles[spot].tobytes()).hexdigest()
-            assert pixels == digests[task.obs.barcode.iloc[spot]]
-    assert adata.obs.in_tissue.dtype == np.int64  # bool in two sections, 0/1 in the third
-
-
-def test_both_forms_agree_with_their_spots(task, hest_files, tmp_path):
+    assert task.obs.in_tissue.dtype == np.int64  # bool in two sections, 0/1 in the third
+    digests = {}
+    for name in task.samples.index:
+        golden = json.loads((hest_files / f"golden/{name}.json").read_text())["legacy_patches_h5"]
+        digests |= {f"{name}:{row['barcode']}": row["sha256"] for row in golden["rows"]}
+    pixels = [hashlib.sha256(tile.tobytes()).hexdigest() for tile in task.tiles()[:]]
+    assert dict(zip(task.obs.index, pixels, strict=True)) == digests
     with pytest.warns(UserWarning) as caught:
-        older = task.validate()
-    assert len(caught) == len(older)
+        notes = task.validate()
+    assert len(caught) == len(notes)
     for kind, folder in (("adata", "st"), ("patches", "patches")):
         (tmp_path / kind).symlink_to(hest_files / "hest1k" / folder)
     with pytest.warns(UserWarning):

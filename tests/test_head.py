@@ -1,3 +1,5 @@
+"""The head against scikit-learn's pipeline, and the choice of its penalty against a plain loop."""
+
 import tracemalloc
 
 import numpy as np
@@ -22,8 +24,8 @@ def drawn(n, d, g=4, seed=0):
     return x[:n], y[:n], x[n:]
 
 
-def sklearn_head(x, y, new, alpha, components=256):
-    pca = PCA(min(components, *x.shape), svd_solver="full")
+def sklearn_head(x, y, new, alpha):
+    pca = PCA(min(256, *x.shape), svd_solver="full")
     return make_pipeline(StandardScaler(), pca, Ridge(alpha=alpha)).fit(x, y).predict(new)
 
 
@@ -43,8 +45,7 @@ def test_head_equals_scikit_learn(n, d, monkeypatch):
 
 
 def test_float64_is_never_a_copy_of_all_features():
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(40_000, 64)).astype(np.float32)  # 10 MB; 20 MB in float64
+    x = np.random.default_rng(0).normal(size=(40_000, 64)).astype(np.float32)  # 20 MB in float64
     tracemalloc.start()
     fit_head(x, x[:, :3]).predict(x, 1.0)
     peak = tracemalloc.get_traced_memory()[1]
@@ -53,42 +54,31 @@ def test_float64_is_never_a_copy_of_all_features():
 
 
 @pytest.mark.parametrize("n", [40, 400], ids=["n<d", "n>d"])
-def test_constant_and_repeated_features_are_ignored_as_ridge_does(n):
+def test_features_that_add_nothing_change_nothing(n):
+    """Constant and repeated ones as in Ridge; without a penalty the head is least squares."""
     x, y, new = drawn(n, 20)
-    extra = lambda a: [a, a[:, :5], np.full((len(a), 2), 0.1), np.zeros((len(a), 40))]
-    x, new = (np.hstack(extra(a)) for a in (x, new))
-    new[:, -1] = 1.0  # never seen in training: must not move anything
-    equal_scikit_learn(x, y, new)
-
-
-@pytest.mark.parametrize("n", [40, 400], ids=["n<d", "n>d"])
-def test_without_penalty_the_head_is_least_squares_of_minimum_norm(n):
-    x, y, new = drawn(n, 20)
+    wide = lambda a: [a, a[:, :5], np.full((len(a), 2), 0.1), np.zeros((len(a), 40))]
+    wide_x, wide_new = (np.hstack(wide(a)) for a in (x, new))
+    wide_new[:, -1] = 1.0  # never seen in training: must not move anything
+    equal_scikit_learn(wide_x, y, wide_new)
     x, new = (np.hstack([a, a[:, :5] * 2 - 1, a @ np.ones((20, 30))]) for a in (x, new))
-    expected = make_pipeline(StandardScaler(), LinearRegression()).fit(x, y).predict(new)
-    np.testing.assert_allclose(fit_head(x, y).predict(new, 1e-12), expected, atol=1e-5)
+    minimum_norm = make_pipeline(StandardScaler(), LinearRegression()).fit(x, y).predict(new)
+    np.testing.assert_allclose(fit_head(x, y).predict(new, 1e-12), minimum_norm, atol=1e-5)
 
 
-def test_path_is_predict_at_each_alpha_and_genes_do_not_mix():
-    x, y, new = drawn(200, 50)
-    path = fit_head(x, y).predict_for_alphas(new, [0.5, 50])
-    np.testing.assert_allclose(path[1], sklearn_head(x, y, new, 50), atol=1e-8)
-    alone = fit_head(x, y[:, [2]]).predict(new, 0.5)[:, 0]
-    np.testing.assert_allclose(alone, path[0, :, 2], atol=1e-10)
-
-
-def test_a_dropped_spot_leaves_fit_of_its_gene_alone():
+def test_each_alpha_and_gene_is_fitted_alone_on_its_own_spots():
     x, y, _ = drawn(90, 10)
-    y[np.random.default_rng(1).random(y.shape) < 0.4] = np.nan
+    whole, y = y.copy(), np.where(np.random.default_rng(1).random(y.shape) < 0.4, np.nan, y)
     y[:, 3] = np.nan
-    train, test = np.arange(60), np.arange(60, 90)
-    predicted = fit_predict(x, y, train, test, [2.0])[0]
-    for gene in range(3):
-        rows = train[np.isfinite(y[train, gene])]
-        np.testing.assert_allclose(
-            predicted[:, gene], sklearn_head(x[rows], y[rows, gene], x[test], 2.0), atol=1e-8
-        )
-    assert np.isnan(predicted[:, 3]).all()
+    train, test, alphas = np.arange(60), np.arange(60, 90), [0.5, 50.0]
+    for targets in (whole, y):
+        path = fit_predict(x, targets, train, test, alphas)  # (a, m, g)
+        for gene, target in enumerate(targets.T):
+            rows = train[np.isfinite(target[train])]
+            for predicted, alpha in zip(path[..., gene], alphas, strict=True):
+                fit = sklearn_head if len(rows) else lambda *_: np.full(30, np.nan)
+                expected = fit(x[rows], target[rows], x[test], alpha)
+                np.testing.assert_allclose(predicted, expected, atol=1e-8)
 
 
 def grouped(n_groups, n_sections, per_section=40, d=30, seed=0):
@@ -127,8 +117,7 @@ def test_alpha_is_that_of_a_plain_loop_over_scikit_learn(shape):
 
 def test_float_noise_does_not_choose_alpha():
     x, y, obs = grouped(4, 1)
-    rows, alphas = np.arange(len(x)), np.logspace(-1, 5, 13)
     one_hot = np.eye(4)[obs["group"]]  # undefined inside sections
-    assert choose_alpha(one_hot, y, rows, obs, alphas) == alphas[0]
-    one = x[:, :1]  # of one feature PCC is the same at any alpha
-    assert choose_alpha(one, y, rows, obs, alphas) == alphas[0]
+    for features in (one_hot, x[:, :1]):  # of one feature PCC is the same at any alpha
+        alphas = np.logspace(-1, 5, 13)
+        assert choose_alpha(features, y, np.arange(len(x)), obs, alphas) == alphas[0]
