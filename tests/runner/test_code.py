@@ -92,7 +92,7 @@ def test_what_the_manifest_says_of_an_encoder_is_part_of_its_name(work, monkeypa
     monkeypatch.setattr(runs, "weights_digest", lambda name, path=None: "a" * 64)
     plain = there.encoder_name("resnet50")
     other = dataclasses.replace(row, transform=row.transform | {"mean": [0.1, 0.2, 0.3]})
-    monkeypatch.setattr(encoder_files, "rows", lambda: {"resnet50": other})
+    monkeypatch.setattr(encoder_files, "manifest_entries", lambda: {"resnet50": other})
     assert plain.startswith("resnet50@aaaaaaaaaaaa") and there.encoder_name("resnet50") != plain
 
 
