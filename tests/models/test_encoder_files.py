@@ -218,7 +218,7 @@ def test_rows_are_the_list_of_facts(shared):
 
 def test_a_row_that_pools_two_vectors_loads_so(tmp_path, monkeypatch):
     row, tiles = cut(manifest_entries()["virchow2"], 1), smooth_tiles(2)
-    monkeypatch.setattr("peka_core.encoders.rows", lambda: {"virchow2": row})
+    monkeypatch.setattr("peka_core.encoders.manifest_entries", lambda: {"virchow2": row})
     model = shallow(row, 1)
     save_file(model.state_dict(), tmp_path / "x.safetensors")
     encoder = load_encoder("virchow2", weights=tmp_path / "x.safetensors", device="cpu")
