@@ -15,27 +15,22 @@ from small_notebooks import visible, write_notebook
 from peka_core.commands import command_line as peka
 from peka_core.commands.notebooks import execute
 
-ENV = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 SLEEPS = (
     "import pathlib, subprocess, time\nsubprocess.Popen(['sleep', '60'])\n"
     "pathlib.Path('started').touch()\ntime.sleep(60)"
 )
 
 
-def test_an_executed_notebook_got_its_parameters_and_replaces_the_failed_one(tmp_path):
+def test_a_notebook_is_there_whole_or_not_at_all(tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()
     (out / "tiny.failed.ipynb").write_text("{}")
     notebook = write_notebook(tmp_path / "tiny.ipynb", "seed = 0", "print('seed', seed)")
     assert execute(notebook, out, {"seed": 7}) and visible(out) == ["tiny.ipynb"]
     assert "seed 7" in nbformat.read(out / "tiny.ipynb", 4).cells[-1].outputs[0].text
-
-
-def test_a_notebook_whose_process_is_killed_leaves_nothing(tmp_path, capsys):
     kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
-    notebook = write_notebook(tmp_path / "07_killed.ipynb", kill)
-    assert execute(notebook, tmp_path / "out", {}) is False
-    assert "07_killed.ipynb" in capsys.readouterr().err and visible(tmp_path / "out") == []
+    assert execute(write_notebook(tmp_path / "07_killed.ipynb", kill), out, {}) is False
+    assert "07_killed.ipynb" in capsys.readouterr().err and visible(out) == ["tiny.ipynb"]
 
 
 def test_a_kernel_that_is_interrupted_alone_counts_as_ctrl_c(tmp_path, monkeypatch, capsys):
@@ -48,72 +43,52 @@ def test_a_kernel_that_is_interrupted_alone_counts_as_ctrl_c(tmp_path, monkeypat
     assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
 
 
-def start(*words) -> subprocess.Popen:
-    """A process in a group of its own that takes interrupts, as one that a terminal starts."""
+def start(folder: Path, work: str, **options) -> subprocess.Popen:
+    """`peka list` that does other work, in a process group as one that a terminal starts."""
+    script = folder / "mine.py"
+    script.write_text(
+        "import sys\nfrom pathlib import Path\nfrom peka_core import __main__\n"
+        "from peka_core.commands import command_line as peka\n"
+        f"def work(_, here=Path({str(folder)!r})):\n    {work}\n"
+        "if __name__ == '__main__':\n    peka._list = work\n    sys.exit(__main__.main())\n"
+    )
     take = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen([sys.executable, *words], text=True, start_new_session=True, env=ENV,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            preexec_fn=take)  # fmt: skip
+    options |= {"env": os.environ | {"PYTHONPATH": str(Path(peka.__file__).parents[2])}}
+    return subprocess.Popen([sys.executable, script, "list"], stdout=subprocess.PIPE, text=True,
+                            start_new_session=True, preexec_fn=take, **options)  # fmt: skip
 
 
-def wait_for(path: Path, process: subprocess.Popen) -> None:
-    end = time.time() + 120
-    while not path.exists():
+NOTEBOOK = "peka.execute(here / '07_long.ipynb', here / 'out', {})"
+DRAW = (
+    "from peka_core.drawn import demo; "
+    "demo.build(here / 'cohort', patients=20, sections=2, spots=60)"
+)
+
+
+@pytest.mark.parametrize(
+    ("work", "begun", "times"),
+    [(NOTEBOOK, "started", 2), pytest.param(DRAW, "cohort/adata", 1, marks=pytest.mark.weekly)],
+    ids=["notebook", "workers"],
+)
+def test_ctrl_c_ends_with_one_line_and_leaves_no_process(tmp_path, work, begun, times):
+    write_notebook(tmp_path / "07_long.ipynb", SLEEPS)
+    process, end = start(tmp_path, work, stderr=subprocess.STDOUT), time.time() + 120
+    while not (tmp_path / begun).exists():
         assert process.poll() is None and time.time() < end, process.communicate()[0]
         time.sleep(0.1)
-
-
-def interrupted(process: subprocess.Popen, times: int) -> tuple[str, list]:
-    """Ctrl-C: what the process says, and which of its children live on."""
     family = psutil.Process(process.pid).children(recursive=True)
     for _ in range(times):
         os.killpg(process.pid, signal.SIGINT)
         time.sleep(0.3)
     said, _ = process.communicate(timeout=60)
-    _, alive = psutil.wait_procs(family, timeout=10)
-    return said, alive
-
-
-def test_ctrl_c_in_a_notebook_ends_with_one_line_and_leaves_no_process(tmp_path):
-    write_notebook(tmp_path / "07_long.ipynb", SLEEPS)
-    code = (
-        "import sys; from pathlib import Path; from peka_core import __main__\n"
-        "from peka_core.commands import command_line as peka; here = Path(sys.argv.pop())\n"
-        "peka._list = lambda _: peka.execute(here / '07_long.ipynb', here / 'out', {})\n"
-        "sys.exit(__main__.main())"
-    )
-    process = start("-c", code, "list", str(tmp_path))
-    wait_for(tmp_path / "started", process)
-    said, alive = interrupted(process, times=2)
-    assert process.returncode == 130 and said.splitlines()[1:] == [peka.INTERRUPTED]
-    assert alive == [] and visible(tmp_path / "out") == []
-
-
-@pytest.mark.weekly
-def test_ctrl_c_while_sections_are_drawn_shows_no_traceback_of_a_worker(tmp_path):
-    script = tmp_path / "mine.py"
-    script.write_text(
-        "import sys\nfrom peka_core.commands import command_line as peka\n"
-        "from peka_core.drawn import demo\n"
-        f"draw = lambda _: demo.build({str(tmp_path / 'c')!r}, patients=20, sections=2, spots=60)\n"
-        "if __name__ == '__main__':\n    peka._list = draw\n    sys.exit(peka.main(['list']))\n"
-    )
-    process = start(str(script))
-    wait_for(tmp_path / "c" / "adata", process)
-    said, alive = interrupted(process, 1)
-    assert process.returncode == 130 and "Traceback" not in said and alive == []
-    assert said.rstrip().endswith(peka.INTERRUPTED)
+    assert process.returncode == 130 and said.splitlines()[-1] == peka.INTERRUPTED
+    assert "Traceback" not in said and psutil.wait_procs(family, timeout=10)[1] == []
+    assert work is DRAW or (said.count("\n"), visible(tmp_path / "out")) == (2, [])
 
 
 def test_the_work_goes_on_after_its_reader_has_gone(tmp_path):
-    code = (
-        "import sys; from pathlib import Path; from peka_core.commands import command_line as run\n"
-        "def say(_):\n    for i in range(20_000): print('line', i)\n"
-        "    print('bar', file=sys.stderr); Path(sys.argv[1]).touch()\n"
-        "run._list = say\nsys.exit(run.main(['list']))"
-    )
-    words, pipe = [sys.executable, "-c", code, tmp_path / "done"], subprocess.PIPE
-    process = subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, env=ENV)
+    say = "[print('line', i) for i in range(20_000)]; print('bar', file=sys.stderr)"
+    process = start(tmp_path, f"{say}; (here / 'done').touch()", stderr=subprocess.PIPE)
     assert process.stdout.readline() == "line 0\n"
     process.stdout.close()
     assert process.stderr.read() == "bar\n" and process.wait(60) == 0

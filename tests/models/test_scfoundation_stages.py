@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from peka_core import alignment
+from peka_core.common.errors import PekaError
 from peka_core.protocols import PROTOCOLS
 from peka_core.quality import alignment_quality
 from peka_core.runner import stages
@@ -53,15 +54,13 @@ def usable(made):
     return found
 
 
-def test_embeddings_are_made_once_for_all_splits(taught, made, usable):
-    assert made.uns["teacher"]["n_train"] == (usable & taught.rows(SPLIT)[0]).sum()
+def test_embeddings_of_every_measured_gene_are_made_once_for_all_splits(
+    taught, work, usable, made, monkeypatch
+):
     other = stages.teacher(taught, "patients/1")
     np.testing.assert_array_equal(other.obsm["X_teacher"], made.obsm["X_teacher"])
+    assert made.uns["teacher"]["n_train"] == (usable & taught.rows(SPLIT)[0]).sum()
     assert len(list((taught.folder / "units").glob("embedding-*"))) == 1
-    assert len(list((taught.folder / "units").glob("teacher-*"))) == 2
-
-
-def test_it_sees_every_gene_that_a_section_measured(taught, work, monkeypatch):
     asked, kind = [], type(work.cohort())
     real = kind.adata
     record = lambda self, some=None, join="inner": asked.append(join) or real(self, some, join)
@@ -80,43 +79,24 @@ def test_a_student_is_taught_by_usable_training_spots_alone(taught, usable, taug
     _, history = stages.train(taught, rung, SPLIT)
     assert np.array_equal(given[0].rows, np.flatnonzero(seen & usable))
     assert np.isfinite(history["total"]).all()
+    x, labels = stages.targets_and_labels(taught, rung, SPLIT)
+    assert np.array_equal(labels >= 0, usable) and np.isfinite(x[usable]).all()
 
 
-def test_permuting_moves_no_empty_vector_to_a_usable_spot(taught, usable):
-    plain, _ = stages.targets_and_labels(taught, "bat", SPLIT)
-    moved, labels = stages.targets_and_labels(
-        taught, Rung("bat", taught_by="permuted_teacher"), SPLIT
-    )
-    assert np.array_equal(np.isfinite(moved).all(1), usable)
-    assert np.array_equal(labels >= 0, usable)
-    assert not np.array_equal(moved[usable], plain[usable])
-
-
-def test_quality_and_scores_do_without_the_spots_that_are_left_out(taught, usable):
+def test_quality_scores_and_features_do_without_the_spots_that_are_left_out(taught, made, usable):
     seen, test = taught.rows(SPLIT)
     found = stages.quality(taught, "frozen", SPLIT)
     counts = found["n_train"], found["n_test"]
     assert counts == ((seen & usable).sum(), (test & usable).sum()) and np.isfinite(found["r2"])
+    frozen, x = stages.space_of(taught, "frozen"), made.obsm["X_teacher"]
+    a, b = seen & usable, test & usable
+    expected = alignment_quality(frozen[a], x[a], frozen[b], x[b])
+    assert expected.items() <= found.items()
+    filled = teacher_as_features(made)  # the others get the mean of usable training spots
+    np.testing.assert_array_equal(filled[usable], x[usable])
+    assert np.allclose(filled[~usable], x[a].mean(0), rtol=1e-6)
     scores = stages.score(taught, "teacher", PROTOCOLS["strict"], splits=(SPLIT,)).scores
     assert np.isfinite(scores["pcc"]).any()
-
-
-def test_as_features_spots_left_out_are_the_mean_of_usable_training_spots(taught, made, usable):
-    x, filled = made.obsm["X_teacher"], teacher_as_features(made)
-    np.testing.assert_array_equal(filled[usable], x[usable])
-    mean = x[usable & taught.rows(SPLIT)[0]].mean(0)
-    assert np.allclose(filled[~usable], mean, rtol=1e-6)
-
-
-def test_quality_is_that_of_the_rows_without_nan():
-    rng = np.random.default_rng(0)
-    x, noise = rng.normal(size=(90, 6)), rng.normal(size=(90, 6))
-    target = x[:, :4] + 0.1 * noise[:, :4]
-    empty, train = rng.random(90) < 0.2, np.arange(90) < 60
-    target[empty] = np.nan
-    with_nan = alignment_quality(x[train], target[train], x[~train], target[~train])
-    a, b = train & ~empty, ~train & ~empty
-    assert with_nan == alignment_quality(x[a], target[a], x[b], target[b])
 
 
 def test_other_weights_and_settings_are_other_units(taught, made, tmp_path):
@@ -125,8 +105,11 @@ def test_other_weights_and_settings_are_other_units(taught, made, tmp_path):
     weights = torch.load(CHECKPOINT, weights_only=True)
     weights["gene"]["state_dict"]["model.encoder.norm.bias"] += 1
     torch.save(weights, other)
-    name = lambda file: with_options(taught, checkpoint=str(file)).teacher_name
-    assert name(moved) == name(CHECKPOINT) != name(other) and str(tmp_path) not in name(moved)
+    name = lambda file, **more: with_options(taught, checkpoint=str(file), **more).teacher_name
+    assert name(moved, tokens=99, device="cpu") == name(CHECKPOINT) == taught.teacher_name
+    assert len({name(other), name(moved), name(moved, target="t4")}) == 3
+    assert str(tmp_path) not in name(moved)
+    with pytest.raises(PekaError, match=r"gone\.ckpt"):
+        name("gone.ckpt")
     changed = stages.teacher(with_options(taught, checkpoint=str(other)), SPLIT)
     assert not np.array_equal(changed.obsm["X_teacher"], made.obsm["X_teacher"])
-    assert with_options(taught, target="t4").teacher_name != taught.teacher_name
