@@ -34,7 +34,6 @@ TISSUE = {
     "tumour": "#0072B2", "gland": "#009E73", "fibroblast": "#F0E442", "lymphocyte": "#000000",
     "macrophage": "#CC79A7", "fat": "#999999",
 }  # fmt: skip
-GENE_SETS = {"all": ("#000000", 0.0), "cue": ("#E69F00", 0.24), "composition": ("#56B4E9", -0.24)}
 TILE_UM = 112  # field of view of a tile, µm
 
 
@@ -75,24 +74,24 @@ def grid(
     return list(axes.flat[:n])
 
 
-def _axes(ax: plt.Axes | None, width: float, height: float) -> plt.Axes:
+def axes(ax: plt.Axes | None, width: float, height: float) -> plt.Axes:
     """The given axes, or new ones of a size in inches."""
     return ax or plt.subplots(figsize=(width, height))[1]
 
 
-def _legend_outside(ax: plt.Axes, **options) -> None:
+def legend_outside(ax: plt.Axes, **options) -> None:
     ax.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1), **options)
 
 
 def tiles(images: np.ndarray, titles, columns: int = 6) -> list[plt.Axes]:
     """Tiles uint8 `(n, 224, 224, 3)` side by side, with a 50 µm bar on the first."""
-    axes = grid(len(images), columns, (1.75, 1.95))
-    for ax, image, title in zip(axes, images, titles, strict=True):
+    panels = grid(len(images), columns, (1.75, 1.95))
+    for ax, image, title in zip(panels, images, titles, strict=True):
         ax.imshow(image, interpolation="nearest")
         ax.set_title(title, fontsize="small")
         ax.set_axis_off()
-    scale_bar(axes[0], images.shape[1] / TILE_UM, 50)
-    return axes
+    scale_bar(panels[0], images.shape[1] / TILE_UM, 50)
+    return panels
 
 
 def scale_bar(ax: plt.Axes, px_per_um: float, length_um: float, color: str = "black") -> None:
@@ -159,7 +158,7 @@ def loss_curves(
     The names of `histories` are `method, split`. A curve has the colour of its method. The curve of
     split `all` has another colour if it is the only such curve, or if that colour is taken.
     """
-    ax = _axes(ax, 5, 3.2)
+    ax = axes(ax, 5, 3.2)
     on_all, taken = sum(name.endswith(", all") for name in histories), set()
     others = sns.color_palette("husl", len(histories))
     for (name, history), other in zip(histories.items(), others, strict=True):
@@ -181,7 +180,7 @@ def loss_curves(
         ax.plot([], [], style, color="grey", label=label)
     loss = {"kd": "L_KD", "struct": "L_struct"}.get(column, column)
     ax.set(xlabel="epoch", ylabel="nats per spot", title=f"{loss} by epoch")
-    _legend_outside(ax)
+    legend_outside(ax)
     return ax
 
 
@@ -191,7 +190,7 @@ def score_dots(table: pd.DataFrame, ax: plt.Axes | None = None, label: str = "la
     `table` has the columns `label`, `predictor`, `kind`, `mean`, `low`, `high`.
     """
     table = table.sort_values("mean", na_position="first")
-    ax, legend = _axes(ax, 7.5, 0.3 * len(table) + 1), {}
+    ax, legend = axes(ax, 7.5, 0.3 * len(table) + 1), {}
     for y, (_, row) in enumerate(table.iterrows()):
         predictor, kind = row["predictor"], row["kind"]
         color = PALETTE.get(predictor, PALETTE.get(kind, OTHER))
@@ -206,8 +205,8 @@ def score_dots(table: pd.DataFrame, ax: plt.Axes | None = None, label: str = "la
     for meaning, color in reversed(legend.items()):
         ax.plot([], [], "o", color=color, label=meaning)
     ax.set_ylim(-0.7, len(table) - 0.3)
-    _legend_outside(ax)
-    return _name_rows(ax, table[label], "PCC")
+    legend_outside(ax)
+    return name_rows(ax, table[label], "PCC")
 
 
 def paired_dots(differences: pd.DataFrame, ax: plt.Axes | None = None) -> plt.Axes:
@@ -215,75 +214,18 @@ def paired_dots(differences: pd.DataFrame, ax: plt.Axes | None = None) -> plt.Ax
 
     `differences` has the columns label, predictor, mean, low, high and values (by patient).
     """
-    ax = _axes(ax, 6.5, 0.45 * len(differences) + 1)
+    ax = axes(ax, 6.5, 0.45 * len(differences) + 1)
     rows = differences.iloc[::-1]
     for y, (_, row) in enumerate(rows.iterrows()):
         values, color = row["values"].dropna(), PALETTE.get(row["predictor"], OTHER)
         heights = y + 0.22 * np.linspace(-1, 1, len(values))
         ax.plot(values, heights, "o", ms=3.5, alpha=0.6, color=color, mew=0)
     style: dict[str, Any] = {"color": "black", "fmt": "|", "ms": 11, "capsize": 3}
-    ax.errorbar(rows["mean"], range(len(rows)), xerr=_whiskers(rows), **style)
-    return _name_rows(ax, rows["label"], "PCC, aligned minus frozen")
+    ax.errorbar(rows["mean"], range(len(rows)), xerr=whiskers(rows), **style)
+    return name_rows(ax, rows["label"], "PCC, aligned minus frozen")
 
 
-def rungs(
-    table: pd.DataFrame,
-    ax: plt.Axes | None = None,
-    xlabel: str = "PCC minus frozen encoder",
-    floor: float | None = None,
-) -> plt.Axes:
-    """A ladder: one row per rung, in the table's order; mean difference and interval by gene set.
-
-    `table` has the columns `label`, `mean`, `low`, `high`, and `genes` if there are several sets.
-    The x axis begins at `floor`; a mean below it is written there as a number with an arrow.
-    """
-    table = table if "genes" in table else table.assign(genes="all")
-    order, several = list(table["label"].unique())[::-1], table["genes"].nunique() > 1
-    ax = _axes(ax, 7.5, (0.42 if several else 0.28) * len(order) + 1.2)
-    for name, part in table.groupby("genes", sort=False):
-        color, offset = GENE_SETS[name]
-        y = np.array([order.index(label) for label in part["label"]]) + offset
-        style: dict[str, Any] = {"fmt": "o", "color": color, "capsize": 2, "lw": 1.2}
-        mean, size = part["mean"].to_numpy(), 6 if name == "all" else 4
-        ax.errorbar(y=y, x=mean, xerr=_whiskers(part), ms=size, label=f"{name} genes", **style)
-    if several:
-        _legend_outside(ax)
-    if floor is not None:
-        ax.set_xlim(left=floor)
-        for row in table[table["mean"] < floor].itertuples():
-            height = order.index(row.label) + GENE_SETS[row.genes][1]
-            ax.text(floor, height, f" ◂ {row.mean:+.3f}", va="center", fontsize="x-small")
-    return _name_rows(ax, order, xlabel)
-
-
-def curves(table: pd.DataFrame, columns: int = 3) -> list[plt.Axes]:
-    """One small panel per curve: mean difference and interval against the value that was changed.
-
-    `table` has the columns `curve`, `value`, `genes`, `mean`, `low`, `high`.
-    """
-    titles = list(table["curve"].unique())
-    axes = grid(len(titles), columns, (3.3, 2.6), sharey=True)
-    for ax, title in zip(axes, titles, strict=True):
-        here = table[table["curve"] == title]
-        values = list(here["value"].unique())
-        for name, part in here.groupby("genes", sort=False):
-            color, offset = GENE_SETS[name]
-            x = np.array([values.index(value) for value in part["value"]]) + offset / 2
-            style: dict[str, Any] = {"fmt": "o", "color": color, "ms": 4, "lw": 1, "capsize": 2}
-            mean, style["label"] = part["mean"].to_numpy(), f"{name} genes"
-            ax.errorbar(x, mean, yerr=_whiskers(part), **style)
-            number = ~part["value"].astype(str).str.isalpha().to_numpy()
-            ax.plot(x[number], mean[number], color=color, lw=1)  # a word is a point off the line
-        ax.axhline(0, color="grey", lw=0.8)
-        ax.set_xticks(range(len(values)), values)
-        ax.set_title(title, fontsize="small")
-    for ax in axes[::columns]:
-        ax.set_ylabel("PCC minus frozen")
-    axes[0].legend(fontsize="xx-small")
-    return axes
-
-
-def _name_rows(ax: plt.Axes, names, xlabel: str) -> plt.Axes:
+def name_rows(ax: plt.Axes, names, xlabel: str) -> plt.Axes:
     """The names of rows 0, 1, ... from below, a line at zero, and what x is."""
     ax.axvline(0, color="grey", lw=0.8)
     ax.set_yticks(range(len(names)), names)
@@ -291,7 +233,7 @@ def _name_rows(ax: plt.Axes, names, xlabel: str) -> plt.Axes:
     return ax
 
 
-def _whiskers(table: pd.DataFrame) -> np.ndarray:
+def whiskers(table: pd.DataFrame) -> np.ndarray:
     """Distances of `low` and `high` from `mean`, (2, n)."""
     return np.stack([table["mean"] - table["low"], table["high"] - table["mean"]])
 
@@ -303,7 +245,7 @@ def gene_pairs(genes: pd.DataFrame, ax: plt.Axes | None = None, method: str = "b
     """
     color = PALETTE.get(method, OTHER)
     genes = genes.dropna().sort_values("frozen")
-    ax, x = _axes(ax, 9, 3.2), np.arange(len(genes))
+    ax, x = axes(ax, 9, 3.2), np.arange(len(genes))
     frozen, aligned = genes["frozen"], genes["aligned"]
     better = aligned > frozen
     ax.vlines(x, frozen, aligned, color=np.where(better, color, "#888888"), lw=1.2)
@@ -333,7 +275,7 @@ def embedding(
     if legend and len(levels) <= 10:
         for level, color in palette.items():
             ax.plot([], [], "o", ms=4, color=color, label=level)
-        _legend_outside(ax, title=column)
+        legend_outside(ax, title=column)
     return ax
 
 
@@ -347,7 +289,7 @@ def split_chart(
     for row, split in zip(state, splits, strict=True):
         row[np.isin(samples, np.unique(sample_of[split.train]))] = 1
         row[np.isin(samples, np.unique(sample_of[split.test]))] = 2
-    ax = _axes(ax, max(0.24 * len(samples) + 2, 4.5), 0.35 * len(splits) + 1.2)
+    ax = axes(ax, max(0.24 * len(samples) + 2, 4.5), 0.35 * len(splits) + 1.2)
     style: dict[str, Any] = {"yticklabels": [split.name for split in splits], "vmax": 2}
     style["cmap"] = ["#DDDDDD", PALETTE["frozen"], PALETTE["bone"]]
     sns.heatmap(state, vmin=0, cbar=False, linewidths=1, ax=ax, xticklabels=samples, **style)

@@ -9,6 +9,7 @@ import pytest
 
 from peka_core import figures
 from peka_core.figures import PALETTE
+from peka_core.studies import ladder_figures
 
 NO_INTERVAL = {"low": np.nan, "high": np.nan}
 
@@ -50,12 +51,12 @@ def test_a_ladder_shows_each_rung_in_order_with_its_interval_and_one_below_the_f
     mean = np.array([0.1, 0.2, -0.4, 0.0])
     table = pd.DataFrame({"label": list("aabb"), "genes": ["all", "cue"] * 2, "mean": mean})
     table = table.assign(low=mean - 0.1, high=mean + [0.2, 0.1, 0.1, 0.1])
-    ax = figures.rungs(table)
+    ax = ladder_figures.rungs(table)
     assert texts(ax.get_yticklabels()) == ["b", "a"] and legend(ax) == ["all genes", "cue genes"]
     segments = np.concatenate([np.array(c.get_segments())[:, :, 0] for c in ax.collections])
     expected = sorted(zip(table["low"], table["high"], strict=True))
     np.testing.assert_allclose(sorted(map(tuple, segments)), expected, atol=1e-12)
-    alone = figures.rungs(table[table["genes"] == "all"].drop(columns="genes"), floor=-0.1)
+    alone = ladder_figures.rungs(table[table["genes"] == "all"].drop(columns="genes"), floor=-0.1)
     assert alone.get_legend() is None and alone.get_xlim()[0] == -0.1
     assert texts(alone.texts) == ["◂ -0.400"] and not ax.texts
 
