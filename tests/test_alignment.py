@@ -1,4 +1,4 @@
-"""The loop: what it learns, keeps, repeats and refuses; batches; the panel "did it align?"."""
+"""The loop: what it learns, keeps, repeats and refuses; ranks, batches, and alignment quality."""
 
 import contextlib
 from dataclasses import replace
@@ -158,13 +158,14 @@ def test_three_steps_equal_adam_written_out(data, monkeypatch, by, clip):
 
 
 def test_weights_depend_on_the_seed_and_the_training_spots_alone(data):
-    mask, other = data.groups != 4, [data.tiles.copy(), data.targets.copy(), data.labels.copy()]
-    for values, odd in zip(other, (0, np.nan, 99), strict=True):
-        values[32:] = odd
-    numbers = np.flatnonzero(mask)
+    recipe, mask = replace(RECIPE, epochs=1, dropout=0.3, keep="last"), data.groups != 4
+    numbers, other = np.flatnonzero(mask), [data.tiles.copy(), data.targets.copy(), data.labels * 1]
     given = [replace(data, rows=rows) for rows in (mask, numbers, list(numbers), mask)]
+    validates = given[0].draw_validation(recipe, torch.Generator().manual_seed(0))[1]
+    for values, odd in zip(other, (0, np.nan, 99), strict=True):
+        values[~mask], values[validates] = odd, 1
     given.insert(0, TrainingData(*other, data.groups, rows=mask))
-    recipe, runs = replace(RECIPE, epochs=1, dropout=0.3), []
+    runs = []
     for number, one in enumerate(given):
         student = Student(tiny_encoder(64), "bat", 4, recipe)
         torch.rand(number)  # whatever was drawn before
@@ -191,22 +192,13 @@ def test_a_killed_alignment_goes_on_from_the_last_epoch_with_the_same_result(
     assert same(trained(undisturbed), trained(resumed))
 
 
-@pytest.mark.parametrize("by", ["group", "spot"])
-def test_validation_spots_and_spots_outside_are_never_trained_on(data, monkeypatch, by):
-    seen, work, rows = [], alignment.batch_losses, np.flatnonzero(data.groups != 4)
-
-    def note(student, classifier, tiles, *arguments):
-        here = np.asarray(tiles)[:, None] == data.tiles  # (b, n, h, w, 3)
-        seen.extend(here.all((2, 3, 4)).argmax(1))
-        return work(student, classifier, tiles, *arguments)
-
-    monkeypatch.setattr(alignment, "batch_losses", note)
-    recipe = replace(RECIPE, epochs=1, flips=False, validation_by=by)
-    train(replace(data, rows=rows), recipe=recipe)
-    assert sorted(seen) == rows.tolist(), "every training spot once, and no other"
-    count = 8 if by == "group" else 6
-    training, validation = (set(data.groups[some]) for some in (seen[:-count], seen[-count:]))
-    assert (by == "group") == (not training & validation) == (len(validation) == 1)
+@pytest.mark.parametrize(("by", "count"), [("group", 8), ("spot", 6)])
+def test_whole_patients_validate_or_single_spots_and_none_of_them_trains(data, by, count):
+    given, recipe = replace(data, rows=data.groups != 4), replace(RECIPE, validation_by=by)
+    train, validation = given.draw_validation(recipe, torch.Generator().manual_seed(0))
+    assert sorted([*train, *validation]) == given.rows.tolist() and len(validation) == count
+    patients, others = set(data.groups[validation]), set(data.groups[train])
+    assert (by == "group") == (not patients & others) == (len(patients) == 1)
 
 
 UNFIT = {
@@ -241,6 +233,26 @@ def test_out_of_memory_ends_with_the_batch_size_that_fits(data, monkeypatch, whe
     at_most(limit, monkeypatch, where)
     with pytest.raises(PekaError, match=advice):
         train(data)
+
+
+def test_adalora_moves_ranks_between_layers_unless_the_recipe_forbids_it(data):
+    recipe = replace(RECIPE, layers=("attn.qkv", "mlp.fc1", "mlp.fc2"), rank=4, epochs=15)
+    student, history = train(data, "adalora", recipe)
+    ranks = history.filter(like="rank_").T  # (layers, epochs)
+    assert (ranks.sum().diff().iloc[1:] <= 0).all(), "the budget grew again"
+    assert ranks[0].sum() > ranks[14].sum() == pytest.approx(4 * len(ranks), abs=2)
+    assert ranks[14].nunique() > 1, "every layer kept the same rank"
+    assert student.rank_schedule.ranks() == ranks[14].to_dict(), "another epoch's ranks are in use"
+    student, history = train(data, "adalora", replace(recipe, reallocate=False, epochs=2))
+    fixed = {len(p) for name, p in trained(student).items() if "lora_A" in name}
+    assert fixed == {4} and not history.columns.str.startswith("rank_").any()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5])
+def test_adalora_of_very_few_steps_meets_its_budget(data, steps):
+    few = {"epochs": 1, "batch_size": -(-N // steps), "validation_share": 0.0, "rank": 4}
+    ranks = train(data, "adalora", replace(RECIPE, **few))[0].rank_schedule.ranks().values()
+    assert sum(ranks) <= (4 if steps > 1 else 6) * len(ranks) + 2
 
 
 def test_learning_rate_warms_up_then_follows_its_schedule():

@@ -1,8 +1,5 @@
 """Figures show what their data hold."""
 
-import matplotlib
-
-matplotlib.use("Agg")
 import numpy as np
 import pandas as pd
 import pytest
