@@ -230,14 +230,7 @@ BAD_TABLES = [
     b"sample_id,sample_id \nP1A,P1B\n", b"sample_id\n../evil\n",
 ]  # fmt: skip
 BAD_SIZES = [f"sample_id,um_per_px\nP1A,{x}\n".encode() for x in ("0", "-0.5", "inf", "half")]
-BAD_GENES = [
-    b'{"genes": ["G00", "G00"]}',
-    b'{"genes": "G0"}',
-    b'{"genes": [1]}',
-    b"[]",
-    b"",
-    b"\xff",
-]
+BAD_GENES = [b'{"genes": ["G0", "G0"]}', b'{"genes": "G0"}', b'{"genes": [1]}', b"[]", b"", b"\xff"]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
