@@ -43,7 +43,7 @@ publish: .venv/.core
 
 test: .venv/.test
 	@$(BIN)/peka fetch her2st || echo "her2st is not here: its end-to-end test will say so and be skipped"
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: .venv/.test
 	$(BIN)/ruff format --check .

@@ -81,6 +81,12 @@ def shared() -> Path:
     return SHARED if SHARED.is_dir() else pytest.skip("no ../shared on this machine")
 
 
+def pytest_collection_modifyitems(items):
+    """Files with a slow test come first, or one of two workers would end alone with them."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session", params=FILES)
 def hest_files(request, tmp_path_factory) -> Path:
     """HEST's files of three slides in hest1k/ and bench/FIXTASK; golden/ has their contents."""

@@ -52,11 +52,10 @@ def kill_in_epoch(number, monkeypatch):
 
     def until_killed(*arguments):
         started.append(1)
-        epoch = batches(*arguments)
-        if len(started) == number:
-            yield next(epoch)
-            raise KeyboardInterrupt
-        yield from epoch
+        for count, batch in enumerate(batches(*arguments)):
+            if len(started) == number and count:
+                raise KeyboardInterrupt
+            yield batch
 
     monkeypatch.setattr(alignment, "batches", until_killed)
     return started

@@ -10,8 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from peka_core.alignment import clip_gradients, results_of_batch
-from peka_core.classifier import fit_classifier
+from peka_core.alignment import results_of_batch
 from peka_core.common.device import autocast
 from peka_core.encoders import load_encoder
 from peka_core.losses import batch_losses
@@ -30,9 +29,7 @@ def fake_gpu(monkeypatch):
     """Fake tensors, a torch that believes in their GPU, and no question for a value."""
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
-    monkeypatch.setattr(torch.optim, "Adam", torch.optim.SGD)  # Adam asks for its number of steps
     monkeypatch.setattr(nn.Module, "_apply", move)
-    monkeypatch.setattr(torch.Tensor, "backward", backward)
     with FakeTensorMode(allow_non_fake_inputs=True), OneType():
         yield
 
@@ -56,29 +53,6 @@ def move(module, change):
     return module
 
 
-@torch.no_grad()
-def backward(loss):
-    """Tensor.backward, node by node: torch's engine asks the driver for its streams."""
-    waiting = {loss.grad_fn: [torch.ones_like(loss)]}
-    while waiting:
-        node = max(waiting, key=lambda node: node._sequence_nr())  # made last: has all gradients
-        grads = waiting.pop(node)
-        if hasattr(node, "variable"):  # a parameter
-            before = node.variable.grad
-            node.variable.grad = grads[0] + (0.0 if before is None else before)
-            continue
-        own = isinstance(node, torch.autograd.function.BackwardCFunction)
-        made = node.apply(*grads) if own else node(*grads)
-        made = made if isinstance(made, tuple) else (made,)
-        for (following, place), grad in zip(node.next_functions, made, strict=False):
-            if following is None or grad is None:
-                continue
-            wanted = following._input_metadata
-            grads = waiting.setdefault(following, [None] * len(wanted))
-            grad = grad.sum_to_size(wanted[place].shape).to(wanted[place].dtype)
-            grads[place] = grad if grads[place] is None else grad + grads[place]
-
-
 def moved(make, *arguments, **options):
     """An encoder on the fake GPU, made of real tensors, since its makers ask for values."""
     with unset_fake_temporarily():
@@ -90,31 +64,18 @@ def on_gpu(tensors, dtype=torch.float32):
     return {(t.device.type, t.dtype) for t in tensors} == {("cuda", dtype)}
 
 
-SMALL_RECIPES = {name: replace(recipe, **SMALL) for name, recipe in RECIPES.items()}
-
-
-@pytest.mark.parametrize("recipe", SMALL_RECIPES.values(), ids=SMALL_RECIPES)
+@pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("method", ["bat", "bone", "lora", "adalora", "full", "projector_only"])
-def test_a_step_of_every_method(method, recipe):
+def test_a_batch_of_every_method(method, recipe):
+    recipe, seen = replace(RECIPES[recipe], **SMALL), []
     student = Student(moved(load_encoder, "random", device="cpu"), method, D_TEACHER, recipe)
     targets, labels = torch.zeros(N, D_TEACHER, device="cuda"), torch.zeros(N, device="cuda").long()
     classifier = nn.Linear(D_TEACHER, recipe.k).to("cuda")
-    if recipe.classifier_epochs:
-        classifier = fit_classifier(targets, labels, recipe)
-    named = [*student.named_parameters(), *classifier.named_parameters()]
-    trained, seen = {n: p for n, p in named if p.requires_grad}, []
-    student.train().rank_schedule.start(steps=100)
-    student.network.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
-    optimiser = torch.optim.SGD(trained.values(), lr=recipe.lr)
+    student.train().network.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     losses, projected = batch_losses(student, classifier, TILES, targets, labels, recipe)
-    (losses["total"] + student.rank_schedule.penalty()).backward()
-    clip_gradients(list(trained.values()), recipe)
-    optimiser.step()
-    student.rank_schedule.after_step(0)
     assert len(seen) == 1 and on_gpu([*seen, projected], torch.bfloat16)
     assert on_gpu([losses["total"], results_of_batch(losses, projected, targets)])
-    gradients = [p.grad for name, p in trained.items() if "ranknum" not in name]
-    assert on_gpu([*student.parameters(), *classifier.parameters(), *gradients])
+    assert on_gpu([*student.parameters(), *classifier.parameters()])
 
 
 FACTS = [{}, {"pool": "cls+mean", "dim": 64}, {"resize": 256, "interpolation": "bicubic"}]

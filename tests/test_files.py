@@ -47,8 +47,7 @@ def test_a_name_that_leads_elsewhere_ends_before_anything_is_written(tmp_path, w
 
 
 def test_resume_takes_away_its_own_temporary_files_alone(tmp_path):
-    mine = ("sub/.settings-x", "sub/.abcdefgh-notes", ".12345678-draft.csv")
-    seen = []
+    mine, seen = ("sub/.settings-x", "sub/.abcdefgh-notes", ".12345678-draft.csv"), []
     write_whole(tmp_path / "a.txt", lambda file: (seen.append(file.name), file.write_text("x")))
     assert seen[0].startswith(TEMPORARY) and everything(tmp_path) == ["a.txt"]
     for name in (*mine, f"{TEMPORARY}12345678-P1A.h5ad", f"adata/{TEMPORARY}12345678-P1A.h5ad"):

@@ -61,15 +61,14 @@ def test_strict_leaves_copies_out_of_both_sides_and_paper_keeps_them():
 
 
 @pytest.mark.parametrize("train, test, named", [
-    ("all", "group == 'P0'", "P0"), ("all", "sample == 'P0A'", "P0A"), ("all", "none", "/0"),
-    ("none", "all", "/0"), (None, None, "splits"),
+    ("group > ''", "group == 'P0'", "P0"), ("group > ''", "sample == 'P0A'", "P0A"),
+    ("group > ''", "group == ''", "/0"), ("group == ''", "group > ''", "/0"), ("", "", "splits"),
 ])  # fmt: skip
 def test_splits_that_hold_nothing_out_are_refused(train, test, named):
     cohort = draw()
-    masks = {"all": np.ones(240, bool), "none": np.zeros(240, bool)}
-    spots = lambda what: masks[what] if what in masks else cohort.obs.eval(what).to_numpy()
-    scheme = "sections" if test and test.startswith("sample") else "patients"
-    cohort.splits = [Split(f"{scheme}/0", spots(train), spots(test))] if train else []
+    masks = [cohort.obs.eval(side).to_numpy() for side in (train, test) if side]
+    scheme = "sections" if named == "P0A" else "patients"
+    cohort.splits = [Split(f"{scheme}/0", *masks)] if masks else []
     with pytest.raises(PekaError, match=named):
         make_tasks(cohort, STRICT)
 

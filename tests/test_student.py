@@ -34,16 +34,12 @@ def student_of(encoder, method, recipe=RECIPE):
     return student
 
 
-def embedded(student):
-    return embed_tiles(student, TILES, batch_size=2, progress=False)
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_it_starts_as_the_frozen_encoder_and_moves_what_the_method_trains_and_nothing_else(method):
     encoder = tiny_encoder(64)
     before = {name: p.clone() for name, p in encoder.model.named_parameters()}
     student = Student(encoder, method, 6, RECIPE)
-    features = embedded(student)
+    features = embed_tiles(student, TILES, 2, False)
     np.testing.assert_allclose(features["encoder"], encoder.embed(TILES), atol=1e-5)
     assert features.keys() == ({"encoder"} if method == "none" else {"encoder", "projected"})
     for output, expected in zip(student(TILES), features.values(), strict=True):
@@ -127,8 +123,8 @@ def test_a_saved_student_comes_back_with_its_card(tmp_path, method, pixels):
     encoder = tiny_encoder(64, digest="abc", revision="r1")
     student = student_of(encoder, method, replace(RECIPE, pixels=pixels, projector="relu"))
     student.save(tmp_path, extra={"split": "patients/0"})
-    loaded = embedded(Student.load(tmp_path, encoder))
-    for space, values in embedded(student).items():
+    loaded = embed_tiles(Student.load(tmp_path, encoder), TILES, 2, False)
+    for space, values in embed_tiles(student, TILES, 2, False).items():
         np.testing.assert_array_equal(loaded[space], values)
     card = json.loads((tmp_path / "card.json").read_text())
     facts = {"encoder": "tiny", "digest": "abc", "revision": "r1", "split": "patients/0"}

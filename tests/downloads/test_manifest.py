@@ -21,9 +21,8 @@ def test_a_file_has_its_sources_address_or_one_of_its_own_with_terms_and_a_way_b
 
 
 def test_every_file_of_her2st_is_pinned_as_in_the_list_of_facts(shared):
-    listed = pd.read_csv(
-        shared / "data/her2st/files.tsv", sep="\t", dtype=str, keep_default_na=False
-    )
+    path = shared / "data/her2st/files.tsv"
+    listed = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
     files = manifest.load_manifest()["sources"]["her2st"]["files"]
     facts = [(m["blob"], str(m.get("size", "")), m.get("sha256", "")) for m in files.values()]
     assert [name.removeprefix("her2st/") for name in files] == list(listed.path)

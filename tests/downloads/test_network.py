@@ -31,10 +31,7 @@ def test_a_variable_that_ends_every_download_is_named(of_hub, name, value, hub, 
 
 
 def test_what_works_is_not_refused(hub, monkeypatch):
-    works = {
-        "HTTP_PROXY": "proxy.example:8080",
-        "ALL_PROXY": "socks5h://user:p%40ss@localhost:1080",
-    }
+    works = {"HTTP_PROXY": "proxy.example:8080", "ALL_PROXY": "socks5h://me:p%40ss@localhost:1"}
     works |= {"HF_TOKEN": "hf_abcDEF123", "SSL_CERT_FILE": __file__, "CURL_CA_BUNDLE": __file__}
     for name, value in works.items():
         monkeypatch.setenv(name, value)

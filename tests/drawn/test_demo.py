@@ -153,10 +153,8 @@ def test_a_worker_that_still_starts_draws_nothing_and_waits_for_no_lock(tmp_path
     monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
     monkeypatch.setattr(demo, "ONE_PROCESS", 0)
     build = lambda path: demo.build(path, **SMALL | {"workers": 2})
-    refused(tmp_path / "cohort", '__name__ == "__main__"', call=build)
-    refused(
-        tmp_path / "cohort", '__name__ == "__main__"', call=lambda path: alone(path).__enter__()
-    )
+    for call in (build, lambda path: alone(path).__enter__()):
+        refused(tmp_path / "cohort", '__name__ == "__main__"', call=call)
 
 
 def test_builds_that_were_interrupted_go_on_and_leave_what_is_there(

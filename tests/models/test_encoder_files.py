@@ -42,13 +42,6 @@ def test_the_first_download_is_recorded_and_used_again(hub, tmp_path):
         find_weights(pinned)
 
 
-def test_a_row_with_an_address_is_downloaded_from_it(hub):
-    row = dataclasses.replace(manifest_entries()["kaiko-vits16"], url=hub.url)
-    (hub.folder / "vits16.pth").write_bytes(b"first")
-    path, revision, digest = find_weights(row)
-    assert (path.name, revision, digest) == ("vits16.pth", "0.0.1", sha256(path))
-
-
 def test_given_weights_are_hashed_once_and_recorded_in_the_run(tmp_path, monkeypatch, capsys):
     path, name = tmp_path / "vits.pth", "kaiko-vits16"
     torch.save(backbones.build(manifest_entries()[name], "cpu").state_dict(), path)

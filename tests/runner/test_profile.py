@@ -35,7 +35,7 @@ def test_the_papers_profiles_have_its_recipes_and_her2st_was_not_tuned():
     assert same(load_profile("her2st")) == same(load_profile("demo"))
 
 
-def test_an_override_reaches_nested_and_flat_values():
+def test_an_override_reaches_nested_and_flat_values_and_is_checked_as_a_written_one():
     changes = {"epochs": 7, "patients": 8, "seed": 3, "methods": ["bone"], "umap": True}
     profile = load_profile("smoke", changes)
     assert (profile.recipe.epochs, profile.source_options["patients"], profile.seed) == (7, 8, 3)
@@ -43,6 +43,9 @@ def test_an_override_reaches_nested_and_flat_values():
     assert load_profile("smoke").recipe.epochs != 7
     groups = {"source", "title", "recipe", "source_options", "teacher_options", "chapters"}
     assert not groups & set(override_names(read_values("smoke")))
+    for wrong in ({"epoch": 2}, {"lr": "1e-4"}, {"patients": "4"}, "{'epochs': 2}", [1]):
+        with pytest.raises(PekaError):
+            load_profile("smoke", wrong)
 
 
 def test_a_profile_has_only_what_differs_from_its_base(tmp_path):
@@ -95,14 +98,6 @@ def test_an_unknown_name_is_refused(tmp_path, name):
     write(tmp_path, "base: smoke", "other.yaml")
     with pytest.raises(PekaError, match=name[-5:]):
         load_profile(name.format(tmp_path=tmp_path))
-
-
-@pytest.mark.parametrize(
-    "overrides", [{"epoch": 2}, {"lr": "1e-4"}, {"patients": "4"}, "{'epochs': 2}", [1]]
-)
-def test_a_changed_value_is_checked_as_a_written_one(overrides):
-    with pytest.raises(PekaError):
-        load_profile("smoke", overrides)
 
 
 def test_paths_stay_what_they_are_in_another_working_directory(tmp_path, monkeypatch):

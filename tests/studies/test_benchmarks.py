@@ -23,16 +23,13 @@ from peka_core.runner.rungs import Rung
 from peka_core.statistics import paired
 
 
-def test_alignment():
+def test_times_and_memory_are_measured(monkeypatch, capsys, tmp_path):
     recipe, mini = Recipe(epochs=1, batch_size=16, k=4), alignment.drawn_encoder("mini", "cpu")
-    for method in ("bat", "peft bat", "peft bone"):
+    for method in ("bat", "peft bone"):
         row = alignment.measure(mini, method, recipe, 32)
         assert row["tiles"] == 32 and row["tiles_per_s"] > 0 and row["planned_gb"] > 0
     assert alignment.measure(mini, "none", recipe, 32)["tflop_per_s"] > 0
     assert alignment.product_flops("cpu") > 1e8
-
-
-def test_waiting_head_and_teacher(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(waiting, "TILES", 32)
     waiting.measure()
     assert float(capsys.readouterr().out) > 0
@@ -76,13 +73,6 @@ def components_drawn(c, p, s, sd, seed):
     names = ["cohort", "patient", "seed"]
     index = pd.MultiIndex.from_product([range(c), range(p), range(s)], names=names)
     return pd.DataFrame({"difference": x.ravel()}, index=index).reset_index()
-
-
-def test_variance_components_are_unbiased():
-    sd = np.array([0.03, 0.02, 0.01, 0.015])
-    drawn = (components_drawn(8, 5, 3, sd, seed) for seed in range(300))
-    found = [components.variance_components(table)["variance"] for table in drawn]
-    np.testing.assert_allclose(np.mean(found, axis=0), sd**2, rtol=0.1)
 
 
 def test_variance_components_equal_reml_on_a_balanced_table():

@@ -13,11 +13,7 @@ from damage import edit_h5, edit_samples, zero_middle
 from peka_core.cohort import open_cohort
 from peka_core.commands.command_line import main
 from peka_core.common.errors import PekaError
-from peka_core.encoders import load_encoder
-from peka_core.evaluation import evaluate
-from peka_core.protocols import PROTOCOLS
 from peka_core.studies.scoring import score_embeddings
-from peka_core.tasks import make_tasks
 
 TASK = Path(__file__).parents[1] / "fixtures" / "scores" / "task"
 OFFICIAL = json.loads((TASK / "expected_peka_official.json").read_text())
@@ -65,14 +61,6 @@ def test_spots_are_joined_by_barcode_and_those_without_embedding_left_out(tmp_pa
     assert score("hest_bench", task=task)["n_spots"] == whole["n_spots"] - 10
 
 
-def test_the_command_prints_and_writes(tmp_path, capsys):
-    out, words = tmp_path / "scores.json", ["--set", "mask_zeros=false", "--protocol"]
-    printed = printed_of(TASK, capsys, "--json", str(out), *words, "peka_official")
-    written = json.loads(out.read_text())
-    assert set(written["splits"]) == set("01234") and len(written["splits"]["0"]["genes"]) == 12
-    assert written["settings"] == {"mask_zeros": False} and f"PCC {written['mean']:.4f}" in printed
-
-
 @pytest.mark.parametrize(("protocol", "switches", "named"), [
     ("hest_bensh", {}, "hest_bensh"), ("strict", {"zeros": True}, "zeros"),
     ("strict", {"folds": 3}, "folds"), ("strict", {"inner_holdout": True}, "inner_holdout"),
@@ -81,25 +69,6 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
 def test_an_unknown_protocol_or_a_switch_without_effect_is_refused(protocol, switches, named):
     with pytest.raises(PekaError, match=named):
         score(protocol, switches)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_a_directory_of_hest_itself_runs_with_mini(hest_files):
-    """It was written by HEST's own code: rows, genes and targets must be theirs."""
-    golden = json.loads((hest_files / "golden/bench_FIXTASK.json").read_text())
-    cohort = open_cohort(hest_files / "bench/FIXTASK")
-    tasks = make_tasks(cohort, PROTOCOLS["hest_bench"])
-    assert tasks[0].genes == golden["genes"] and len(tasks) == 2
-    for sample, expected in golden["samples"].items():
-        rows = [f"{sample}:{barcode}" for barcode in expected["barcodes_in_h5_order"]]
-        place = cohort.obs.index.get_indexer(rows)
-        assert (place >= 0).all() and (cohort.obs["sample"] == sample).sum() == len(rows)
-        counts = np.log1p(expected["raw_counts"])
-        np.testing.assert_allclose(tasks[0].targets[place], counts, rtol=1e-6)
-    features = load_encoder("mini", device="cpu").embed(cohort.tiles()[:])
-    scores = evaluate(cohort, features, "hest_bench", tasks).scores
-    components = min(256, tasks[0].split.train.sum(), 128)
-    assert scores["alpha_value"].iloc[0] == pytest.approx(100 / (components * 20))
 
 
 # ---- a part is never printed like the whole ------------------------------------------------------
@@ -136,18 +105,21 @@ def as_trident(task, batch=False):
 
 
 def printed_of(task, capsys, *words):
-    assert main(["score", str(task), "--embeddings", str(task / "embeddings"), *words]) == 0
-    return capsys.readouterr().out
+    """What `peka score` says, and what it writes as JSON."""
+    folder, out = task / "embeddings", task.parent / "scores.json"
+    assert main(["score", str(task), "--embeddings", str(folder), "--json", str(out), *words]) == 0
+    refuse = lambda word: pytest.fail(f"{word} is no JSON")
+    return capsys.readouterr().out, json.loads(out.read_text(), parse_constant=refuse)
 
 
-def test_missing_embeddings_and_undefined_splits_are_printed_and_stored(drawn, tmp_path, capsys):
+def test_missing_embeddings_and_undefined_splits_are_printed_and_stored(drawn, capsys):
     for sample, spots in (("P2A", 5), ("P2B", 7), ("P3A", 3)):
         write_embeddings(drawn, sample, slice(spots))
-    out = printed_of(drawn, capsys, "--json", str(tmp_path / "o.json"))
+    rule = ["--protocol", "strict", "--set", "mask_zeros=false"]
+    out, written = printed_of(drawn, capsys, *rule)
+    assert written["settings"] == {"mask_zeros": False} and f"PCC {written['mean']:.4f}" in out
     assert "75 of 96 spots" in out and "P2A 5 of 12, P2B 7 of 12, P3A 3 of 12" in out
     assert "3 of 4 splits" in out and "none in P3A" in out and "nan" not in out
-    refuse = lambda word: pytest.fail(f"{word} is no JSON")
-    written = json.loads((tmp_path / "o.json").read_text(), parse_constant=refuse)
     splits = written["splits"]
     assert splits["1"]["mean"] is None and splits["2"]["undefined_sections"] == ["P3A"]
     numbers = ("n_splits", "n_splits_scored", "n_spots", "n_spots_in_cohort")
@@ -159,7 +131,7 @@ def test_copies_that_a_protocol_leaves_out_are_named(drawn, capsys):
     edit_samples(drawn, duplicate_of=["P1B", "P1A", *[""] * 6])
     assert score("strict", task=drawn)["copies"] == {"P1B": {"of": "P1A", "n_spots": 12}}
     assert score("hest_bench", task=drawn)["copies"] == {}
-    assert "P1B (12 spots)" in printed_of(drawn, capsys)
+    assert "P1B (12 spots)" in printed_of(drawn, capsys)[0]
 
 
 @pytest.mark.parametrize("batch", [False, True])
@@ -169,7 +141,7 @@ def test_features_of_trident_are_joined_by_their_coords(drawn, batch):
     assert score(task=drawn) == expected
 
 
-def written(**datasets):
+def holding(**datasets):
     return lambda task: write_embeddings(task, "P2A", **datasets)
 
 
@@ -194,9 +166,9 @@ FILE = r"embeddings/P2A\.h5"
 
 
 @pytest.mark.parametrize(("damage", "named"), [
-    (written(embeddings=ZEROS[:1], barcodes=[["nobody"]]), f"{FILE}.*nobody"),
-    (written(embeddings=ZEROS), FILE), (written(coords=PLACES), FILE),
-    (written(features=ZEROS[0], coords=PLACES), FILE),
+    (holding(embeddings=ZEROS[:1], barcodes=[["nobody"]]), f"{FILE}.*nobody"),
+    (holding(embeddings=ZEROS), FILE), (holding(coords=PLACES), FILE),
+    (holding(features=ZEROS[0], coords=PLACES), FILE),
     (moved("embeddings", 1), FILE), (moved("patches", 0), r"patches/P2A\.h5"),
     (without_patches, r"P1A\.h5"),
     (lambda task: zero_middle(task / "embeddings/P2A.h5", "embeddings"), f"{FILE}.*`embeddings`"),
