@@ -1,6 +1,5 @@
 """Shared fixtures: a tiny drawn cohort, HEST's files, and a run of a small cohort."""
 
-import copy
 import os
 import shutil
 
@@ -15,14 +14,12 @@ import draw_hest
 import numpy as np
 import pandas as pd
 import pytest
+from fake_hest import drawn_mirror, fixture_mirror, mirror  # noqa: F401
 from scipy import sparse
 
 from peka_core.cohort import write_cohort_tables, write_sample
 from peka_core.common import folders
-from peka_core.common.files import sha256
-from peka_core.downloads import manifest
 from peka_core.runner.run import open_run
-from peka_core.sources import hest_index
 
 # of a run that tests can afford
 SMALL = {"patients": 4, "spots": 12, "folds": 2, "epochs": 1, "batch_size": 16}
@@ -77,7 +74,7 @@ FILES = ["drawn"] + ["original"] * SHARED.is_dir()
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder ../shared of the development machine; its tests have twins on drawn files."""
+    """The folder ../shared of the development machine; most tests of it have drawn twins."""
     return SHARED if SHARED.is_dir() else pytest.skip("no ../shared on this machine")
 
 
@@ -102,20 +99,12 @@ def hest_vocabulary(hest_files) -> Path:
     return drawn if drawn.exists() else SHARED / "data/scfoundation/OS_scRNA_gene_index.19264.tsv"
 
 
-@pytest.fixture(params=FILES)
-def papers_index(request, tmp_path, monkeypatch) -> Path:
-    """A mirror with HEST-1k's index: the paper's, or one drawn as long that the manifest lists."""
-    mirror = SHARED / "data"
-    if request.param == "drawn":
-        mirror, listed = tmp_path / "index", copy.deepcopy(manifest.load_manifest())
-        groups = pd.read_csv(hest_index.GROUPS, keep_default_na=False)
-        path = draw_hest.draw_papers_index(mirror / hest_index.NAME, hest_index.COHORTS, groups)
-        facts = {"size": path.stat().st_size, "sha256": sha256(path)}
-        listed["sources"]["hest"]["files"][hest_index.NAME] = facts
-        monkeypatch.setattr(manifest, "load_manifest", lambda: listed)
-    monkeypatch.setenv("PEKA_MIRROR", str(mirror))
+@pytest.fixture
+def papers_index(shared, tmp_path, monkeypatch) -> Path:
+    """A mirror with the index of HEST-1k that the paper used."""
+    monkeypatch.setenv("PEKA_MIRROR", str(shared / "data"))
     monkeypatch.setenv("PEKA_CACHE", str(tmp_path / "index-cache"))
-    return mirror
+    return shared / "data"
 
 
 @pytest.fixture(scope="module")

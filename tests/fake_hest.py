@@ -23,23 +23,22 @@ PANEL = GENES[:55]  # of TENX23
 IDS = ("TENX13", "TENX14", "TENX23", "TENX24", "D1", "D2")
 
 
-def draw_slide(home, sample, genes=GENES, spots=14, seed=0, um_per_px=0.5):
-    """A slide in HEST's layout: the last two spots have no tile, tiles stand in the other order,
-    one tile has no counts."""
+def draw_slide(home, sample, genes=GENES, seed=0, um_per_px=0.5):
+    """A slide of 14 spots in HEST's layout: the last two spots have no tile, tiles stand in the
+    other order, the first tile leaves the image, and one tile has no counts."""
     rng = np.random.default_rng(seed)
-    bright = rng.uniform(0.3, 1.0, spots)
-    noise = rng.integers(0, 256, (spots, 28, 28, 3)) * bright[:, None, None, None]
+    bright = rng.uniform(0.3, 1.0, 14)
+    noise = rng.integers(0, 256, (14, 28, 28, 3)) * bright[:, None, None, None]
     tiles = noise.astype(np.uint8).repeat(8, 1).repeat(8, 2)
     follows = np.where(np.arange(len(genes)) % 3 == 0, 3 * bright[:, None], 1.0)  # (n, G)
-    counts = rng.poisson(rng.gamma(2.0, 3.0, len(genes)) * follows)
+    counts = rng.poisson(rng.gamma(2.0, 3.0, len(genes)) * follows).astype(np.float32)
     counts[3] = 0
-    names = np.array([f"{i:03d}x010" for i in range(spots)])
+    names = np.array([f"{i:03d}x010" for i in range(14)])
     obs, var = pd.DataFrame({"in_tissue": seed % 2}, names), pd.DataFrame(index=list(genes))
-    adata = ad.AnnData(sparse.csr_matrix(counts, dtype=np.float32), obs, var)
-    adata.obsm["spatial"] = np.stack([np.arange(spots) * 300.0 + 20, np.full(spots, 30.0)], 1)
-    back = np.arange(spots - 2)[::-1]
+    adata = ad.AnnData(sparse.csr_matrix(counts), obs, var)
+    adata.obsm["spatial"] = np.stack([np.arange(14) * 300.0 + 20, np.full(14, 30.0)], 1)
+    back = np.arange(12)[::-1]
     corners = (adata.obsm["spatial"] - round(112 / um_per_px) // 2).astype(int)[back]
-    assert corners.min() < 0, "the first tile leaves the image"
     write_sample(home, sample, tiles[back], corners, names[back], adata, um_per_px)
     for folder in ("st", "metadata"):
         (home / folder).mkdir(exist_ok=True)
@@ -73,9 +72,8 @@ def copy_tiles(home, original, copy, change=lambda tile: tile, leave_out=0):
 
 def recompressed(tile):
     """A tile after another JPEG compression."""
-    return cv2.imdecode(
-        cv2.imencode(".jpg", tile, [cv2.IMWRITE_JPEG_QUALITY, 95])[1], cv2.IMREAD_COLOR
-    )
+    jpeg = cv2.imencode(".jpg", tile, [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
+    return cv2.imdecode(jpeg, cv2.IMREAD_COLOR)
 
 
 @pytest.fixture(scope="session")
@@ -96,14 +94,15 @@ def drawn_mirror(tmp_path_factory):
 @pytest.fixture
 def mirror(drawn_mirror, tmp_path, monkeypatch):
     """A mirror of one's own, and the options that name its index."""
-    shutil.copytree(drawn_mirror[0], tmp_path / "mirror/hest")
     monkeypatch.setenv("PEKA_MIRROR", str(tmp_path / "mirror"))
     monkeypatch.setenv("PEKA_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "mirror/hest", drawn_mirror[1]
+    return shutil.copytree(drawn_mirror[0], tmp_path / "mirror/hest"), {**drawn_mirror[1]}
 
 
-def fixture_mirror(hest_files, tmp_path, monkeypatch, drawn=0):
-    """A mirror of the three slides of `hest_files`, and drawn ones of the same genes."""
+@pytest.fixture
+def fixture_mirror(hest_files, tmp_path, monkeypatch):
+    """A mirror of the three slides of `hest_files` and of the drawn slides IDS[1:5] with the same
+    genes, where TENX23 has the tiles of TENX24 compressed again and one less; the options."""
     home = tmp_path / "mirror/hest"
     for folder in PARTS:
         shutil.copytree(hest_files / "hest1k" / folder, home / folder)
@@ -111,16 +110,15 @@ def fixture_mirror(hest_files, tmp_path, monkeypatch, drawn=0):
         path.chmod(0o755 if path.is_dir() else 0o644)
     monkeypatch.setenv("PEKA_MIRROR", str(tmp_path / "mirror"))
     monkeypatch.setenv("PEKA_CACHE", str(tmp_path / "cache"))
-    rows, genes = [], None
+    rows, genes = [row(sample) for sample in IDS[1:5]], []
     for s in ("FIX3", "FIX2", "FIX1"):
         golden = json.loads((hest_files / f"golden/{s}.json").read_text())
         facts = {"patient": "" if s == "FIX3" else "Patient C", "dataset_title": s[:-1]}
         rows.append(row(s, golden["n_spots_h5ad"], golden["pixel_size_um"], **facts))
-        names = ad.read_h5ad(home / f"st/{s}.h5ad").var_names
-        genes = names if genes is None else genes.intersection(names)
-    for i in range(drawn):
-        draw_slide(home, f"D{i}", genes, seed=i)
-        rows.append(row(f"D{i}"))
+        genes.append(ad.read_h5ad(home / f"st/{s}.h5ad").var_names)
+    for seed, sample in enumerate(IDS[1:5]):
+        draw_slide(home, sample, genes[0].intersection(genes[1]).intersection(genes[2]), seed)
+    copy_tiles(home, "TENX24", "TENX23", recompressed, leave_out=1)
     return home, write_index(home, rows)
 
 

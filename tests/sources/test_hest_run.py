@@ -1,39 +1,38 @@
-"""`hest-breast` from a mirror to tables, on slides of HEST's own code and drawn ones.
+"""`hest-breast` and `hest-breast-as-run` from a mirror to figures, with a copy that is not exact.
 
-`mini` stands for H-optimus-0, and the teacher is a tiny scFoundation with drawn weights.
+The slides are HEST's own where they are here, and drawn ones. `mini` stands for H-optimus-0, and
+the teacher is a tiny scFoundation with drawn weights.
 """
 
+import json
 import os
 import shutil
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
 import yaml
 from conftest import FILES
-from fake_hest import fixture_mirror
 from test_notebooks import ENV, check_whole, finish, fresh, start
 
 from peka_core.commands.command_line import main
 from peka_core.runner.profile import load_profile
 
 TINY = Path(__file__).parents[1] / "fixtures/scfoundation/scfoundation_tiny.ckpt"
-TEACHER = load_profile("hest-breast").teacher_options
-SMALL = {"epochs": 2, "block": 16, "batch_size": 16, "k": 4}
+SMALL = {"epochs": 2, "classifier_epochs": 1, "warmup": 1, "block": 16, "batch_size": 16, "k": 4}
 
 
-@pytest.fixture
-def profile(hest_files, hest_vocabulary, tmp_path, monkeypatch):
-    """hest-breast on a mirror of its own: index, digest and counts come as options."""
-    _, options = fixture_mirror(hest_files, tmp_path, monkeypatch, drawn=4)
-    options = {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
+@pytest.fixture(params=["hest-breast"])
+def profile(request, fixture_mirror, hest_vocabulary, tmp_path):
+    """The bundled profile on the test mirror, small enough for two cores."""
     teacher = {"min_genes": 0, "checkpoint": str(TINY), "vocabulary": str(hest_vocabulary)}
     values = {
-        "base": "hest-breast", "title": "a test mirror in the form of HEST-1k", "encoder": "mini",
-        "recipe": SMALL, "teacher_options": TEACHER | teacher,
-        "source_options": {"cohort": "breast"} | options,
+        "base": request.param, "title": "a test mirror in the form of HEST-1k", "encoder": "mini",
+        "recipe": SMALL, "teacher_options": load_profile(request.param).teacher_options | teacher,
+        "source_options": {"cohort": "breast", **fixture_mirror[1]},
     }  # fmt: skip
-    path = tmp_path / "hest-test.yaml"
+    path = tmp_path / f"{request.param}-test.yaml"
     path.write_text(yaml.safe_dump(values))
     return str(path)
 
@@ -48,26 +47,38 @@ def test_its_price_and_its_files_are_told_before_anything_is_done(profile, capsy
 
 @pytest.mark.slow
 @pytest.mark.parametrize("hest_files", FILES[-1:], indirect=True)  # HEST's own where they are
-def test_hest_breast_runs_end_to_end(profile, monkeypatch):
+@pytest.mark.parametrize(
+    "profile, method",
+    [("hest-breast", "bat"), ("hest-breast-as-run", "bone")],
+    indirect=["profile"],
+    ids=["as-written", "as-run"],
+)
+def test_the_bundled_profiles_of_hest_run_end_to_end(profile, method, monkeypatch):
     for name in ("PEKA_MIRROR", "PEKA_CACHE"):
         monkeypatch.setitem(ENV, name, os.environ[name])
-    folder = fresh("test-hest")
+    folder = fresh(f"test-hest-{method}")
     try:
         check_whole(folder, finish(start(profile, folder.name), timeout=900))
+        assert (folder / "cohort/patches/FIX1.h5").is_symlink()
+        copy = json.loads((folder / "cohort/source.json").read_text())["copies"]["TENX23"]
+        assert (copy["of"], copy["shared_barcodes"], copy["identical"]) == ("TENX24", 11, 0)
+        cells = nbformat.read(folder / "notebooks/01_data.ipynb", 4).cells
+        said = next(str(cell.outputs) for cell in cells if "compare_tiles(" in cell.source)
+        assert "TENX23', 'TENX24" in said and "sections with identical tiles: none" in said
+        (alignment,) = folder.glob("units/alignment-*")  # nothing else is trained
+        assert (alignment / "adapter.safetensors").exists()
         scores = pd.read_csv(folder / "results/scores.csv")
         assert set(scores["protocol"]) >= {"peka_paper", "hest_bench", "strict"}
         # so few spots have a rule, and a name, of their own
         official = scores[scores["protocol"].str.startswith("peka_official_min_")]
-        assert {"frozen", "bat"} <= set(official["predictor"])
+        assert {"frozen", method} <= set(official["predictor"])
         assert "peka_official" not in set(scores["protocol"])
-        aligned = scores[scores["predictor"] == "bat"]
-        assert set(aligned["scope"]) == {"all"} and aligned["adapters"].notna().all()
+        students = scores[scores["kind"] == "student"]
+        assert set(students["predictor"]) == {method} and set(students["scope"]) == {"all"}
+        assert students["adapters"].notna().all()
         published = scores[["published", "paper_cohort"]]
         assert published.isna().all(axis=None), "these are not the paper's slides"
-        assert (folder / "cohort" / "patches" / "FIX1.h5").is_symlink()
-        (alignment,) = folder.glob("units/alignment-*")  # nothing else is trained
-        files = {"adapter.safetensors", "projector.safetensors", "card.json", "history.csv"}
-        assert {path.name for path in alignment.iterdir()} == files | {"unit.json"}
-        assert load_profile(profile).methods == ()
+        assert (folder / "figures/figure_2_peka_paper.png").exists()
+        assert not (folder / "figures/figure_2_strict.png").exists()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
