@@ -83,7 +83,8 @@ def test_spots_and_most_variable_genes_are_those_of_the_golden_file(cohort, gold
 @pytest.mark.parametrize("name, rule", CASES)
 def test_controls_equal_the_golden_values(cohort, tasks_of, golden, name, rule):
     expected = golden["results"][f"{name} | {rule}"]
-    found = evaluate(cohort, PREDICTORS[name](cohort), RULES[rule], tasks_of(rule))
+    tasks = tasks_of(rule)
+    found = evaluate(cohort, PREDICTORS[name](cohort), tasks[0].protocol, tasks)
     pooled = mean_over_genes(found.predictions, ["split"], 2)
     within = mean_over_genes(found.predictions, ["split", "sample"], 10)
     values = [

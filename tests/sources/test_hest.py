@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import warnings
 
 import anndata as ad
 import cv2
@@ -15,8 +14,6 @@ from damage import edit_h5, edit_h5ad, refused
 from fake_hest import GENES, IDS, PANEL, build, draw_slide, row, state, write_index
 
 from peka_core.cohort import open_cohort
-from peka_core.encoders import load_encoder
-from peka_core.evaluation import evaluate
 from peka_core.genes import log_cp10k, variable_genes
 from peka_core.layout.sections import open_section, read_counts
 from peka_core.protocols import PROTOCOLS
@@ -119,13 +116,8 @@ def test_a_mirror_becomes_a_cohort_by_links_and_stays_as_it_is(mirror, tmp_path)
             place = [b.decode() for b in file["barcode"][:, 0]].index(cohort.obs.barcode.iloc[spot])
             assert np.array_equal(tiles[spot][0], file["img"][place])
     assert state(home) == before
-    # a protocol that merges duplicates leaves the copy out, and both give a score
-    for split in PROTOCOLS["strict"].splits(cohort):
+    for split in PROTOCOLS["strict"].splits(cohort):  # it merges duplicates
         assert not (split.train | split.test)[cohort.obs["sample"] == "TENX23"].any()
-    features = load_encoder("mini", device="cpu").embed(tiles[:])
-    with warnings.catch_warnings(action="ignore"):
-        for name in ("hest_bench", "strict"):
-            assert np.isfinite(evaluate(cohort, features, name).genes.pcc.mean()), name
 
 
 @pytest.mark.parametrize("leave_out, genes", [([], 55), (["TENX23"], 120)])
