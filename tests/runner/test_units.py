@@ -54,7 +54,7 @@ def test_leftovers_of_a_killed_run_are_not_taken_and_go_away(tmp_path):
         (tmp_path / "units" / name).mkdir(parents=True)
         (tmp_path / "units" / name / "numbers.txt").write_text("half")
     (partial(tmp_path, UNIT) / "progress.pt").write_text("half")
-    assert find(tmp_path, UNIT) is None
+    assert find(tmp_path, UNIT) is find(tmp_path, UNIT, "numbers.txt") is None
     assert (make(tmp_path, UNIT, write_one) / "numbers.txt").read_text() == "1"
     assert things(tmp_path) == [UNIT.name]
 
