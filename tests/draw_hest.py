@@ -54,16 +54,10 @@ def draw(folder: Path) -> Path:
         lines = [f"{s},patches/{s}.h5,adata/{s}.h5ad" for s in ids]
         text = "\n".join(["sample_id,patches_path,expr_path", *lines, ""])
         (task / f"splits/{name}.csv").write_text(text)
-    write_vocabulary(folder / "vocabulary.tsv", POOL)
+    words = [*POOL, *(f"unnamed_{i}" for i in range(N_VOCABULARY - len(POOL)))]
+    vocabulary = pd.DataFrame({"gene_name": words, "index": range(N_VOCABULARY)})
+    vocabulary.to_csv(folder / "vocabulary.tsv", sep="\t", index=False)
     return folder
-
-
-def write_vocabulary(path: Path, genes: list[str]) -> Path:
-    """A vocabulary in scFoundation's form that begins with these genes."""
-    names = [*genes, *(f"unnamed_{i}" for i in range(N_VOCABULARY - len(genes)))]
-    table = pd.DataFrame({"gene_name": names, "index": range(N_VOCABULARY)})
-    table.to_csv(path, sep="\t", index=False)
-    return path
 
 
 def _draw_slide(folder: Path, name: str, seed: int) -> ad.AnnData:
@@ -163,12 +157,17 @@ WORDS = (
 COLUMNS = WORDS.split()
 
 
-def write_index(path: Path, rows: list[dict]) -> Path:
-    """An index as HEST's: 28 columns, byte order mark, LF."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_index(home: Path, rows: list[dict]) -> dict:
+    """Write an index as HEST's (28 columns, byte order mark, LF); return the options that name
+    it."""
     text = pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False, lineterminator="\n")
-    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
-    return path
+    data = b"\xef\xbb\xbf" + text.encode()
+    (home / "index.csv").write_bytes(data)
+    kind = ("Breast", "Homo sapiens", "Visium")
+    ours = [r for r in rows if (r["organ"], r["species"], r["st_technology"]) == kind]
+    counts = [len(ours), sum(int(r["spots_under_tissue"]) for r in ours)]
+    digest = hashlib.sha256(data).hexdigest()
+    return {"index": "index.csv", "index_sha256": digest, "counts": counts}
 
 
 def row(sample: str, spots: int = 14, um_per_px: float = 0.5, **other) -> dict:

@@ -10,8 +10,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from draw_hest import PARTS, row
-from draw_hest import write_index as write_rows
+from draw_hest import PARTS, row, write_index
 from scipy import sparse
 
 from peka_core.cohort import write_sample
@@ -45,15 +44,6 @@ def draw_slide(home, sample, genes=GENES, seed=0, um_per_px=0.5):
     (home / f"adata/{sample}.h5ad").rename(home / f"st/{sample}.h5ad")
     text = f'{{"pixel_size_um_estimated": {um_per_px}, "patient": NaN}}'
     (home / f"metadata/{sample}.json").write_text(text)
-
-
-def write_index(home, rows):
-    """An index as HEST writes it, and the options that name it."""
-    write_rows(home / "index.csv", rows)
-    kind = ("Breast", "Homo sapiens", "Visium")
-    ours = [r for r in rows if (r["organ"], r["species"], r["st_technology"]) == kind]
-    counts = [len(ours), sum(int(r["spots_under_tissue"]) for r in ours)]
-    return {"index": "index.csv", "index_sha256": sha256(home / "index.csv"), "counts": counts}
 
 
 def copy_tiles(home, original, copy, change=lambda tile: tile, leave_out=0):

@@ -41,7 +41,7 @@ EVIL = pd.DataFrame({"sample_id": ["../evil"]})
     lambda home: hest.build(home, "breast", index=str(home.parent / "index.csv"), counts=(1, 14)),
 ])  # fmt: skip
 def test_a_name_that_leads_elsewhere_ends_before_anything_is_written(tmp_path, write):
-    write_index(tmp_path / "index.csv", [row("../evil")])
+    write_index(tmp_path, [row("../evil")])
     refused(tmp_path / "cohort", "evil", call=write)
     assert everything(tmp_path) == ["index.csv"]
 

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from damage import edit_h5, edit_h5ad, refused
-from fake_hest import GENES, IDS, PANEL, build, draw_slide, row, state, write_index
+from draw_hest import row, write_index
+from fake_hest import GENES, IDS, PANEL, build, draw_slide, state
 
 from peka_core.cohort import open_cohort
 from peka_core.genes import log_cp10k, variable_genes
