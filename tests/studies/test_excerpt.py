@@ -35,13 +35,12 @@ def large():
 def run_cells(chapter, first, lines, **names):
     """Execute the first cells that hold these lines, in order: their names, and the most bytes."""
     cells = nbformat.read(NOTEBOOKS / f"{chapter}.ipynb", 4).cells
-    sources = [cell.source for cell in cells if cell.cell_type == "code"]
     exec(first, names)
     peaks = []
     for line in lines:
-        source = next(source for source in sources if line in source)
+        cell = next(cell for cell in cells if cell.cell_type == "code" and line in cell.source)
         tracemalloc.start()
-        exec(source, names)
+        exec(cell.source, names)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     return names, max(peaks)
