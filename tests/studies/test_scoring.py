@@ -155,7 +155,7 @@ FILE = r"embeddings/P2A\.h5"
     (holding(embeddings=ZEROS[:1], barcodes=[["nobody"]]), f"{FILE}.*nobody"),
     (holding(embeddings=ZEROS), FILE), (holding(coords=PLACES), FILE),
     (holding(features=ZEROS[0], coords=PLACES), FILE),
-    (moved("embeddings", 1), FILE), (moved("patches", 0), r"patches/P2A\.h5"),
+    (moved("embeddings", 1), f"{FILE}.*coords"), (moved("patches", 0), r"patches/P2A\.h5"),
     (without_patches, r"P1A\.h5"),
     (lambda task: zero_middle(task / "embeddings/P2A.h5", "embeddings"), f"{FILE}.*`embeddings`"),
     (lambda task: zero_middle(task / "embeddings/P2A.h5", "barcodes"), f"{FILE}.*`barcodes`"),
