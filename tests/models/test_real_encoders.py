@@ -102,7 +102,7 @@ def test_encoders_load_from_a_mirror_and_a_given_file(name, mirror, monkeypatch)
     assert encoder.digest == sha256(path) == encoder_files.weights_digest(name)
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_students_of_real_shapes_are_aligned_and_scored(mirror, tmp_path, monkeypatch):
     """The demo's drawn tissue stands for her2st; encoders and rows are those of her2st-real."""
     monkeypatch.setenv("PEKA_MIRROR", str(mirror))
