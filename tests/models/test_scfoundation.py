@@ -165,8 +165,9 @@ def test_the_order_of_genes_and_the_form_of_counts_do_not_matter(teacher, few, p
     nothing = anndata.AnnData(sparse.csr_matrix((5, len(absent))), few.obs, absent)
     full = anndata.concat([few, nothing], axis=1)[:, ::-1].copy()
     permuted = few[:, np.random.default_rng(1).permutation(few.n_vars)].copy()
-    halves = [np.floor(few.X.data / 2), np.ceil(few.X.data / 2)]  # each entry twice, some are zero
-    twice = (np.stack(halves, 1).ravel(), np.repeat(few.X.indices, 2), 2 * few.X.indptr)
+    x, i = few.X.data, few.X.indices  # each entry in two parts, then a zero in the next column
+    parts = np.stack([np.floor(x / 2), np.ceil(x / 2), 0 * x], 1).ravel()
+    twice = (parts, np.stack([i, i, (i + 1) % few.n_vars], 1).ravel(), 3 * few.X.indptr)
     forms = [few.X.toarray(), sparse.csr_matrix(twice, few.shape)]
     for given in (full, permuted, *(anndata.AnnData(x, few.obs, few.var) for x in forms)):
         np.testing.assert_array_equal(teacher().embed(given), plain)
