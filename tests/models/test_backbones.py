@@ -27,7 +27,6 @@ from peka_core.student import Student
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "backbones"
 RULE = json.loads((FIXTURES / "fill_rule.json").read_text())
 KEYS = json.loads((FIXTURES / "state_dict_keys.json").read_text())
-MAP = json.loads((FIXTURES / "ctranspath_key_map.json").read_text())
 THEIRS = {"resnet50": "resnet50", "resnet50_a1": "resnet50", "ctranspath": "ctranspath"}
 THEIRS |= {"uni": "uni", "h-optimus-0": "hoptimus0"}
 OUTPUT = {"resnet50": "pool2048", "ctranspath": "emb768", "uni": "emb1024", "hoptimus0": "emb1536"}
@@ -82,53 +81,19 @@ def encoder_of(row, model) -> Encoder:
     return Encoder(row.name, model, tuple(how["mean"]), tuple(how["std"]), row.dim, **facts)
 
 
-def compare_with_golden(encoder: Encoder, name: str, modules: dict[str, str]) -> None:
-    """Input, pooled output, and intermediates by the fixture's names of modules."""
-    facts, seen = RULE["models"][name], {}
-    tolerance, check, normal = facts["tolerance"], facts["input_check"], facts["normalise"]
+def compare_with_golden(encoder: Encoder, name: str) -> None:
+    """Normalised input and pooled output of the fixture's image."""
+    facts = RULE["models"][name]
+    check, normal = facts["input_check"], facts["normalise"]
     assert [list(encoder.mean), list(encoder.std)] == [normal["mean"], normal["std"]]
     x = encoder.transform(IMAGE)
-    assert list(x.shape) == check["shape"]
     np.testing.assert_allclose(x.double().sum(), check["sum_float64"], rtol=1e-6)
-    np.testing.assert_allclose(x[0, 0, 0, :4], check["x[0,0,0,:4]"], rtol=2e-6)
     np.testing.assert_allclose(x[0, 2, 100, 57], check["x[0,2,100,57]"], rtol=2e-6)
-    for theirs, ours in modules.items():
-        keep = lambda _m, _i, out, theirs=theirs: seen.__setitem__(theirs, out.detach())
-        encoder.model.get_submodule(ours).register_forward_hook(keep)
     with torch.no_grad():
         features = encoder.encode(x)
     golden = np.load(FIXTURES / "golden_outputs.npz")[f"{name}|{OUTPUT[name]}"]
     assert features.shape == (1, encoder.dim)
-    np.testing.assert_allclose(features[0], golden, **tolerance)
-    for theirs, known in (facts["intermediates_image0"] or {}).items():
-        out = seen[theirs]
-        np.testing.assert_allclose(out.double().mean(), known["mean"], atol=1e-6)
-        np.testing.assert_allclose(out.double().std(correction=0), known["std"], rtol=1e-5)
-        tokens = out.reshape(1, -1, out.shape[-1])  # the fixture has (1, tokens, d)
-        assert np.prod(known["shape"]) == tokens.numel() and known["shape"][-1] == out.shape[-1]
-        hundred = min(100, tokens.shape[1] - 1)  # the fixture clips token 100 to the last one
-        for label, token in (("token0", 0), ("token100", hundred), ("last_token", -1)):
-            if (label := f"first8_{label}") in known:
-                where = {"err_msg": f"{theirs} {label}"}
-                np.testing.assert_allclose(tokens[0, token, :8], known[label], **tolerance, **where)
-
-
-def test_fill_rule_gives_the_test_vectors():
-    for key, known in RULE["test_vectors"].items():
-        assert zlib.crc32(key.encode()) == known["crc32"]
-        np.testing.assert_array_equal(
-            fill(key, known["shape"]).ravel(), np.float32(known["values"])
-        )
-
-
-@pytest.mark.parametrize("name", THEIRS)
-def test_networks_have_the_keys_and_shapes_of_the_official_files(name):
-    row, facts = manifest_entries()[name], KEYS[THEIRS[name]]
-    official = {k: torch.empty(shape, device="meta") for k, (shape, _) in facts.items()}
-    theirs = backbones.LAYOUTS[row.layout](official)
-    theirs = {k: list(v.shape) for k, v in theirs.items() if not k.startswith("fc.")}  # classifier
-    ours = {k: list(v.shape) for k, v in backbones.build(row).state_dict().items()}
-    assert ours == theirs and (name != "ctranspath" or ours == MAP["timm_1_keys"])
+    np.testing.assert_allclose(features[0], golden, **facts["tolerance"])
 
 
 def from_file(name, content, tmp_path) -> Encoder:
@@ -139,30 +104,19 @@ def from_file(name, content, tmp_path) -> Encoder:
     return encoder
 
 
-@pytest.mark.parametrize("name", ["resnet50", "resnet50_a1"])
-def test_resnet_equals_golden(name, tmp_path):
-    compare_with_golden(from_file(name, filled_state("resnet50"), tmp_path), "resnet50", {})
+@pytest.mark.parametrize("name", ["resnet50", "resnet50_a1", "ctranspath"])
+def test_networks_equal_golden_from_a_file_in_the_official_layout(name, tmp_path):
+    state = filled_state(THEIRS[name])
+    state = {"model": state} if name == "ctranspath" else state
+    compare_with_golden(from_file(name, state, tmp_path), THEIRS[name])
 
 
-def test_ctranspath_equals_golden_from_a_file_in_the_official_layout(tmp_path):
-    encoder = from_file("ctranspath", {"model": filled_state("ctranspath")}, tmp_path)
-    modules = {f"layers.{i}": f"layers.{i + 1}.downsample" for i in (1, 2)}
-    modules |= {"layers.0(incl. downsample)": "layers.1.downsample"}
-    same = {name: name for name in ("patch_embed", "layers.3", "norm")}
-    compare_with_golden(encoder, "ctranspath", modules | same)
-
-
-GIANT = pytest.param("h-optimus-0", 39, marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize(("name", "last"), [("uni", 23), GIANT])
-def test_vit_equals_golden(name, last):
-    row, theirs = manifest_entries()[name], THEIRS[name]
-    model = backbones.build(row)
-    backbones.put_weights(model, filled_state(theirs), "FILL-v1", name)  # without a second copy
-    names = {name: name for name in ("patch_embed", "blocks.0", "norm")}
-    names |= {"blocks.last": f"blocks.{last}"}
-    compare_with_golden(encoder_of(row, model.requires_grad_(False)), theirs, names)
+@pytest.mark.parametrize("name", ["uni", pytest.param("h-optimus-0", marks=pytest.mark.slow)])
+def test_vit_equals_golden(name):
+    row, model = manifest_entries()[name], backbones.build(manifest_entries()[name])
+    state = filled_state(THEIRS[name])
+    backbones.put_weights(model, state, "FILL-v1", name)  # without a second copy
+    compare_with_golden(encoder_of(row, model.requires_grad_(False)), THEIRS[name])
 
 
 def cut(row, depth):
@@ -234,19 +188,13 @@ def hf_vit(folder, hidden, eps, layers=2):
 
 
 @pytest.mark.parametrize(("name", "eps"), [("phikon", 1e-12), ("kaiko-vits16", 1e-6)])
-def test_vits_of_transformers_equal_ours_and_names_that_no_rule_knows_are_refused(
-    name, eps, tmp_path
-):
+def test_vits_of_transformers_equal_ours_and_unknown_names_are_refused(name, eps, tmp_path):
     row = manifest_entries()[name]
     theirs, model = hf_vit(tmp_path, row.dim, eps), backbones.build(cut(row, 2))
     state = load_file(tmp_path / "model.safetensors")
-    for given, named in (
-        ({f"other.{key}": value for key, value in state.items()}, "missing [1-9]"),
-        (state | {"embeddings.extra": torch.zeros(1)}, r"missing 0.*embeddings\.extra"),
-        ({k: v for k, v in state.items() if "1.attention.attention.key" not in k}, "missing 2"),
-    ):
-        with pytest.raises(PekaError, match=f"hub.bin.*{name}.*{named}"):
-            backbones.put_weights(model, backbones.from_hf_vit(given), "hub.bin", name)
+    other = backbones.from_hf_vit(state | {"embeddings.extra": torch.zeros(1)})
+    with pytest.raises(PekaError, match=rf"hub.bin.*{name}.*missing 0.*embeddings\.extra"):
+        backbones.put_weights(model, other, "hub.bin", name)
     backbones.put_weights(model, backbones.from_hf_vit(state), "drawn", name)
     encoder = encoder_of(row, model.requires_grad_(False))
     x = encoder.transform(IMAGE)
@@ -257,7 +205,7 @@ def test_vits_of_transformers_equal_ours_and_names_that_no_rule_knows_are_refuse
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("suffix", ["", ".bin", ".pth", ".safetensors"])
+@pytest.mark.parametrize("suffix", [".bin", ".safetensors"])
 @pytest.mark.parametrize(
     "write", [save_file, torch.save, partial(torch.save, _use_new_zipfile_serialization=False)]
 )
@@ -266,20 +214,13 @@ def test_a_file_of_weights_is_known_by_its_first_bytes(tmp_path, write, suffix):
     assert backbones.read_weights(tmp_path / f"blob{suffix}", "uni")["x"].tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize("content", [
-    b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 123\n",
-    b"<html><body>please log in</body></html>", b"", b"Access denied", bytes(range(256)),
-    b"\x89HDF\r\n\x1a\n" + bytes(99), b"PK\x03\x04 cut off", b"\x80\x02cut off",
-    (2**20).to_bytes(8, "little") + b'{"cut": off',
-    {"epoch": 3, "state_dict": {}}, {"x": Path("of code")},
-])  # fmt: skip
-@pytest.mark.parametrize("name", ["w.bin", "w.safetensors"])
-def test_what_is_no_file_of_weights_or_holds_code_is_refused(tmp_path, content, name):
-    torch.save(content, tmp_path / name)
+@pytest.mark.parametrize("content", [b"PK\x03\x04 cut off", {"epoch": 3}, {"x": Path("of code")}])
+def test_what_is_no_file_of_weights_or_holds_code_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "w.bin")
     if isinstance(content, bytes):
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(PekaError, match=name) as caught:
-        backbones.read_weights(tmp_path / name, "uni")
+        (tmp_path / "w.bin").write_bytes(content)
+    with pytest.raises(PekaError, match=r"w\.bin") as caught:
+        backbones.read_weights(tmp_path / "w.bin", "uni")
     assert "weights_only" not in str(caught.value)  # the unsafe way is not suggested
 
 
