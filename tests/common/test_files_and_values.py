@@ -1,21 +1,22 @@
-"""Names that become files, temporary files, files that may not be read, and JSON."""
+"""Names that become files, temporary files, JSON, and values as people write them."""
 
-import errno
 import json
+from collections.abc import Iterable
 
+import numpy as np
 import pandas as pd
 import pytest
 from damage import refused
 from draw_hest import row, write_index
 
 from peka_core.cohort import write_cohort_tables, write_sample
-from peka_core.commands import command_line
-from peka_core.common import files
 from peka_core.common.files import TEMPORARY, one_name, write_json, write_whole
+from peka_core.common.typed_values import fitted, read_yaml
 from peka_core.layout.writing import write_tiles
 from peka_core.sources import building, hest
 
 BAD = ("../../evil", "/etc/x", "a\\b", "..", ".", "", " ", ".hidden", "a\nb", "a\0b", "x" * 201)
+EVIL = pd.DataFrame({"sample_id": ["../evil"]})
 
 
 def everything(folder):
@@ -25,11 +26,6 @@ def everything(folder):
 @pytest.mark.parametrize("name", BAD)
 def test_what_is_no_single_name_is_refused(name):
     refused(name, "here: id", call=lambda name: one_name(name, "here: id"))
-    for good in ("Brust 3 (links)", "Größe", 7, "a.b", "x" * 200):
-        assert one_name(good, "id") == str(good)
-
-
-EVIL = pd.DataFrame({"sample_id": ["../evil"]})
 
 
 @pytest.mark.parametrize("write", [
@@ -65,14 +61,36 @@ def test_json_holds_null_where_a_number_is_not_finite(tmp_path):
     assert json.loads(text, parse_constant=pytest.fail) == wanted
 
 
-def test_a_file_that_may_not_be_read_is_not_called_unwritable(tmp_path, monkeypatch, capsys):
-    closed = tmp_path / "table.csv"
-    closed.touch()
+@pytest.mark.parametrize("text, value", [
+    ("1e-4", 1e-4), ("1e4", 1e4), ("-1e-3", -1e-3), (".5", 0.5), ("1.", 1.0), ("2.5E+3", 2500.0),
+    ("16", 16), ("-3", -3), ("010", 10), ("1:30", "1:30"), ("1.2.3", "1.2.3"), ("e5", "e5"),
+    ("off", False), ("'1'", "1"), ("[1e-4, a]", [1e-4, "a"]), ("", None),
+])  # fmt: skip
+def test_numbers_are_what_they_look_like(text, value):
+    found = read_yaml(text, "it", "a value")
+    assert found == value and type(found) is type(value)
 
-    def read(_):
-        raise PermissionError(errno.EACCES, "Permission denied", str(closed))
 
-    monkeypatch.setattr(files, "_is_closed", lambda file: file == str(closed))
-    refused(tmp_path / "out.csv", "table.csv may not", call=lambda path: write_whole(path, read))
-    monkeypatch.setattr(command_line, "_list", read)
-    assert command_line.main(["list"]) == 1 and "table.csv may not" in capsys.readouterr().err
+def test_a_name_that_is_written_twice_is_refused_with_its_line():
+    read = lambda text: read_yaml(text, "p.yaml", "a profile")
+    refused("title: one\nseed: 0\ntitle: two\n", "p.yaml, line 3", call=read)
+
+
+@pytest.mark.parametrize("value, kind, found", [
+    (np.int64(3), int, 3), (3, float, 3.0), (np.float32(0.5), float, 0.5), (True, bool, True),
+    (None, int | None, None), ([], tuple, ()), (["a", "b"], tuple[str, ...], ("a", "b")),
+    ([1, 2], tuple[int, int] | None, (1, 2)), ("all", Iterable[str] | str, "all"),
+    (["B4"], Iterable[str] | str, ["B4"]),
+])  # fmt: skip
+def test_a_value_takes_its_declared_type(value, kind, found):
+    made = fitted(value, kind, "it")
+    assert made == found and type(made) is type(found)
+
+
+@pytest.mark.parametrize("value, kind", [
+    *[(value, int) for value in (1.0, True, "1", None)],
+    *[(value, float) for value in (True, "1e-4", float("nan"), float("inf"))],
+    (1, bool), (1, str), ("attn", tuple[str, ...]), ([1], tuple[str, ...]), ([1], tuple[int, int]),
+])  # fmt: skip
+def test_a_value_of_another_type_is_refused_by_name(value, kind):
+    refused(value, "it", call=lambda value: fitted(value, kind, "it"))
