@@ -9,12 +9,9 @@ from scipy.spatial.distance import cdist
 
 from peka_core import controls
 from peka_core.cohort import open_cohort
-from peka_core.drawn import oracle as drawn_oracle
 from peka_core.evaluation import evaluate
 from peka_core.layout import patches
 from peka_core.tasks import make_tasks
-
-each_protocol = pytest.mark.parametrize("protocol", [DROPPED, STRICT], ids=["spots", "held out"])
 
 
 def pcc(cohort, predictor, protocol):
@@ -57,7 +54,7 @@ def plain_nearest(cohort, task, gene, spot, candidates, k=8):
     return targets[near[np.argsort(distance)[:k]]].mean()
 
 
-@each_protocol
+@pytest.mark.parametrize("protocol", [DROPPED, STRICT], ids=["spots", "held out"])
 def test_nearest_spots_equal_a_distance_matrix_and_a_lone_spot_has_none(protocol):
     cohort = draw(patients=3, depth=120)
     task = make_tasks(cohort, protocol)[0]
@@ -85,18 +82,3 @@ def test_colour_equals_numpy_on_the_pixels_in_every_chunk(tiny_cohort, monkeypat
         np.testing.assert_allclose(features[spot], expected, rtol=1e-4)
     monkeypatch.setattr(patches, "CHUNK", 5)
     np.testing.assert_array_equal(controls.colour(cohort), features)
-
-
-@each_protocol
-def test_oracle_is_drawn_once_for_its_scheme_and_read_by_gene(protocol, monkeypatch):
-    cohort, calls = draw(), []
-
-    def drawn(path, redraw, redraws, seed, positive_only):
-        calls.append((redraw, positive_only))
-        log = np.log1p(1e4 * cohort.counts / cohort.counts.sum(1, keepdims=True))
-        return log.astype(np.float32)
-
-    monkeypatch.setattr(drawn_oracle, "expected_targets", drawn)
-    for scores in pcc(cohort, drawn_oracle.oracle(cohort), protocol):
-        np.testing.assert_allclose(scores.dropna(), 1, atol=1e-5)
-    assert calls == [("patients" if protocol is STRICT else "nothing", protocol is DROPPED)]

@@ -9,20 +9,14 @@ from test_notebooks import ROOT, fresh
 
 from peka_core.commands.command_line import CHAPTERS, execute
 from peka_core.runner.run import open_run
-from peka_core.runner.rungs import first_adapter
-
-
-def test_the_first_adapter_is_the_first_that_changes_the_encoder():
-    assert first_adapter(("projector_only", "bone", "bat")) == "bone"
-    assert first_adapter(("projector_only",)) == first_adapter(()) == ""
 
 
 @pytest.mark.slow
 @pytest.mark.weekly
 @pytest.mark.parametrize(("nested", "on_all", "pictures"), [
     ([], ["bone"], {"figure_2_peka_paper"}),  # the form of hest-...-as-run
-    (["bone"], [], {"figure_2_strict", "tissue_map"}), ([], [], set()),
-], ids=["as-run", "nested", "frozen"])  # fmt: skip
+    (["bone"], [], {"figure_2_strict", "tissue_map"}),
+], ids=["as-run", "nested"])  # fmt: skip
 def test_chapters_4_and_5_align_nothing(tmp_path, monkeypatch, nested, on_all, pictures):
     profile, folder, planned = tmp_path / "own.yaml", fresh("test-own-methods"), None
     values = {"base": "smoke", "title": "a test", "methods": nested, "all_methods": on_all}

@@ -39,7 +39,6 @@ def test_pearson_equals_scipy_on_the_spots_with_a_target():
         for p in predicted
     ]
     np.testing.assert_allclose(pearson(observed, predicted), expected, atol=1e-12)
-    assert np.isnan(pearson(observed, predicted[0], min_spots=16)).tolist() == [0, 1, 0, 0, 0, 0]
 
 
 def test_partial_pearson_is_the_correlation_of_residuals():
@@ -55,30 +54,22 @@ def test_partial_pearson_is_the_correlation_of_residuals():
 
 def test_undefined_correlations_are_nan_not_zero():
     observed, predicted, noise = drawn((30, 5), (30, 5), 30, seed=2)
-    predicted[:, 0] = 7.3 + 1e-13 * noise  # constant up to rounding
+    predicted[:, 0] = 7.3 + 4e-7 * noise  # constant up to the rounding of float32
     observed[:, 1] = 0
     predicted[4, 2] = np.nan  # missing on a scored spot
     predicted[:, 3] *= 1e-7  # small but not constant
     assert np.isnan(pearson(observed, predicted)).tolist() == [True, True, True, False, False]
-    float32 = np.full((30, 1), 0.1, np.float32)
-    float32[::2] = np.nextafter(float32[::2], np.float32(1))
-    assert np.isnan(pearson(np.arange(30.0)[:, None], float32)).all()
 
 
-def test_intervals_equal_scipy_and_cover_as_often_as_they_say():
+def test_intervals_and_paired_tests_equal_scipy_and_need_three_values():
     values = np.array([0.2, 0.5, 0.1, 0.45])
     ends = stats.t.interval(0.9, 3, values.mean(), stats.sem(values))
     np.testing.assert_allclose(t_interval(values, level=0.9), [values.mean(), *ends], atol=1e-12)
-    for n in (3, 5, 8, 12):
-        values = np.random.default_rng(n).normal(0, 0.1, (20_000, n))
-        _, low, high, p, _ = paired_t(values)
-        assert 0.945 < np.mean((low < 0) & (high > 0)) < 0.955
-        np.testing.assert_array_equal(p < 0.05, (low > 0) | (high < 0))
-        np.testing.assert_array_equal(t_interval(values), [values.mean(-1), low, high])
-    for function in (t_interval, paired_t):
-        for refused in ([0.1, 0.2], [0.1, 0.2, np.nan]):
-            with pytest.raises(PekaError):
-                function(refused)
+    expected = stats.ttest_1samp(values, 0).pvalue
+    assert paired_t(values) == (*t_interval(values), pytest.approx(expected), 4)
+    for refused in ([0.1, 0.2], [0.1, 0.2, np.nan]):
+        with pytest.raises(PekaError):
+            t_interval(refused)
 
 
 def test_summary_averages_sections_then_patients():
@@ -86,7 +77,6 @@ def test_summary_averages_sections_then_patients():
     expected = t_interval([0.01, 0.11, 0.21, (0.3 + 0.32 + 0.9) / 3])
     np.testing.assert_allclose(row[["mean", "low", "high"]].astype(float), expected, atol=1e-12)
     assert (row["n"], row["unit"], row["values"], row["note"]) == (4, "patient", "", "")
-    assert row["beyond_depth"] == pytest.approx(row["mean"] / 2)
 
 
 @pytest.mark.parametrize(("values", "protocol", "scheme", "expected"), [
@@ -102,12 +92,10 @@ def test_without_three_patients_there_are_single_values_and_no_interval(
 ):
     own = scores(values, protocol.pooling, scheme)
     other = scores([("s/9", "D", "D1", 0.9)], "section" if protocol is POOLED else "pooled")
-    both = pd.concat([own, other])
-    row = summarise(both, protocol).iloc[0]
+    row = summarise(pd.concat([own, other]), protocol).iloc[0]
     assert np.isnan([row["low"], row["high"]]).all() and "no interval" in row["note"]
     assert (row["unit"], row["n"], pytest.approx(row["mean"]), row["values"]) == expected
     assert row["n_undefined"] == 50 * sum(np.isnan(value) for *_, value in values)
-    assert summarise(both, protocol, other["pooling"][0])["mean"].tolist() == [0.9]
 
 
 def test_paired_equals_scipy_on_patient_means_and_refuses_what_it_cannot_match():
