@@ -1,12 +1,9 @@
 """scripts/compare_results.py: small differences pass; large, missing and undefined ones do not."""
 
-from pathlib import Path
-
 import compare_results
 import pandas as pd
 import pytest
 
-ROOT = Path(__file__).parents[2]
 TABLE = pd.DataFrame({
     "protocol": "strict", "predictor": ["frozen", "bat", "slide_one_hot"],
     "space": ["encoder", "projected", None], "mean": [0.40, 0.45, None],
@@ -18,35 +15,22 @@ SINGLE, LABELLED = TABLE.assign(values=VALUES), TABLE.assign(label="a")
 
 
 @pytest.fixture
-def main(capsys):
-    """The script on a folder of fresh tables; returns (exit code, passed, failed)."""
+def check(tmp_path, capsys):
+    """The script on a fresh and a committed table; returns (exit code, passed, failed)."""
 
-    def run(folder, *words):
-        code = compare_results.main([f"demo_={folder}", *words])
+    def run(fresh, committed, *words):
+        for name in ("scores", "summary"):
+            fresh.to_csv(tmp_path / f"{name}.csv", index=False)
+            committed.to_csv(tmp_path / f"demo_{name}.csv", index=False)
+        code = compare_results.main([f"demo_={tmp_path}", f"--committed={tmp_path}", *words])
         last = capsys.readouterr().out.splitlines()[-1].split()
         return code, int(last[0]), int(last[-2])
 
     return run
 
 
-@pytest.fixture
-def check(tmp_path, main):
-    """The same for a fresh table and a committed one."""
-
-    def run(fresh, committed, *words):
-        for name in ("scores", "summary"):
-            fresh.to_csv(tmp_path / f"{name}.csv", index=False)
-            committed.to_csv(tmp_path / f"demo_{name}.csv", index=False)
-        return main(tmp_path, "--committed", str(tmp_path), *words)
-
-    return run
-
-
-@pytest.mark.parametrize("fresh", [
-    TABLE.assign(commit="c", device="d").iloc[::-1], TABLE.drop(columns=["commit", "device"]),
-    TABLE.assign(versions="torch 2", code="0123", made="today"),
-], ids=["other commit, device and order", "less provenance", "more provenance"])  # fmt: skip
-def test_provenance_and_order_do_not_matter(check, fresh):
+def test_provenance_and_order_do_not_matter(check):
+    fresh = TABLE.drop(columns="commit").assign(device="d", versions="torch 2").iloc[::-1]
     assert check(fresh, TABLE) == check(TABLE, fresh) == (0, 6, 0)
 
 
@@ -62,15 +46,13 @@ def test_trained_rows_may_differ_more(check, row, gap, failed):
 
 
 @pytest.mark.parametrize(("fresh", "committed"), [
-    (TABLE.iloc[:2], TABLE), (TABLE.iloc[:0], TABLE.iloc[:0]),
-    (pd.concat([TABLE, TABLE.iloc[:1].assign(space="concat")]), TABLE),
+    (TABLE.iloc[:2], TABLE), (TABLE.iloc[:0], TABLE.iloc[:0]), (TABLE, TABLE.iloc[:2]),
     (TABLE.assign(n=19), TABLE), (TABLE.assign(mean=[0.4, None, None]), TABLE),
     (TABLE.assign(mean=[0.4, 0.45, 0.1]), TABLE), (LABELLED, LABELLED.iloc[:0]),
     (LABELLED, LABELLED.assign(label=["x", "y", "z"])),
     (LABELLED, LABELLED.drop(columns=["mean", "low", "high"])),
     (SINGLE.assign(values=["P1:-0.2000 P2:0.1000", *VALUES[1:]]), SINGLE),
     (SINGLE.assign(values=["P1:0.1000 P3:-0.2000", *VALUES[1:]]), SINGLE),
-    (SINGLE.assign(values=["P1:0.1000", *VALUES[1:]]), SINGLE),
 ])  # fmt: skip
 def test_missing_new_and_undefined_rows_other_counts_and_other_single_values_fail(
     check, fresh, committed
@@ -78,18 +60,8 @@ def test_missing_new_and_undefined_rows_other_counts_and_other_single_values_fai
     assert check(fresh, committed)[0] == 1
 
 
-def test_committed_demo_scores_of_a_student_two_thirds_as_good_fail(main, tmp_path):
-    for name in compare_results.TABLES:
-        table = pd.read_csv(ROOT / f"results/demo_{name}.csv")
-        trained = table["label"].str.contains(compare_results.TRAINED.pattern.replace("(", "(?:"))
-        table.loc[trained, ["mean", "low", "high"]] -= 0.01
-        table.to_csv(tmp_path / f"{name}.csv", index=False)
-    code, _, failed = main(tmp_path)
-    assert code == 1 and failed > 100
-
-
-def test_missing_tables_and_differences_that_only_the_fresh_run_has_fail(main, check, tmp_path):
-    assert main(tmp_path, "--committed", str(tmp_path)) == (1, 0, 2)
+def test_missing_tables_and_differences_that_only_the_fresh_run_has_fail(check, tmp_path):
+    assert compare_results.main([f"demo_={tmp_path}", f"--committed={tmp_path}"]) == 1
     assert check(TABLE, TABLE)[0] == 0
     TABLE.to_csv(tmp_path / "differences.csv")
     assert check(TABLE, TABLE)[0] == 1
