@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_encoders import at_most, tiny_encoder
+from test_encoders import tiny_encoder
 from torch import nn
 
 from peka_core import alignment, losses
@@ -17,6 +17,7 @@ from peka_core.recipe import Recipe
 from peka_core.student import Student, embed_tiles
 from peka_core.training_data import TrainingData
 from peka_core.training_parts.batches import batches
+from peka_core.training_parts.checkpoint import TrainingState
 
 N = 40
 SMALL = {"epochs": 3, "lr": 3e-3, "batch_size": 8, "warmup": 2, "k": 3, "block": 8, "hidden": 24}
@@ -174,18 +175,33 @@ def test_weights_depend_on_the_seed_and_the_training_spots_alone(data):
 
 
 @pytest.mark.parametrize(("method", "share"), [
-    ("bat", 0.2), ("adalora", 0.2), ("adalora", 0.0), ("full", 0.2), ("projector_only", 0.0),
+    ("bat", 0.2), ("adalora", 0.2), ("adalora", 0.0), ("full", 0.2),
 ])  # fmt: skip
 def test_a_killed_alignment_goes_on_from_the_last_epoch_with_the_same_result(
     data, tmp_path, monkeypatch, method, share
 ):
     recipe = replace(RECIPE, epochs=5, dropout=0.2, validation_share=share)
     undisturbed, history = train(data, method, recipe)
-    started = kill_in_epoch(4, monkeypatch)
+    started, path, load = (
+        kill_in_epoch(4, monkeypatch),
+        tmp_path / "progress.pt",
+        TrainingState.load,
+    )
+
+    def load_and_compare(state, path):
+        load(state, path)
+        saved, loaded = torch.load(path)["ranks"], state.student.rank_schedule.state()
+        torch.testing.assert_close(loaded, saved, rtol=0, atol=0)
+        assert bool(saved) == (method == "adalora")
+
+    monkeypatch.setattr(TrainingState, "load", load_and_compare)
     with pytest.raises(KeyboardInterrupt):
-        train(data, method, recipe, checkpoint=tmp_path / "progress.pt")
+        train(data, method, recipe, checkpoint=path)
+    for other in (("bone", recipe), (method, replace(recipe, tau=2.0))):
+        with pytest.raises(PekaError, match="checkpoint of"):
+            train(data, *other, checkpoint=path)
     torch.manual_seed(77)
-    resumed, again = train(data, method, recipe, checkpoint=tmp_path / "progress.pt")
+    resumed, again = train(data, method, recipe, checkpoint=path)
     assert again.drop(columns="seconds").equals(history.drop(columns="seconds"))
     assert len(started) == 4 + 2, "finished epochs were trained again"
     assert same(trained(undisturbed), trained(resumed))
@@ -200,38 +216,16 @@ def test_whole_patients_validate_or_single_spots_and_none_of_them_trains(data, b
     assert (by == "group") == (not patients & others) == (len(patients) == 1)
 
 
-UNFIT = {
-    "rows": [np.ones(N - 1, bool), np.zeros(N, bool), [0.0], [-1, 2], [0, N], [3, 3], [[1, 2]], []],
-    "labels": [np.zeros(3, int), np.full(N, 3), np.full(N, np.nan), np.full(N, 0.5), ["0"] * N],
-    "targets": [np.zeros((N, 7)), np.full((N, 4), np.nan), np.zeros(N)],
-}
-
-
-@pytest.mark.parametrize(("name", "value"), [(name, v) for name in UNFIT for v in UNFIT[name]])
-def test_data_that_do_not_fit_are_refused(data, name, value):
-    with pytest.raises(PekaError, match=name):
-        train(replace(data, **{name: value}))
-
-
-def test_what_trains_nothing_is_refused_and_a_diverging_loss_names_its_step_and_rate(data):
-    for method in ("none", "dora"):
-        with pytest.raises(PekaError, match=f"'{method}'"):
-            train(data, method)
-    with pytest.raises(PekaError, match="lambda_kd"):
-        train(data, recipe=replace(RECIPE, lambda_kd=0.0, lambda_struct=0.0))
+def test_data_that_do_not_fit_are_refused_and_a_diverging_loss_too(data):
+    unfit = [("rows", [-1, 2]), ("rows", [3, 3]), ("rows", np.ones(N - 1, bool))]
+    unfit += [("labels", np.full(N, 0.5)), ("labels", np.zeros(3, int)), ("targets", np.zeros(N))]
+    for name, value in unfit:
+        with pytest.raises(PekaError, match=name):
+            train(replace(data, **{name: value}))
     student = Student(tiny_encoder(64), "projector_only", 4, RECIPE)
     student.projector[0].weight.data[0, 0] = torch.nan
     with pytest.raises(PekaError, match=r"epoch 1, step 0.*\blr\b.*0\.003"):
         align(student, data, RECIPE, progress=False)
-
-
-@pytest.mark.parametrize(("where", "limit", "advice"), [
-    ("transform", 3, "8 tiles; 2 fit"), ("encode", 0, "a single tile"),
-])  # fmt: skip
-def test_out_of_memory_ends_with_the_batch_size_that_fits(data, monkeypatch, where, limit, advice):
-    at_most(limit, monkeypatch, where)
-    with pytest.raises(PekaError, match=advice):
-        train(data)
 
 
 def test_adalora_moves_ranks_between_layers_unless_the_recipe_forbids_it(data):
@@ -247,19 +241,10 @@ def test_adalora_moves_ranks_between_layers_unless_the_recipe_forbids_it(data):
     assert fixed == {4} and not history.columns.str.startswith("rank_").any()
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 5])
-def test_adalora_of_very_few_steps_meets_its_budget(data, steps):
-    few = {"epochs": 1, "batch_size": -(-N // steps), "validation_share": 0.0, "rank": 4}
-    ranks = train(data, "adalora", replace(RECIPE, **few))[0].rank_schedule.ranks().values()
-    assert sum(ranks) <= (4 if steps > 1 else 6) * len(ranks) + 2
-
-
 def test_learning_rate_warms_up_then_follows_its_schedule():
     recipe = Recipe(lr=2.0, warmup=4)
-    rates = [learning_rate(step, 24, recipe) for step in range(24)]
-    assert rates[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]
-    assert rates[14] == pytest.approx(1.0) and np.all(np.diff(rates[4:]) < 0) and rates[-1] < 0.02
-    assert learning_rate(20, 24, replace(recipe, schedule="constant")) == 2.0
+    rates = [learning_rate(step, 24, recipe) for step in (0, 1, 2, 3, 4, 14, 24)]
+    np.testing.assert_allclose(rates, [0.5, 1.0, 1.5, 2.0, 2.0, 1.0, 0.0])
     recipe = Recipe(epochs=25, lr=1.0, warmup=0, schedule="step")
     rates = [learning_rate(step, 50, recipe) for step in range(0, 50, 2)]  # two steps an epoch
     np.testing.assert_allclose(rates, 0.1 ** (np.arange(25) // 10))
@@ -289,13 +274,11 @@ def test_an_epoch_shows_each_tile_once_in_random_order_and_orientation(flips):
 
 def test_quality_is_one_for_a_rotated_teacher_chance_for_noise_and_unknown_without_spots():
     rng = np.random.default_rng(0)
-    x_teacher, noise = rng.normal(size=(2, 400, 5))
-    rotated = x_teacher @ np.linalg.qr(rng.normal(size=(5, 5)))[0]
-    unread = np.where(np.arange(400)[:, None] < 300, x_teacher, np.nan)
-    quality = lambda x, t=x_teacher: alignment_quality(x[:300], t[:300], x[300:], t[300:])
-    good, bad, unknown = quality(rotated), quality(noise), quality(x_teacher, unread)
+    x, noise = rng.normal(size=(2, 400, 5))
+    unread = np.where(np.arange(400)[:, None] < 300, x, np.nan)
+    quality = lambda t: alignment_quality(x[:300], t[:300], x[300:], t[300:])
+    good, bad, unknown = map(quality, (x @ np.linalg.qr(rng.normal(size=(5, 5)))[0], noise, unread))
     assert good["r2"] > 0.999 and good["neighbour_overlap"] > 0.8 and abs(bad["r2"]) < 0.1
     assert bad["chance"] == pytest.approx(10 / 99)
     assert bad["neighbour_overlap"] == pytest.approx(bad["chance"], abs=0.03)
-    assert (good["n_train"], good["n_test"]) == (300, 100) and unknown["n_test"] == 0
-    assert np.isnan([unknown["r2"], unknown["neighbour_overlap"]]).all()
+    assert (good["n_test"], unknown["n_test"]) == (100, 0) and np.isnan(unknown["r2"])

@@ -38,20 +38,6 @@ def smooth_tiles(n, side=224, seed=0):
     return (x.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
 
 
-def at_most(limit, monkeypatch, step="encode"):
-    """Give a step of all encoders room for so many tiles; return a list that gets their numbers."""
-    sizes, work = [], getattr(Encoder, step)
-
-    def small_device(self, x, *arguments):
-        sizes.append(len(x))
-        if len(x) > limit:
-            raise torch.OutOfMemoryError
-        return work(self, x, *arguments)
-
-    monkeypatch.setattr(Encoder, step, small_device)
-    return sizes
-
-
 def test_embed_normalises_each_colour_then_encodes_whatever_the_batch_or_view():
     encoder, tiles = tiny_encoder(), smooth_tiles(5)
     expected = (tiles / 255 - np.array(encoder.mean)) / np.array(encoder.std)
@@ -65,13 +51,12 @@ def test_embed_normalises_each_colour_then_encodes_whatever_the_batch_or_view():
     turned = tiles[:, ::-1, ::-1], tiles[..., ::-1], tiles.transpose(0, 2, 1, 3)
     for view in (*turned, list(tiles)):
         np.testing.assert_array_equal(encoder.embed(view), encoder.embed(np.array(view)))
+    with pytest.raises(PekaError, match="uint8"):
+        encoder.embed(tiles / np.float32(255))
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-@pytest.mark.parametrize(
-    ("side", "crop_pct", "resize"),
-    [(224, 0.875, 256), (256, 1.0, 224), (224, 0.95, 235), (299, 0.9, 248)],
-)
+@pytest.mark.parametrize(("side", "crop_pct", "resize"), [(256, 1.0, 224), (299, 0.9, 248)])
 def test_resize_and_crop_equal_timm(interpolation, side, crop_pct, resize):
     encoder, tiles = tiny_encoder(resize=resize, interpolation=interpolation), smooth_tiles(2, side)
     tiles[1] = 255 * (np.arange(side)[:, None] % 16 < 2)  # where bicubic leaves the range
@@ -80,19 +65,6 @@ def test_resize_and_crop_equal_timm(interpolation, side, crop_pct, resize):
     expected = torch.stack([theirs(Image.fromarray(tile)) for tile in tiles])
     step = 1 / 255 / torch.tensor(encoder.std).view(3, 1, 1)  # PIL rounds to whole grey levels
     assert ((encoder.transform(tiles) - expected).abs() <= 1.1 * step).all()
-
-
-@pytest.mark.parametrize(("facts", "x", "word"), [
-    ({}, np.zeros((1, 224, 224, 3), np.float32), "uint8"),
-    ({}, np.zeros((1, 3, 224, 224), np.uint8), "uint8"),
-    ({"resize": None}, np.zeros((1, 256, 256, 3), np.uint8), "tiny"),
-    ({}, np.zeros((0, 224, 224, 3), np.uint8), "no tiles"),
-])  # fmt: skip
-def test_other_types_and_shapes_are_refused(facts, x, word):
-    with pytest.raises(PekaError, match=word):
-        tiny_encoder(**facts).embed(x)
-    with pytest.raises(PekaError, match="tiny"):
-        tiny_encoder().encode(torch.zeros(2, 3, 96, 96))
 
 
 @pytest.mark.parametrize("has", [True, False])
@@ -105,10 +77,8 @@ def test_the_precision_of_the_encoder_is_used_where_the_device_has_it(monkeypatc
 
 def test_float32_on_a_gpu_is_float32(monkeypatch):
     """cuDNN may not round to TF32 meanwhile; `mini` stays in float32, though a transformer."""
-    before = torch.backends.cudnn.allow_tf32
     with autocast("cuda", "float32"):
         assert torch.backends.cudnn.enabled and not torch.backends.cudnn.allow_tf32
-    assert torch.backends.cudnn.allow_tf32 == before
     monkeypatch.setattr(encoders, "has_bfloat16", lambda device: True)
     on = lambda place, name: encoders.precision_on(place, name, tiny_encoder().model)
     assert [on("cuda", name) for name in ("mini", "random")] == ["float32"] * 2
@@ -116,28 +86,25 @@ def test_float32_on_a_gpu_is_float32(monkeypatch):
 
 
 def test_embedding_halves_a_batch_that_does_not_fit(monkeypatch):
-    tiny, tiles = tiny_encoder(), smooth_tiles(7)
-    whole, sizes = tiny.embed(tiles), at_most(2, monkeypatch)
+    tiny, tiles, encode = tiny_encoder(), smooth_tiles(7), Encoder.encode
+    whole = tiny.embed(tiles)
+
+    def small_device(self, x, *arguments):
+        if len(x) > 2:
+            raise torch.OutOfMemoryError
+        return encode(self, x, *arguments)
+
+    monkeypatch.setattr(Encoder, "encode", small_device)
     np.testing.assert_allclose(tiny.embed(tiles, batch_size=7), whole, atol=1e-5)
-    assert sizes == [7, 3, 1, 1, 1, 1, 1, 1, 1]
-    at_most(0, monkeypatch)
-    with pytest.raises(PekaError, match="cpu"):
-        tiny.embed(tiles, batch_size=4)
 
 
 def test_mini_is_frozen_and_random_is_its_network_drawn_from_the_seed():
     state, mini = torch.random.get_rng_state(), load_encoder("mini", device="cpu")
     first, again, other = (load_encoder("random", device="cpu", seed=seed) for seed in (0, 0, 1))
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert (mini.dim, mini.digest) == (128, sha256(encoders.encoder_files.MINI_WEIGHTS))
     assert not any(p.requires_grad for p in mini.model.parameters()) and not mini.model.training
     assert mini.digest != first.digest == again.digest != other.digest
-    shapes = [{k: v.shape for k, v in e.model.state_dict().items()} for e in (mini, first)]
-    assert shapes[0] == shapes[1]
     np.testing.assert_array_equal(first.embed(tiles := smooth_tiles(3)), again.embed(tiles))
-
-
-# ---- weights from a file -------------------------------------------------------------------------
 
 
 def test_a_timm_model_takes_local_weights_that_fit_and_no_others(tmp_path):
@@ -150,18 +117,12 @@ def test_a_timm_model_takes_local_weights_that_fit_and_no_others(tmp_path):
     size, found = own.input_size[-1], (encoder.size, encoder.resize, encoder.interpolation)
     assert found == (size, int(size / own.crop_pct), own.interpolation)
     assert (encoder.digest, encoder.mean, encoder.std) == (sha256(path), own.mean, own.std)
-    assert encoder.embed(smooth_tiles(2)).shape == (2, encoder.dim)
     values = state.pop(first)
     for name, more in (("renamed", {f"stem.{first}": values}), ("short", {first: values[:1]})):
         save_file(state | more, path := tmp_path / f"{name}.safetensors")
         with pytest.raises(PekaError, match=f"{name}.*{first}"):
             load_encoder("resnet10t", weights=path, device="cpu")
-    for name in ("no_such_model", "resnet10t"):
-        with pytest.raises(PekaError, match=f"{name}=PATH"):
-            load_encoder(name, weights=tmp_path / "absent.pth", device="cpu")
 
-
-# ---- encoders of one's own -----------------------------------------------------------------------
 
 OWN = """
 import os
@@ -172,9 +133,6 @@ def preprocess(tiles):
     x = torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255
     return torch.nn.functional.interpolate(x, (64, 64)) * 2.0
 
-def encoder(device=None, **facts):
-    return tiny_encoder(64, **facts)
-
 def network():
     model = tiny_encoder(64).model
     model.norm.weight.data *= float(os.environ.get("SCALE", 1))
@@ -183,16 +141,10 @@ def network():
 def build():
     return network(), preprocess
 """
-NO_ENCODER = {  # name of a function: what it returns, and words of the refusal
-    "tokens": ("torch.nn.Sequential(network(), torch.nn.Unflatten(1, (2, 16))), preprocess", "32"),
-    "nan": ("network(), lambda tiles: preprocess(tiles) * torch.nan", "not finite"),
-    "sizes": ("network(), lambda tiles: preprocess(tiles)[:, :, :32]", "(2, 3, 64, 64)"),
-    "same": ("torch.nn.Sequential(network(), torch.nn.Threshold(9e9, 0.0)), preprocess", "same"),
-    "wrong_dim": ("tiny_encoder(64, dim=8)", "(2, 8)"),
-    "nothing": ("None", "expected an Encoder"),
-    "broken": ("1 / 0", "ZeroDivisionError"),
-    "absent": ("", "no function"),
-    "build": ("", "its own weights"),
+NO_ENCODER = {  # words of the refusal: what a function returns
+    "not finite": "network(), lambda tiles: preprocess(tiles) * torch.nan",
+    "same": "torch.nn.Sequential(network(), torch.nn.Threshold(9e9, 0.0)), preprocess",
+    "(2, 8)": "tiny_encoder(64, dim=8)",
 }
 BUILD = "my_file.py:build"
 
@@ -208,24 +160,19 @@ def own(tmp_path, monkeypatch):
 def test_a_file_builds_an_encoder_with_its_own_transform(own):
     encoder, tiles = load_encoder(BUILD, device="cpu"), smooth_tiles(3)
     assert (encoder.name, encoder.dim, encoder.size) == (BUILD, 32, 64)
-    assert not any(p.requires_grad for p in encoder.model.parameters())
     x = torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255
     x = torch.nn.functional.interpolate(x, (64, 64)) * 2.0
     assert torch.equal(encoder.transform(tiles), x)
     np.testing.assert_allclose(encoder.embed(tiles), encoder.model(x), atol=1e-5)
     pair = load_encoder((encoder.model, encoder.preprocess), device="cpu")
     np.testing.assert_array_equal(pair.embed(tiles), encoder.embed(tiles))
-    assert load_encoder("my_file.py:encoder", device="cpu").embed(tiles).shape == (3, 32)
 
 
-@pytest.mark.parametrize("name", NO_ENCODER)
-def test_what_is_no_encoder_is_refused_with_the_files_name(own, name):
-    value, words = NO_ENCODER[name]
-    if value:
-        own.write_text(f"{OWN}\ndef {name}():\n    return {value}\n")
-    options = {"weights": "w.pth"} if name == "build" else {}  # its own code loads its weights
+@pytest.mark.parametrize("words", NO_ENCODER)
+def test_what_is_no_encoder_is_refused_with_the_files_name(own, words):
+    own.write_text(f"{OWN}\ndef odd():\n    return {NO_ENCODER[words]}\n")
     with pytest.raises(PekaError, match=f"my_file.py.*{re.escape(words)}"):
-        load_encoder(f"my_file.py:{name}", device="cpu", **options)
+        load_encoder("my_file.py:odd", device="cpu")
 
 
 def test_a_run_embeds_with_it_and_an_edit_of_transform_or_weights_makes_new_units(own, monkeypatch):
@@ -241,7 +188,5 @@ def test_a_run_embeds_with_it_and_an_edit_of_transform_or_weights_makes_new_unit
         features.append(stages.features(work, "frozen").obsm["X_encoder"])
     assert work.profile.encoder == f"{own}:build"
     assert all(name.startswith(f"{BUILD}@") for name in names) and len(set(names)) == 3
-    assert features[0].shape == (len(work.cohort().obs), 32)
     assert len({x.tobytes() for x in features}) == 3
     assert stages.features(work, "bat", "patients/0").obsm["X_encoder"].shape == features[0].shape
-    assert len(list((work.folder / "units").glob("features-*"))) == 4

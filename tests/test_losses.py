@@ -12,7 +12,7 @@ from test_encoders import smooth_tiles, tiny_encoder
 
 from peka_core import losses
 from peka_core.classifier import fit_classifier
-from peka_core.losses import batch_losses, kd_loss, total_loss
+from peka_core.losses import batch_losses, kd_loss
 from peka_core.recipe import Recipe
 from peka_core.student import Student
 
@@ -35,11 +35,6 @@ def test_kd_is_the_divergence_of_student_from_teacher_without_a_factor(tau):
     assert kd_loss(shifted, given[0], tau).item() == pytest.approx(0, abs=1e-6)
     two = kd_loss(torch.zeros(1, 2), tau * torch.tensor([[np.log(3.0), 0.0]]), tau).item()
     assert two == pytest.approx(0.75 * np.log(0.75 / 0.5) + 0.25 * np.log(0.25 / 0.5), rel=1e-6)
-
-
-def test_the_total_is_the_weighted_sum_and_ignores_a_loss_without_a_weight():
-    assert total_loss(torch.tensor(2.0), torch.tensor(5.0), 0.25, 0.5).item() == 3.0
-    assert total_loss(torch.tensor(torch.nan), torch.tensor(5.0), 0.0, 1.0).item() == 5.0
 
 
 @pytest.mark.parametrize("classifier_epochs", [0, 2])

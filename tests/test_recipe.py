@@ -8,19 +8,14 @@ from conftest import SMALL
 
 from peka_core.common import folders
 from peka_core.common.errors import PekaError
-from peka_core.recipe import CHOICES, RANGES, RECIPES, Recipe, name_of_recipe
+from peka_core.recipe import RECIPES, Recipe, name_of_recipe
 from peka_core.runner import stages
 from peka_core.runner.run import open_run
 from peka_core.runner.units import Unit
 from peka_core.student import Student, embed_tiles
 
-ODD = {  # what a field of each type refuses, beside None and a list
-    str: [5, "other"],
-    int: ["3", -1, 1.0, True],
-    float: ["0.5", -1, np.nan, np.inf],
-    bool: [1, "attn.qkv", ()],
-    tuple: [1, "attn.qkv", (), (1,)],
-}
+ODD = {str: [5, "other"], int: ["3", -1, 1.0, True], float: ["0.5", -1, np.nan, np.inf]}
+ODD |= {bool: [1, "yes"], tuple: [1, "attn.qkv", (), (1,)]}  # what a field of each type refuses
 EDGES = dict.fromkeys(("epochs", "batch_size", "lr", "tau", "block", "rank"), 0)
 EDGES |= {"k": 1, "validation_share": 1, "dropout": 1.0, "adapter_dropout": 1}
 
@@ -28,7 +23,6 @@ EDGES |= {"k": 1, "validation_share": 1, "dropout": 1.0, "adapter_dropout": 1}
 @pytest.mark.parametrize("field", fields(Recipe), ids=lambda field: field.name)
 def test_every_field_refuses_another_type_word_or_range(field):
     kind, edges = type(field.default), [EDGES[field.name]] if field.name in EDGES else []
-    assert (field.name in RANGES, field.name in CHOICES) == (kind not in (bool, str), kind is str)
     for value in [None, [[]], *ODD[kind], *edges]:
         with pytest.raises(PekaError, match=field.name):
             Recipe(**{field.name: value})
