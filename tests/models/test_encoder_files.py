@@ -1,29 +1,43 @@
-"""Rows of the manifest, and the file of weights that belongs to a row."""
+"""Encoders of the manifest: the facts of each, its file of weights, and `her2st-real`."""
 
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
+from conftest import SMALL
 from fake_hub import COMMIT, hub  # noqa: F401
+from safetensors.torch import save_file
+from test_backbones import hf_vit
+from test_encoders import smooth_tiles
 
-from peka_core.commands import doctor
-from peka_core.common import files, folders
+from peka_core.commands.command_line import main
+from peka_core.common import folders
 from peka_core.common.errors import PekaError
 from peka_core.common.files import sha256
-from peka_core.models import backbones
+from peka_core.encoders import load_encoder
+from peka_core.models import backbones, encoder_files, scfoundation
 from peka_core.models.encoder_files import find_weights, known_digest, location, manifest_entries
+from peka_core.protocols import PROTOCOLS
 from peka_core.runner import run as workspace
+from peka_core.runner import stages
+from peka_core.runner.profile import load_profile
+from peka_core.runner.rungs import Rung
+from peka_core.studies import tables
+
+REAL = ("kaiko-vits16", "resnet50", "phikon")
 
 
 @pytest.fixture(autouse=True)
-def weights(hub, tmp_path, monkeypatch):
-    """The hub has a file for every row that takes safetensors; runs go to a folder of their own."""
-    (hub.folder / "model.safetensors").write_bytes(b"first")
+def root(tmp_path, monkeypatch):
+    """A checkout without runs."""
     monkeypatch.setattr(folders, "root", lambda: tmp_path)
+    return tmp_path
 
 
 def test_the_first_download_is_recorded_and_used_again(hub, tmp_path):
+    (hub.folder / "model.safetensors").write_bytes(b"first")
     row = manifest_entries()["phikon"]
     assert known_digest(row) == "" and not location(row)[0] and row.hub_id in location(row)[1]
     path, revision, digest = find_weights(row)
@@ -42,48 +56,20 @@ def test_the_first_download_is_recorded_and_used_again(hub, tmp_path):
         find_weights(pinned)
 
 
-def test_given_weights_are_hashed_once_and_recorded_in_the_run(tmp_path, monkeypatch, capsys):
+def test_given_weights_name_the_units_and_no_path_of_this_machine_is_shown(tmp_path, capsys):
     path, name = tmp_path / "vits.pth", "kaiko-vits16"
     torch.save(backbones.build(manifest_entries()[name], "cpu").state_dict(), path)
-    work = workspace.open_run("smoke", "own", "cpu", {name: str(path)}, {"encoder": name})
-    recorded, digest = json.loads((work.folder / "weights.json").read_text()), sha256(path)
-    assert recorded == {name: {"path": str(path), "sha256": digest}}
-    monkeypatch.setattr(files, "sha256", lambda path: pytest.fail("hashed again"))
-    assert work.encoder_name().startswith(f"{name}@{digest[:12]}")
-    assert work.encoder().digest == digest
-    said = capsys.readouterr().out  # it lands in notebooks, so no path of this machine
+    work, digest = workspace.open_run("smoke", "own", "cpu", {name: str(path)}), sha256(path)
+    assert work.encoder_name(name).startswith(f"{name}@{digest[:12]}")
+    said = capsys.readouterr().out  # it lands in notebooks
     assert said.count(digest) == 1 and "vits.pth" in said and str(tmp_path) not in said
-
-
-def test_the_doctor_knows_the_profiles_encoder(tmp_path, monkeypatch):
-    def line(encoder):
-        (tmp_path / "own.yaml").write_text(f"base: smoke\nencoder: {encoder}\n")
-        found = doctor.examine(str(tmp_path / "own.yaml"))
-        return next((state, text) for state, what, text in found if what == "encoder")
-
-    assert line("uni")[0] == line("ctranspath")[0] == "problem"
-    monkeypatch.setenv("HF_TOKEN", "hf_very_secret")
-    assert line("uni")[0] == "note" and "secret" not in line("uni")[1]
-    monkeypatch.setenv("PEKA_MIRROR", str(tmp_path / "mirror"))
-    assert line("phikon")[0] == "problem"
-    (tmp_path / "mirror/encoders/phikon").mkdir(parents=True)
-    (tmp_path / "mirror/encoders/phikon/pytorch_model.bin").write_bytes(b"x")
-    assert line("phikon")[0] == line("mini")[0] == "ok"
-
-
-def test_rows_say_what_is_not_known_and_which_open_encoder_stands_for_a_gated_one():
-    for row in manifest_entries().values():
-        assert row.pinned == (len(row.revision) == 40 and len(row.sha256) == 64)
-        assert not (row.tested and row.disagree.keys() & {"network", "layout", "pooling"})
-        assert ("untested" in row.marks) != row.tested
-        assert ("disagree" in row.marks) == bool(row.disagree)
-        assert not manifest_entries()[row.instead].gated if row.gated else row.instead == ""
 
 
 def test_rows_are_the_list_of_facts(shared):
     facts = json.loads((shared / "fixtures/backbones_facts.json").read_text())["models"]
     words = {"mlp_layer": "SwiGLUPacked", "act_layer": "silu"}
     for row in manifest_entries().values():
+        assert row.pinned == (len(row.revision) == 40 and len(row.sha256) == 64)
         if row.name == "resnet50_a1":
             continue  # not in the list: timm's own settings
         entry = facts["kaiko-vit" if row.name == "kaiko-vits16" else row.name]
@@ -102,3 +88,75 @@ def test_rows_are_the_list_of_facts(shared):
             expected = {k: v for k, v in expected.items() if k not in ("num_classes", "in_chans")}
             assert {k: v for k, v in row.network.items() if k in expected} == expected
             assert row.dim == theirs["embedding_dim"]
+
+
+@pytest.mark.parametrize(("profile", "offline", "said"), [
+    ("her2st-real", True, [f"--weights {name}=PATH" for name in REAL]),
+    ("hest-kidney", False, ["h-optimus-0", "HF_TOKEN", "phikon", "HEST-1k", "PEKA_MIRROR"]),
+])  # fmt: skip
+def test_what_a_run_cannot_have_is_told_before_any_work(
+    profile, offline, said, root, monkeypatch, capsys
+):
+    """From an empty mirror, and online without a token; the 1.4 GB of the teacher wait."""
+    monkeypatch.setenv("PEKA_CACHE", str(root))
+    monkeypatch.setenv("PEKA_MIRROR", str(root) if offline else "")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    asked = lambda *_: pytest.fail("1.4 GB were asked for first")
+    monkeypatch.setattr(scfoundation.ScFoundation, "files", asked)
+    assert main(["run", profile]) == 1 and not (root / "runs").exists()
+    error = capsys.readouterr().err
+    assert all(part in error for part in said)
+
+
+@pytest.fixture(scope="module")
+def mirror(tmp_path_factory):
+    """Weights of the three encoders of `her2st-real`, drawn, in the layouts of their files."""
+    home = tmp_path_factory.mktemp("mirror")
+    torch.manual_seed(0)
+    for name in REAL:
+        path = home / "encoders" / name / manifest_entries()[name].files[0]
+        path.parent.mkdir(parents=True)
+        if manifest_entries()[name].layout == "hf_vit":
+            hf_vit(path.parent, 768, 1e-12, layers=12)
+        else:
+            state = backbones.build(manifest_entries()[name], "cpu").state_dict()
+            save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
+    return home
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_encoders_load_from_a_mirror_and_a_given_file(name, mirror, monkeypatch):
+    monkeypatch.setenv("PEKA_MIRROR", str(mirror))
+    row, tiles = manifest_entries()[name], smooth_tiles(2)
+    encoder, how = load_encoder(name, device="cpu"), row.transform
+    features = encoder.embed(tiles)
+    assert features.shape == (2, row.dim) and np.isfinite(features).all() and features.std() > 0
+    loaded = [encoder.resize, encoder.size, encoder.interpolation, list(encoder.mean)]
+    assert loaded == [how[key] for key in ("resize", "crop", "interpolation", "mean")]
+    assert (list(encoder.std), encoder.pool) == (how["std"], row.pooling)
+    path = mirror / "encoders" / name / row.files[0]
+    assert encoder.digest == sha256(path) == encoder_files.weights_digest(name)
+
+
+@pytest.mark.weekly
+def test_students_of_real_shapes_are_aligned_and_scored(mirror, tmp_path, monkeypatch):
+    """The demo's drawn tissue stands for her2st; encoders and rows are those of her2st-real."""
+    monkeypatch.setenv("PEKA_MIRROR", str(mirror))
+    monkeypatch.setenv("PEKA_CACHE", str(tmp_path / "cache"))
+    real = load_profile("her2st-real")
+    own = {name: getattr(real.recipe, name) for name in ("block", "hidden")}
+    changes = SMALL | own | {"encoder": real.encoder, "patients": 2}
+    work = workspace.open_run("smoke", "real", "cpu", {}, changes)
+    work.profile = type(real)(**vars(work.profile) | {"others": real.others})
+    split, bench = work.cohort().splits[0].name, PROTOCOLS["hest_bench"]
+    entries = [row for row in tables.predictors(work, bench, ()) if row[0] == "encoder"]
+    table = tables.score_table(work, bench, entries=entries)
+    named = table.groupby("label")["encoder"].first().str.partition("@")[0].to_dict()
+    others = {"ResNet-50, frozen": "resnet50", "Phikon, frozen": "phikon"}
+    assert named == {"frozen encoder": "kaiko-vits16"} | others
+    widths = [stages.space_of(work, Rung("none", encoder=name)).shape[1] for name in REAL]
+    assert widths == [384, 2048, 768]
+    frozen, aligned = (stages.space_of(work, rung, split) for rung in ("frozen", "bat"))
+    assert frozen.shape == aligned.shape and not np.allclose(frozen, aligned)
+    student = stages.score(work, "bat", PROTOCOLS["strict"], splits=[split])
+    assert np.isfinite(student.scores["pcc"]).any()

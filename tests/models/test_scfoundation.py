@@ -1,9 +1,7 @@
 """scFoundation against golden outputs of the official code on drawn cells and weights."""
 
-import copy
 import json
 import os
-import shutil
 from pathlib import Path
 
 import anndata
@@ -17,7 +15,7 @@ from peka_core.common import folders
 from peka_core.common.errors import PekaError
 from peka_core.common.files import sha256
 from peka_core.models import scfoundation
-from peka_core.models.scfoundation_network import Layout, build_network, read_checkpoint
+from peka_core.models.scfoundation_network import Layout, build_network
 from peka_core.teachers import embed_spots, load_teacher
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "scfoundation"
@@ -82,7 +80,7 @@ def one_cell(counts: dict[str, float]) -> anndata.AnnData:
     return anndata.AnnData(x, obs=pd.DataFrame(index=["cell"]), var=pd.DataFrame(index=genes))
 
 
-UPSTREAM_EDGES = {  # as in edge_cases.json
+EDGE_CELLS = {  # as in edge_cases.json
     "all_zero": one_cell({}),
     "only_nonvocab": one_cell({OUT[0]: 5, OUT[1]: 2}),
     "total_1_one_gene": one_cell({IN[7]: 1}),
@@ -98,26 +96,6 @@ def test_embeddings_are_those_of_the_official_code(teacher, key):
     made = model.fit(None).embed(cells("counts" if pre_normalized == "F" else "lognorm"))
     assert made.dtype == np.float32 and list(made.shape) == SPEC["expected_keys"][key]
     np.testing.assert_allclose(made, EXPECTED[key], **LIMIT)
-
-
-def test_every_stage_of_one_cell_is_that_of_the_official_code(teacher):
-    model, one = teacher(mode="cell", target="t4"), cells(rows=[1])
-    packed, network, found = model.tokenise(one, model.examine(one)), model.network, {}
-    stages = {"token_emb": network.token_emb, "after_final_norm": network.encoder.norm}
-    layers = enumerate(network.encoder.transformer_encoder)
-    for name, module in (stages | {f"after_layer{i}": layer for i, layer in layers}).items():
-        module.register_forward_hook(lambda _, given, out, name=name: found.update({name: out}))
-    keep = lambda _, given: found.update(encoder_input=given[0])
-    network.encoder.register_forward_pre_hook(keep)
-    values, ids, lengths = (torch.from_numpy(part) for part in packed)
-    found["pooled_all"] = network(values, ids, lengths)[0]
-    found |= {"bin_weights": network.token_emb.weights(values)}
-    found |= {"token_values": values, "token_ids": ids}
-    golden = np.load(FIXTURES / "intermediates.npz")
-    assert set(found) == set(golden)
-    np.testing.assert_array_equal(ids, golden["token_ids"])
-    for name, value in found.items():
-        np.testing.assert_allclose(value, golden[name], **LIMIT, err_msg=name)
 
 
 def test_a_batch_with_padding_is_that_of_the_official_code(teacher):
@@ -188,7 +166,7 @@ def test_a_gene_is_found_by_its_exact_name_and_must_come_once(teacher, few, plai
         teacher().embed(few)
 
 
-def test_values_and_options_that_cannot_be_right_are_refused(teacher, few):
+def test_values_that_cannot_be_right_are_refused(teacher, few):
     for value, options, word in (
         (-1.0, {}, "-1"),
         (np.nan, {}, "nan"),
@@ -203,30 +181,22 @@ def test_values_and_options_that_cannot_be_right_are_refused(teacher, few):
     del few.obs["vocab_total"]
     with pytest.raises(PekaError, match="vocab_total"):
         teacher(pre_normalized="A").embed(few)
-    wrong = {"mode": "bulk", "pool": "mean", "target": "x4", "pre_normalized": True, "depth": 3}
-    for name, value in (wrong | {"precision": "float16", "checkpoint": "nowhere.ckpt"}).items():
-        with pytest.raises(PekaError, match=name):
-            teacher(**{name: value})
 
 
-@pytest.mark.parametrize("name", UPSTREAM_EDGES)
-@pytest.mark.parametrize("target", ["t4", "f1"])
-def test_what_stops_upstream_is_refused_and_what_does_not_is_embedded(teacher, name, target):
-    model = teacher(mode="cell", target=target)
-    if "exception" not in EDGES["official_get_embedding"][f"{name}|{target}"]:
-        assert np.isfinite(model.embed(UPSTREAM_EDGES[name])).all()
-        return
-    with pytest.raises(PekaError, match="cell first"):
-        model.embed(UPSTREAM_EDGES[name])
-    # PEKA's code stops too where such a spot comes first; else it repeats the spot before
-    peka = EDGES["peka"].get(f"{name}_first|{target}") or EDGES["peka"][f"{name}|{target}"]
-    assert "exception" in peka
+@pytest.mark.parametrize("name", EDGE_CELLS)
+def test_what_stops_upstream_is_refused_and_what_does_not_is_embedded(teacher, name):
+    model = teacher(mode="cell", target="t4")
+    if "exception" in EDGES["official_get_embedding"][f"{name}|t4"]:
+        with pytest.raises(PekaError, match="cell first"):
+            model.embed(EDGE_CELLS[name])
+    else:
+        assert np.isfinite(model.embed(EDGE_CELLS[name])).all()
 
 
 @pytest.fixture(scope="session")
 def mixed() -> anndata.AnnData:
     """Five cells with three unusable ones between them."""
-    bad = [UPSTREAM_EDGES[name] for name in ("only_nonvocab", "all_zero", "total_1_one_gene")]
+    bad = [EDGE_CELLS[name] for name in ("only_nonvocab", "all_zero", "total_1_one_gene")]
     parts = [cells(rows=[0, 1]), bad[0], cells(rows=[3]), *bad[1:], cells(rows=[4, 5])]
     made = anndata.concat(parts, join="outer", fill_value=0)
     made.obs_names = [f"s{i}" for i in range(8)]
@@ -261,35 +231,16 @@ def test_dropped_spots_have_no_vector_change_no_other_and_are_counted(teacher, m
         assert spot["genes"] == 400 and (spot["reason"] == "") == usable
 
 
-def test_weights_that_do_not_fit_are_refused(tmp_path):
-    weights = torch.load(CHECKPOINT, weights_only=True)
-    state, config = weights["gene"]["state_dict"], weights["gene"]["config"]
-    extra = "encoder.transformer_encoder.2.linear1.bias"
-    without = {key: value for key, value in state.items() if key != "model.encoder.norm.bias"}
-    performer = copy.deepcopy(config)
-    performer["model_config"]["mae_autobin"]["encoder"]["module_type"] = "performer"
-    for other, changed, word in (
-        (config, without, "encoder.norm.bias"),
-        (config, state | {f"model.{extra}": torch.zeros(64)}, extra),
-        (config, state | {"model.pos_emb.weight": torch.zeros(9, 16)}, "pos_emb.weight"),
-        (performer, state, "performer"),
-    ):
-        with pytest.raises(PekaError, match=f"my file.*{word}"):
-            build_network({"config": other, "state_dict": changed}, "my file")
-    torch.save({"cell": weights["cell"]}, tmp_path / "one.ckpt")
-    with pytest.raises(PekaError, match="one.ckpt"):
-        read_checkpoint(tmp_path / "one.ckpt", "gene")
+def test_weights_of_another_depth_are_refused():
+    weights, extra = torch.load(CHECKPOINT, weights_only=True)["gene"], "2.linear1.bias"
+    weights["state_dict"][f"model.encoder.transformer_encoder.{extra}"] = torch.zeros(64)
+    with pytest.raises(PekaError, match=f"my file.*{extra}"):
+        build_network(weights, "my file")
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"<html>log in</html>", b"\xff\xfeg\x00", "cut", "turned"]
-)
-def test_a_vocabulary_that_is_none_is_named(teacher, vocabulary, tmp_path, few, content):
-    path, table = tmp_path / "own.tsv", pd.read_csv(vocabulary, sep="\t")[:19_000]
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        table[:: 1 if content == "cut" else -1].to_csv(path, sep="\t", index=False)
+def test_a_vocabulary_in_another_order_is_refused(teacher, vocabulary, tmp_path, few):
+    table, path = pd.read_csv(vocabulary, sep="\t"), tmp_path / "own.tsv"
+    table[::-1].to_csv(path, sep="\t", index=False)
     with pytest.raises(PekaError, match=r"own\.tsv"):
         teacher(vocabulary=path).embed(few)
 
@@ -322,13 +273,7 @@ def test_real_weights_give_the_values_that_the_authors_printed(shared):
     np.testing.assert_allclose(made[:, golden["dims"]], golden["authors_original"], atol=limit)
 
 
-def test_the_real_vocabulary_comes_from_a_mirror_and_absent_weights_are_named(
-    shared, few, tmp_path, monkeypatch
-):
-    (tmp_path / "scfoundation").mkdir()
-    shutil.copy(shared / "data" / scfoundation.FILES["vocabulary"], tmp_path / "scfoundation")
-    monkeypatch.setenv("PEKA_MIRROR", str(tmp_path))
-    model = load_teacher("scfoundation")
-    np.testing.assert_array_equal(model.symbols.get_indexer(GENES["gene"]), GENES["vocab_index"])
-    with pytest.raises(PekaError, match=r"(?s)models\.ckpt.*model/README\.md"):
-        model.embed(few)
+def test_the_real_vocabulary_comes_from_a_mirror(shared, monkeypatch):
+    monkeypatch.setenv("PEKA_MIRROR", str(shared / "data"))
+    found = load_teacher("scfoundation").symbols.get_indexer(GENES["gene"])
+    np.testing.assert_array_equal(found, GENES["vocab_index"])
