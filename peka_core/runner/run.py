@@ -190,7 +190,7 @@ class Run:
         path = self.folder / name
         tiles = tiles and not self.world.same_tissue
         return self._once(
-            ("cohort", path, tiles),
+            ("cohort", path, self.world.options, tiles),
             lambda: build_cohort(
                 path, self.profile.source, self._source_options, tiles, dict(self.world.options)
             ),
