@@ -1,4 +1,4 @@
-"""The cost of a run against hand counts, real steps and real saved tensors; its needs; its text."""
+"""The cost of a run against hand counts, real steps and real saved tensors; its text."""
 
 from collections import OrderedDict
 from dataclasses import replace
@@ -9,7 +9,6 @@ from test_encoders import tiny_encoder
 from torch.utils.flop_counter import FlopCounterMode
 
 from peka_core.commands import needs, plan
-from peka_core.common.errors import PekaError
 from peka_core.encoders import Encoder
 from peka_core.losses import batch_losses
 from peka_core.recipe import Recipe
@@ -23,15 +22,6 @@ def tiny(_name: str = "") -> Encoder:
     """A small encoder on the meta device; the real ones take half a minute."""
     encoder = tiny_encoder(64)
     return replace(encoder, model=encoder.model.to("meta"), device="meta")
-
-
-@pytest.fixture
-def small_networks(monkeypatch, tmp_path):
-    """A machine without files on which each encoder is a small one."""
-    for module in (plan, needs):
-        monkeypatch.setattr(module, "meta_encoder", tiny)
-    monkeypatch.delenv("PEKA_MIRROR", raising=False)
-    monkeypatch.setenv("PEKA_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize("method", ["bone", "bat", "lora"])
@@ -87,41 +77,18 @@ def test_what_a_tile_holds_is_what_autograd_saves():
     assert relu.tile < cost.tile and relu.step == cost.step  # ReLU keeps only its output
 
 
-def test_the_demo_has_a_plan():
-    text = plan.plan(load_profile("smoke"), "V100")
-    assert "4 slides, 48 spots, 2 held-out splits" in text
-    assert text.count("align bat") == 4  # two splits, all, spots/0
-    for fixed, tile, said in ((1, 0.1, "16 GB: fits"), (1, 1, "size 14"), (18, 0.1, "any batch")):
-        cost = plan.StudentCost(1, 1, 1, int(fixed * 1e9), int(tile * 1e9))
-        assert said in plan.fit(cost, 32, 16, 0)
-    with pytest.raises(PekaError, match="K80"):
-        plan.plan(load_profile("smoke"), "K80")
-
-
-def test_the_papers_kidney_has_a_plan(small_networks, papers_index):
+def test_the_papers_kidney_has_a_plan(papers_index, monkeypatch):
+    for module in (plan, needs):
+        monkeypatch.setattr(module, "meta_encoder", tiny)
     hours = 74_220 * plan.teacher_flops() / 0.35 / 3600 / 19.5e12  # float32 on an A100
     for precision, expected in (("float32", hours), ("bfloat16", hours * 19.5 / 312)):
         text = plan.plan(load_profile("hest-kidney", {"block": 8, "precision": precision}))
         line = next(line for line in text.splitlines() if line.startswith("scFoundation in"))
         assert line.split()[-2] == f"{expected:.2g}"
+    assert 2.2 < needs.needs(load_profile("demo")).ram < 3  # 2.35 GB were measured
     for part in ("24 slides, 74,220 spots", "73,813", "13.0 GB", "1.43 GB", "align bat on all"):
         assert part in text, part
-    less = needs.size_of(load_profile("hest-breast", {"leave_out": ["TENX23"]}))
-    assert less[:2] == (7, 30_543 - 4_325)
-
-
-def test_without_a_file_a_plan_takes_known_counts_and_downloads_nothing(small_networks, tmp_path):
-    size = needs.size_of(load_profile("hest-liver"))
-    assert size[:3] == (14, 64_152, 6) and "index" in " ".join(size.lines)
-    assert needs.size_of(load_profile("her2st"))[:3] == (5, 1_892, 6)  # before its cohort is built
-    kidney, given = load_profile("hest-kidney"), {"h-optimus-0": "mine"}
-    need, less = needs.needs(kidney), needs.needs(kidney, given).downloads
-    assert 11 < need.ram < 13 and 3 < need.runs < 5  # tiles stay on disk
-    assert less < need.downloads and 13 < need.downloads < 15
-    demo = needs.needs(load_profile("demo"))
-    assert 2.2 < demo.ram < 3 and demo.downloads == 0  # 2.35 GB were measured
-    assert demo.runs > 2400 * 150_528 / 1e9
-    assert not (tmp_path / "cache").exists()
+    assert "size 14" in plan.fit(plan.StudentCost(1, 1, 1, 10**9, 10**9), 32, 16, 0)
 
 
 def test_work_is_what_chapter_3_trains():
@@ -129,5 +96,3 @@ def test_work_is_what_chapter_3_trains():
     rows = [f"patients/{i}" for i in range(4)] + ["all", "spots/0"]
     assert [w.what for w in work[1:]] == [f"align bat on {name}" for name in rows]
     assert [w.trained for w in work] == [0] + [50 * 750] * 4 + [50 * 1000, 50 * 800]
-    full = list(needs.work_of(load_profile("hest-kidney-full"), 10, 4))
-    assert sum(w.method != "none" for w in full) == 6  # PEKA, LoRA, AdaLoRA of two encoders

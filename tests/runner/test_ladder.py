@@ -13,7 +13,6 @@ from peka_core.protocols import PROTOCOLS
 from peka_core.recipe import RECIPES
 from peka_core.runner import stages
 from peka_core.runner.inputs import seen_by
-from peka_core.runner.profile import load_profile
 from peka_core.runner.rungs import Rung
 from peka_core.statistics import paired
 from peka_core.studies import ladder as studies
@@ -35,16 +34,6 @@ def scores(work, predictor):
 def same_rows(x, y):
     """Whether two arrays hold the same rows, in whatever order."""
     return np.array_equal(np.sort(x, 0), np.sort(y, 0))
-
-
-@pytest.mark.parametrize("name", ["demo", "her2st"])
-def test_every_trained_rung_sees_the_same_tiles_in_the_same_steps(name):
-    profile = load_profile(name)
-    rungs = [rung for rung in profile.ladder if isinstance(rung, Rung)]
-    assert Rung("bat", name="L_KD only", recipe=(("lambda_struct", 0.0),)) in rungs
-    recipes = [rung.change(profile.recipe) for rung in rungs]
-    steps = {(r.epochs, r.batch_size, r.flips, r.validation_share) for r in recipes}
-    assert len(steps) == 1 and len(recipes) >= 9 and {rung.share for rung in rungs} == {1.0}
 
 
 def test_the_permuted_teacher_keeps_each_section_and_loses_every_spot(work):
@@ -126,21 +115,18 @@ def test_units_of_other_k_teacher_or_weights_are_other_units(work, tmp_path):
     k = with_profile(work, recipe=dataclasses.replace(work.profile.recipe, k=5))
     teacher = with_profile(work, teacher_options={"n_components": 3, "scale": 2.0})
     other = dataclasses.replace(work, weights={"mini": str(weights)})
+    assert len({stages.quality(run, "frozen", SPLIT)["r2"] for run in (work, teacher)}) == 2
     assert stages.teacher(k, SPLIT).obs["pseudo_label"].max() < 5
-    assert stages.teacher(teacher, SPLIT).obsm["X_teacher"].shape[1] == 3
     for there, predictor in ((other, "permuted_targets"), (teacher, "teacher")):
         assert not scores(work, predictor)["pcc"].equals(scores(there, predictor)["pcc"])
-    r2 = [stages.quality(run, "frozen", SPLIT)["r2"] for run in (work, teacher)]
-    assert r2[0] != r2[1]
 
 
 def test_recipes_are_scored_one_switch_at_a_time_and_whole_in_both_spaces(work, monkeypatch):
     base = work.profile.recipe
     own = {field: getattr(base, field) for field in ("block", "rank", "alpha")}  # 256 is too large
-    quick = {
-        "as_written": dataclasses.replace(RECIPES["as_written"], epochs=1, **own),
-        "as_run": dataclasses.replace(RECIPES["as_run"], epochs=1, classifier_epochs=1, **own),
-    }
+    own |= {"epochs": 1}
+    quick = {name: dataclasses.replace(recipe, **own) for name, recipe in RECIPES.items()}
+    quick["as_run"] = dataclasses.replace(quick["as_run"], classifier_epochs=1)
     monkeypatch.setattr(studies, "RECIPES", quick)
     monkeypatch.setattr(studies, "SWITCHES", {"no flips": studies.SWITCHES["no flips"]})
     table = studies.recipes(work, (SPLIT,)).set_index(["value", "genes"])["mean"]

@@ -4,11 +4,11 @@ import dataclasses
 import re
 
 import pytest
-import yaml
 
 from peka_core.common.errors import PekaError
 from peka_core.recipe import RECIPES, Recipe
-from peka_core.runner.profile import bundled, load_profile, override_names, read_values
+from peka_core.runner.profile import bundled, load_profile, read_values
+from peka_core.runner.rungs import Rung
 
 
 def write(folder, text, name="mine.yaml"):
@@ -21,15 +21,16 @@ def test_a_bundled_profile_loads_and_sets_every_value_of_the_recipe(name):
     profile = load_profile(name)
     assert profile.name == profile.file == name
     assert set(read_values(name)["recipe"]) == {f.name for f in dataclasses.fields(Recipe)}
+    rungs = [rung.change(profile.recipe) for rung in profile.ladder if isinstance(rung, Rung)]
+    steps = {(r.epochs, r.batch_size, r.flips, r.validation_share) for r in rungs}
+    assert len(steps) <= 1, "rungs of a ladder see the same tiles in the same steps"
 
 
 def test_the_papers_profiles_have_its_recipes_and_her2st_was_not_tuned():
-    plain, run, nested = map(load_profile, ("hest-lung", "hest-lung-as-run", "hest-liver-nested"))
-    cohorts = [profile.source_options["cohort"] for profile in (plain, run, nested)]
-    assert cohorts == ["lung", "lung", "liver"] and "lung" in plain.title
+    plain, run = load_profile("hest-lung"), load_profile("hest-lung-as-run")
     assert plain.recipe == dataclasses.replace(RECIPES["as_written"], layers=("attn.qkv",))
     assert run.recipe == RECIPES["as_run"]
-    assert (plain.all_methods, run.all_methods, nested.methods) == (("bat",), ("bone",), ("bat",))
+    assert (plain.all_methods, run.all_methods) == (("bat",), ("bone",))
     assert (plain.teacher_options["min_genes"], run.teacher_options["min_genes"]) == (200, 0)
     same = lambda profile: (profile.recipe, profile.encoder, profile.methods)
     assert same(load_profile("her2st")) == same(load_profile("demo"))
@@ -41,9 +42,7 @@ def test_an_override_reaches_nested_and_flat_values_and_is_checked_as_a_written_
     assert (profile.recipe.epochs, profile.source_options["patients"], profile.seed) == (7, 8, 3)
     assert profile.methods == ("bone",) and profile.overrides == changes and profile.chapters.umap
     assert load_profile("smoke").recipe.epochs != 7
-    groups = {"source", "title", "recipe", "source_options", "teacher_options", "chapters"}
-    assert not groups & set(override_names(read_values("smoke")))
-    for wrong in ({"epoch": 2}, {"lr": "1e-4"}, {"patients": "4"}, "{'epochs': 2}", [1]):
+    for wrong in ({"epoch": 2}, {"lr": "1e-4"}, {"patients": "4"}, {"recipe": {}}):
         with pytest.raises(PekaError):
             load_profile("smoke", wrong)
 
@@ -60,30 +59,18 @@ def test_a_profile_has_only_what_differs_from_its_base(tmp_path):
     assert load_profile(child).recipe == profile.recipe
     like = load_profile(write(tmp_path, "base: smoke\nrecipe: {like: as_run, block: 16}"))
     assert like.recipe == dataclasses.replace(RECIPES["as_run"], block=16)
-    whole = load_profile(write(tmp_path, yaml.safe_dump(read_values("smoke"))))
-    assert whole.recipe == smoke.recipe
 
 
-NO_PROFILES = {
-    "base: mine.yaml": "mine.yaml", "base: other.yaml": "mine.yaml", "base: smokes": "smokes",
-    "title: mine\nsource: demo": "encoder", "base: 3": "base",
-    bundled()["hest-lung"][0].read_text(): "cohorts.*variants",  # a copy of hest.yaml
-}  # fmt: skip
 WRONG = [  # on top of smoke
-    "method: [bat]", "recipe: [1]", "recipe: {lr: 0}", "recipe: {learning_rate: 1}",
-    "recipe: {like: as_ran}", "seed: -1", "seed: true", "encoder: 5", "chapters: {umap: 1}",
-    "chapters: {chapter: 1}", "chapters: {cues_off_splits: -1}", "chapters: {few: {patients: 4}}",
-    "chapters: {few: {epochs: 0, patients: 4}}", "methods: bat", "methods: [bats]",
-    "methods: [none]", "source: nowhere", "source: law", "source: [demo]", "teacher: nobody",
-    "teacher_options: 3", "teacher_options: {components: 3}", "teacher_options: {n_components: 0}",
-    "source_options: {folds: 1}", "source_options: {patients: 1.5}", "source_options: {patient: 3}",
-    "source_options: {hidden_cues: 2}", "others: [bat]", "others: [{method: none, share: 0}]",
-    "others: [{method: none, space: elsewhere}]", "others: [{recipe: [k]}]", "ladder: bat",
-    "ladder: [5]", "ladder: [{recipe: {k: 1}}]", "ladder: [{recipe: {learning: 1}}]",
-    "ladder: [{methd: bat}]", "ladder: [{taught_by: me}]", "ladder: [{method: dora}]",
+    "method: [bat]", "recipe: {learning_rate: 1}", "recipe: {like: as_ran}", "seed: true",
+    "chapters: {chapter: 1}", "chapters: {few: {patients: 4}}", "methods: bat", "methods: [none]",
+    "teacher_options: {components: 3}", "source_options: {patient: 3}",
+    "source_options: {hidden_cues: 2}", "others: [{method: none, share: 0}]",
+    "ladder: [{recipe: {learning: 1}}]", "ladder: [{methd: bat}]", "ladder: [{taught_by: me}]",
 ]  # fmt: skip
 KEYS = re.compile(r"\w+(?=:)")  # the message names one of them
 NAMED = {f"base: smoke\n{line}": f"mine.*({'|'.join(KEYS.findall(line))})" for line in WRONG}
+NO_PROFILES = {"base: other.yaml": "mine.yaml", "title: mine\nsource: demo": "encoder"}
 
 
 @pytest.mark.parametrize(("text", "named"), (NO_PROFILES | NAMED).items())
@@ -91,13 +78,6 @@ def test_a_file_or_value_that_does_not_fit_is_refused_by_name(tmp_path, text, na
     write(tmp_path, "base: ./mine.yaml", "other.yaml")
     with pytest.raises(PekaError, match=named):
         load_profile(write(tmp_path, text))
-
-
-@pytest.mark.parametrize("name", ["dmeo", "{tmp_path}/other", "hest", "hest-colon"])
-def test_an_unknown_name_is_refused(tmp_path, name):
-    write(tmp_path, "base: smoke", "other.yaml")
-    with pytest.raises(PekaError, match=name[-5:]):
-        load_profile(name.format(tmp_path=tmp_path))
 
 
 def test_paths_stay_what_they_are_in_another_working_directory(tmp_path, monkeypatch):
@@ -109,9 +89,9 @@ def test_paths_stay_what_they_are_in_another_working_directory(tmp_path, monkeyp
     assert profile.source_options == {"path": str(tmp_path / "profiles/../tissue")}
     assert changed.overrides == {"path": str(tmp_path / "tissue")} == changed.source_options
     text = "base: hest-breast\nsource_options: {cohort: breast, index: %s}"
-    indices = ("mine.csv", "./mine.csv", "/a/mine.csv")  # the first is a name inside the mirror
+    indices = ("mine.csv", "./mine.csv")  # the first is a name inside the mirror
     made = [load_profile(write(tmp_path, text % i)).source_options["index"] for i in indices]
-    assert made == ["mine.csv", str(tmp_path / "mine.csv"), "/a/mine.csv"]
+    assert made == ["mine.csv", str(tmp_path / "mine.csv")]
     monkeypatch.chdir(tmp_path / "profiles")
     assert load_profile(profile.file) == profile
     assert load_profile(changed.file, changed.overrides) == changed

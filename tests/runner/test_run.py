@@ -1,15 +1,14 @@
 """Runs: units found again, made again where a file is missing, refused in another run's folder."""
 
+import dataclasses
 import json
 
 import pytest
 
-from peka_core import load_encoder, load_teacher
 from peka_core.common import device as devices
 from peka_core.common import folders
 from peka_core.common.errors import PekaError
 from peka_core.drawn.worlds import OFF, OWN, few_patients
-from peka_core.models.encoder_files import MINI_WEIGHTS
 from peka_core.runner import run as runs
 from peka_core.runner import stages
 from peka_core.runner.inputs import recipe_of
@@ -51,6 +50,14 @@ def test_a_world_has_its_own_cohort_and_recipe(work):
     assert share("patients/0") > 0 == share("spots/0")
 
 
+def test_a_cohort_that_was_built_with_other_options_of_a_world_is_built_again(work):
+    def patients(n):
+        there = dataclasses.replace(work, opened={}).at(few_patients({"patients": n, "epochs": 7}))
+        return there.cohort().samples["patient"].nunique() - 1  # without the copy
+
+    assert [patients(n) for n in (3, 4)] == [3, 4]
+
+
 def test_an_alignment_never_sees_the_copy_of_a_held_out_section(work):
     copied = work.cohort().samples["duplicate_of"].ne("")
     samples = work.cohort().obs["sample"].to_numpy()
@@ -62,60 +69,18 @@ def test_an_alignment_never_sees_the_copy_of_a_held_out_section(work):
         work.rows("patients/9")
 
 
-@pytest.fixture
-def empty_root(tmp_path, monkeypatch):
-    """A checkout without runs, on a machine without a GPU."""
+def test_a_run_has_a_plain_name_a_device_and_one_set_of_values(tmp_path, monkeypatch):
     monkeypatch.setattr(folders, "root", lambda: tmp_path)
     monkeypatch.setattr(devices, "_has_gpu", lambda: False)
-    return tmp_path
-
-
-NAMES = ["exp/one", "..", "a/../b", ".hidden", "/abs", "a\\b", "C:", "a\nb", " ", "a.", "n" * 101]
-
-
-@pytest.mark.parametrize(
-    ("given", "named"),
-    [
-        *(({"run": name}, "--run") for name in NAMES),
-        *(({"device": name}, "device") for name in ("cuda", "cuda:0", "tpu", "cuda:x")),
-        ({"run": "", "overrides": {"epochs": 3}}, "--run"),
-        ({"overrides": ["epochs"]}, "overrides"),
-        ({"weights": "mini=x"}, "weights"),
-    ],
-)
-def test_a_refused_name_or_value_leaves_no_folder(empty_root, given, named):
-    with pytest.raises(PekaError, match=named):
-        runs.open_run(**{"profile": "smoke", "run": "x", "device": "cpu"} | given)
-    for load in (load_encoder, load_teacher) if "device" in given else ():
-        with pytest.raises(PekaError, match="device"):
-            load("mini" if load is load_encoder else "scfoundation", device=given["device"])
-    assert list(empty_root.iterdir()) == []
-
-
-def test_a_gpu_is_known_by_its_number(monkeypatch):
-    monkeypatch.setattr(devices, "_has_gpu", lambda: True)
-    monkeypatch.setattr(devices, "_count_gpus", lambda: 2)
-    found = [devices.check_device(name) for name in ("auto", "cpu", "cuda", "cuda:1")]
-    assert found == ["cuda", "cpu", "cuda", "cuda:1"]
-    with pytest.raises(PekaError, match="cuda:2"):
-        devices.check_device("cuda:2")
-
-
-def test_a_run_has_a_plain_name_and_one_set_of_values(empty_root):
-    opened = [runs.open_run("smoke", name, "cpu") for name in (1, 0, "my tissue 2.1", "")]
-    assert [run.folder.name for run in opened] == ["1", "0", "my tissue 2.1", "smoke"]
+    for wrong in ({"run": ".."}, {"run": "a\\b"}, {"run": " "}, {"device": "cuda:0"}):
+        with pytest.raises(PekaError, match=next(iter(wrong))):
+            runs.open_run(**{"profile": "smoke", "run": "x", "device": "cpu"} | wrong)
+    assert list(tmp_path.iterdir()) == []
+    opened = [runs.open_run("smoke", name, "cpu") for name in (1, "my tissue 2.1", "")]
+    assert [run.folder.name for run in opened] == ["1", "my tissue 2.1", "smoke"]
     with pytest.raises(PekaError, match="smoke"):
         runs.open_run("smoke", "smoke", "cpu", {}, {"epochs": 2})
-    for content in (b"", b"{", b"\xff\xfe"):
+    for content in (b"", b"\xff\xfe"):
         (opened[0].folder / "run.json").write_bytes(content)
         with pytest.raises(PekaError, match=r"run\.json"):
             runs.open_run("smoke", 1, "cpu")
-
-
-def test_local_weights_are_found_from_any_working_directory(empty_root, monkeypatch):
-    monkeypatch.chdir(empty_root)
-    (empty_root / "w.safetensors").write_bytes(MINI_WEIGHTS.read_bytes())
-    work = runs.open_run("smoke", "x", "cpu", {"mini": "w.safetensors"})
-    monkeypatch.chdir("/")
-    assert work.weights == {"mini": str(empty_root / "w.safetensors")} and work.encoder().dim
-    assert json.loads((work.folder / "weights.json").read_text())["mini"]["sha256"]
