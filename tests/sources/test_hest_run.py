@@ -1,7 +1,6 @@
 """`hest-breast` and `hest-breast-as-run` from a mirror to figures, with a copy that is not exact.
 
-The slides are HEST's own where they are here, and drawn ones. `mini` stands for H-optimus-0, and
-the teacher is a tiny scFoundation with drawn weights.
+`mini` stands for H-optimus-0, and the teacher is a tiny scFoundation with drawn weights.
 """
 
 import json
@@ -14,12 +13,14 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import FILES
+from fake_hest import state
 from test_notebooks import ENV, check_whole, finish, fresh, start
 
 from peka_core.commands.command_line import main
 from peka_core.runner.profile import load_profile
 
 TINY = Path(__file__).parents[1] / "fixtures/scfoundation/scfoundation_tiny.ckpt"
+pytestmark = pytest.mark.parametrize("hest_files", FILES[-1:], indirect=True)  # HEST's own
 SMALL = {"epochs": 2, "classifier_epochs": 1, "warmup": 1, "block": 16, "batch_size": 16, "k": 4}
 
 
@@ -38,15 +39,15 @@ def profile(request, fixture_mirror, hest_vocabulary, tmp_path):
 
 
 def test_its_price_and_its_files_are_told_before_anything_is_done(profile, capsys, tmp_path):
+    before = state(tmp_path)
     assert main(["run", profile, "--plan", "--gpu", "L4"]) == 0
     assert main(["fetch", profile, "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "7 slides" in said and "align bat on all, mini" in said and "FIX1" in said
-    assert not (tmp_path / "cache" / "hest").exists()
+    assert state(tmp_path) == before
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("hest_files", FILES[-1:], indirect=True)  # HEST's own where they are
 @pytest.mark.parametrize(
     "profile, method",
     [("hest-breast", "bat"), ("hest-breast-as-run", "bone")],
