@@ -1,10 +1,9 @@
 """Small files in the exact schema of HEST's own, with what a reader must find in them.
 
-`draw(folder)` writes the tree that HEST's code writes: hest1k/{st, patches, metadata, wsis} with
-tiles in today's form, bench/FIXTASK with tiles in the older form, golden/*.json with the expected
-values, and a vocabulary in the form of scFoundation's. Every value is drawn. Nothing of `peka_core`
-is used: the few lines below are a second opinion on its geometry and order. Only the images are
-simpler than HEST's: one level, in strips.
+`draw(folder)` writes what HEST's code writes: hest1k/{st, patches, metadata, wsis} with tiles in
+today's form, bench/FIXTASK with tiles in the older form, golden/*.json with the expected values,
+and a vocabulary in the form of scFoundation's. Nothing of `peka_core` is used: the few lines below
+are a second opinion on its geometry and order.
 """
 
 import hashlib
@@ -19,7 +18,6 @@ import pandas as pd
 from scipy import sparse
 
 POOL = [f"DRAWN{i:04d}" for i in range(560)]  # each slide measures some, in an order of its own
-N_VOCABULARY = 19_264
 # id: um/px, (width, height) px, columns and rows of spots, pitch px, rows of the h5ad with a tile
 # today, in the older form
 SLIDES = {
@@ -39,30 +37,21 @@ def draw(folder: Path) -> Path:
     places = [*(folder / "hest1k" / part for part in PARTS), folder / "golden"]
     for place in (*places, task / "adata", task / "patches", task / "splits"):
         place.mkdir(parents=True)
-    slides = {name: _draw_slide(folder, name, seed) for seed, name in enumerate(SLIDES)}
-    common = sorted(set.intersection(*(set(adata.var_names) for adata in slides.values())))
-    genes = sorted(np.random.default_rng(9).choice(common, 20, replace=False).tolist())
-    samples = {}
-    for name, adata in slides.items():
-        counts = adata[list(SLIDES[name][5]), genes].to_df().astype(int)
-        values = {"barcodes_in_h5_order": list(counts.index), "raw_counts": counts.values.tolist()}
-        samples[name] = values
-    golden = json.dumps({"genes": genes, "samples": samples})
-    (folder / "golden/bench_FIXTASK.json").write_text(golden)
+    slides = [_draw_slide(folder, name, seed) for seed, name in enumerate(SLIDES)]
+    genes = sorted(set.intersection(*(set(adata.var_names) for adata in slides)))[:20]
     (task / "var_50genes.json").write_text(json.dumps({"genes": genes}))
     for name, ids in SPLITS.items():
         lines = [f"{s},patches/{s}.h5,adata/{s}.h5ad" for s in ids]
         text = "\n".join(["sample_id,patches_path,expr_path", *lines, ""])
         (task / f"splits/{name}.csv").write_text(text)
-    words = [*POOL, *(f"unnamed_{i}" for i in range(N_VOCABULARY - len(POOL)))]
-    vocabulary = pd.DataFrame({"gene_name": words, "index": range(N_VOCABULARY)})
+    words = [*POOL, *(f"unnamed_{i}" for i in range(19_264 - len(POOL)))]
+    vocabulary = pd.DataFrame({"gene_name": words, "index": range(len(words))})
     vocabulary.to_csv(folder / "vocabulary.tsv", sep="\t", index=False)
     return folder
 
 
 def _draw_slide(folder: Path, name: str, seed: int) -> ad.AnnData:
-    """Write the files of one slide in both generations, its metadata, and what a reader must
-    find."""
+    """Write the files of one slide in both generations, and what a reader must find."""
     um_per_px, size, grid, pitch, *tiled = SLIDES[name]
     rng, visium = np.random.default_rng(seed), name == VISIUM
     image = rng.integers(0, 256, (size[1] // 4 + 1, size[0] // 4 + 1, 3), dtype=np.uint8)
@@ -81,14 +70,11 @@ def _draw_slide(folder: Path, name: str, seed: int) -> ad.AnnData:
         barcodes = ["".join(rng.choice(list("ACGT"), 16)) + "-1" for _ in range(n)]
     in_tissue = (counts.sum(1) > 0).astype(np.int64) if visium else np.ones(n, bool)
     columns = {"array_row": place[:, 1], "array_col": place[:, 0], "in_tissue": in_tissue}
-    columns["pct_counts_in_top_50_genes"] = np.where(counts.sum(1), 50.0, np.nan)
     x = sparse.csr_matrix(counts, dtype=np.float32) if visium else counts.astype(np.int64)
     adata = ad.AnnData(x, pd.DataFrame(columns, barcodes), pd.DataFrame(index=list(genes)))
     adata.obsm["spatial"] = centres
     if visium:
         adata.var["gene_ids"] = [f"FIXTURE{i:05d}" for i in range(len(genes))]
-        adata.var["feature_types"] = pd.Categorical(["Gene Expression"] * len(genes))
-    adata.uns["spatial"] = {"ST": {"images": {"downscaled_fullres": image[::6, ::6]}}}
 
     sha256 = lambda content: hashlib.sha256(content).hexdigest()
     golden = {
@@ -114,9 +100,7 @@ def _draw_slide(folder: Path, name: str, seed: int) -> ad.AnnData:
         with h5py.File((folder / h5ad).parents[1] / f"patches/{name}.h5", "w") as file:
             data = {"img": tiles, "coords": coords, "barcode": names[:, None]}
             for data_set, values in data.items():
-                shape = values.shape[1:]
-                form = {"chunks": (1, *shape), "maxshape": (None, *shape)}
-                file.create_dataset(data_set, data=values, **form)
+                file[data_set] = values
             file["img"].attrs.update(attrs)
         golden[key] = {"rows": [
             {"barcode": b, "coords": c.tolist(), "sha256": sha256(tile.tobytes())}
@@ -124,10 +108,9 @@ def _draw_slide(folder: Path, name: str, seed: int) -> ad.AnnData:
         ]}  # fmt: skip
     (folder / f"golden/{name}.json").write_text(json.dumps(golden))
     assert cv2.imwrite(str(folder / f"hest1k/wsis/{name}.tif"), image[..., ::-1])
-    metadata = {"pixel_size_um_embedded": None, "pixel_size_um_estimated": um_per_px, "id": name,
-                "spots_under_tissue": n, "patient": float("nan")}  # fmt: skip
-    text = json.dumps(metadata, indent=3)  # with a bare NaN, as HEST's
-    (folder / f"hest1k/metadata/{name}.json").write_text(text)
+    metadata = {"pixel_size_um_estimated": um_per_px, "patient": float("nan")}
+    # with a bare NaN, as HEST's
+    (folder / f"hest1k/metadata/{name}.json").write_text(json.dumps(metadata))
     return adata
 
 
@@ -147,20 +130,13 @@ def _tiles(image, centres, um_per_px, older) -> tuple[np.ndarray, np.ndarray]:
 
 # ---- the index
 
-WORDS = (
-    "dataset_title id image_filename organ disease_state oncotree_code species patient "
-    "st_technology data_publication_date license study_link download_page_link1 inter_spot_dist "
-    "spot_diameter spots_under_tissue preservation_method nb_genes treatment_comment "
-    "pixel_size_um_embedded pixel_size_um_estimated magnification fullres_px_width "
-    "fullres_px_height tissue disease_comment subseries hest_version_added"
-)
-COLUMNS = WORDS.split()
+# columns that a reader takes and that may be empty
+BLANK = ("oncotree_code", "disease_state", "license", "study_link", "download_page_link1")
 
 
 def write_index(home: Path, rows: list[dict]) -> dict:
-    """Write an index as HEST's (28 columns, byte order mark, LF); return the options that name
-    it."""
-    text = pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False, lineterminator="\n")
+    """Write an index as HEST's (with a byte order mark); return the options that name it."""
+    text = pd.DataFrame(rows).to_csv(index=False, lineterminator="\n")
     data = b"\xef\xbb\xbf" + text.encode()
     (home / "index.csv").write_bytes(data)
     kind = ("Breast", "Homo sapiens", "Visium")
@@ -171,9 +147,8 @@ def write_index(home: Path, rows: list[dict]) -> dict:
 
 
 def row(sample: str, spots: int = 14, um_per_px: float = 0.5, **other) -> dict:
-    """A line of an index: a Visium slide of human breast without a patient (three spaces), and with
-    a nonsensical embedded pixel size."""
-    return dict.fromkeys(COLUMNS, "") | {
+    """A slide of human breast without a patient, and with a nonsensical embedded pixel size."""
+    return dict.fromkeys(BLANK, "") | {
         "dataset_title": f"study of {sample}", "id": sample, "organ": "Breast",
         "species": "Homo sapiens", "patient": "   ", "st_technology": "Visium",
         "spots_under_tissue": str(spots), "pixel_size_um_estimated": str(um_per_px),

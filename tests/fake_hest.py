@@ -23,8 +23,8 @@ IDS = ("TENX13", "TENX14", "TENX23", "TENX24", "D1", "D2")
 
 
 def draw_slide(home, sample, genes=GENES, seed=0, um_per_px=0.5):
-    """A slide of 14 spots in HEST's layout: the last two spots have no tile, tiles stand in the
-    other order, the first tile leaves the image, and one tile has no counts."""
+    """A slide of 14 spots: the last two have no tile, tiles stand in another order, the first tile
+    leaves the image, and one has no counts."""
     rng = np.random.default_rng(seed)
     bright = rng.uniform(0.3, 1.0, 14)
     noise = rng.integers(0, 256, (14, 28, 28, 3)) * bright[:, None, None, None]
@@ -47,8 +47,7 @@ def draw_slide(home, sample, genes=GENES, seed=0, um_per_px=0.5):
 
 
 def copy_tiles(home, original, copy, change=lambda tile: tile, leave_out=0):
-    """Give a slide (or a section of a cohort) the tiles of another: in an order of its own, each
-    changed, the first left out."""
+    """Give a section the tiles of another: in another order, each changed, the first left out."""
     files = (home / f"patches/{name}.h5" for name in (original, copy))
     with h5py.File(next(files)) as source, h5py.File(next(files), "a") as target:
         rows = np.roll(np.arange(len(source["img"])), 3)[leave_out:]
@@ -68,8 +67,7 @@ def recompressed(tile):
 
 @pytest.fixture(scope="session")
 def drawn_mirror(tmp_path_factory):
-    """Slides IDS, TENX23 with the tiles of TENX24, and rows of the index that are no slides of the
-    cohort; the options that name the index."""
+    """Slides IDS, TENX23 with the tiles of TENX24; the options that name their index."""
     home = tmp_path_factory.mktemp("hest") / "hest"
     for seed, sample in enumerate(IDS):
         draw_slide(home, sample, PANEL if sample == "TENX23" else GENES, seed=seed)
@@ -91,8 +89,8 @@ def mirror(drawn_mirror, tmp_path, monkeypatch):
 
 @pytest.fixture
 def fixture_mirror(hest_files, tmp_path, monkeypatch):
-    """A mirror of the three slides of `hest_files` and of the drawn slides IDS[1:5] with the same
-    genes, where TENX23 has the tiles of TENX24 compressed again and one less; the options."""
+    """A mirror of `hest_files` and of IDS[1:5] with the same genes; TENX23 has the tiles of TENX24
+    compressed again and one less."""
     home = tmp_path / "mirror/hest"
     for folder in PARTS:
         shutil.copytree(hest_files / "hest1k" / folder, home / folder)

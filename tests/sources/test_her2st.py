@@ -1,12 +1,6 @@
-"""her2st: sections drawn in its form, a real one, and images that cannot be read."""
-
-import json
-import os
-import subprocess
-import sys
+"""her2st: sections drawn in its form, a real one, and its images."""
 
 import cv2
-import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,31 +13,29 @@ from peka_core.downloads import manifest, record
 from peka_core.sources import her2st
 
 PITCH = (290.0, 292.0)  # px per 200 um
-GENES = [f"G{i:02d}" for i in range(70)]
 
 
 def draw_section(folder, section, rng):
     """Three files as her2st has them: 12 spots, one without counts, one near empty."""
     spots = [(x, y) for x in range(2, 6) for y in range(2, 5)]
     new = np.array(spots) + rng.uniform(-0.2, 0.2, (12, 2))
-    columns = ["x", "y", "new_x", "new_y", "pixel_x", "pixel_y"]
-    table = pd.DataFrame(np.c_[np.array(spots), new, (new - 1) * PITCH], columns=columns)
-    table = table.astype({"x": int, "y": int}).assign(selected=1).sample(frac=1, random_state=1)
+    columns = ["new_x", "new_y", "pixel_x", "pixel_y"]
+    table = pd.DataFrame(np.c_[new, (new - 1) * PITCH], columns=columns)
+    table = table.assign(x=[x for x, _ in spots], y=[y for _, y in spots])
+    table = table.sample(frac=1, random_state=1)
     counts = rng.poisson(rng.gamma(2, 4, 70), (12, 70))
-    counts[1] = 0
-    counts[1, 0] = 2  # spot 2x3: near empty
-    counts = pd.DataFrame(counts, [f"{x}x{y}" for x, y in spots], GENES)
+    counts[1] = np.arange(70) == 0  # spot 2x3: near empty
+    counts = pd.DataFrame(counts, [f"{x}x{y}" for x, y in spots], [f"G{i:02d}" for i in range(70)])
     image = rng.integers(0, 256, (1200, 1500, 3), dtype=np.uint8)
-    paths = {
-        "counts": folder / f"her2st/data/ST-cnts/{section}.tsv.gz",
-        "selection": folder / f"her2st/data/ST-spotfiles/{section}_selection.tsv",
-        "image": folder / f"her2st/data/ST-imgs/{section[0]}/{section}/x.jpg",
-    }
-    for path in paths.values():
+    folder = folder / "her2st/data"
+    names = (f"ST-cnts/{section}.tsv.gz", f"ST-spotfiles/{section}_selection.tsv",
+             f"ST-imgs/{section[0]}/{section}/x.jpg")  # fmt: skip
+    paths = [folder / name for name in names]
+    for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
-    counts.drop(index="5x4").drop(columns=f"G0{section[1]}").to_csv(paths["counts"], sep="\t")
-    table.to_csv(paths["selection"], sep="\t", index=False)
-    assert cv2.imwrite(str(paths["image"]), cv2.blur(image, (9, 9)))
+    counts.drop(index="5x4").drop(columns=f"G0{section[1]}").to_csv(paths[0], sep="\t")
+    table.to_csv(paths[1], sep="\t", index=False)
+    assert cv2.imwrite(str(paths[2]), cv2.blur(image, (9, 9)))
     return paths, counts, table
 
 
@@ -52,7 +44,7 @@ def drawn(tmp_path, monkeypatch):
     """A mirror with sections K1, K2, L1 of the form of her2st, and a manifest that lists them."""
     rng, mirror = np.random.default_rng(3), tmp_path / "mirror"
     sections = {section: draw_section(mirror, section, rng) for section in ("K1", "K2", "L1")}
-    paths = [path for paths, _, _ in sections.values() for path in paths.values()]
+    paths = [path for paths, _, _ in sections.values() for path in paths]
     files = {str(p.relative_to(mirror)): {"blob": record.git_blob_sha1(p)} for p in paths}
     source = {"url": "https://nowhere/", "license": "drawn", "files": files}
     listed = {"sources": {"her2st": source}, "encoders": {}}
@@ -66,8 +58,6 @@ def test_spots_are_joined_by_name_poor_ones_dropped_and_patients_left_out(drawn,
     cohort = open_cohort(her2st.build(tmp_path / "cohort", "all"))
     assert cohort.validate() == [] and len(cohort) == 30 and len(cohort.genes) == 50
     assert not {"2x3", "5x4"} & set(cohort.obs.barcode)
-    made = json.loads((cohort.path / "source.json").read_text())["sections"]["K2"]
-    assert (made["spots"], made["without_counts"], made["below_min_umi"]) == (10, 1, 1)
     adata = cohort.adata()
     _, counts, table = drawn["L1"]
     rows = adata[adata.obs["sample"] == "L1"]
@@ -83,7 +73,7 @@ def test_tiles_are_centred_on_their_spots(drawn, tmp_path):
     cohort = open_cohort(her2st.build(tmp_path / "cohort", "K1"))
     um = np.mean(200 / np.array(PITCH))
     assert cohort.samples.um_per_px["K1"] == pytest.approx(um, rel=1e-9) and cohort.splits == []
-    image, tiles = Image.open(drawn["K1"][0]["image"]), cohort.tiles()
+    image, tiles = Image.open(drawn["K1"][0][2]), cohort.tiles()
     for spot, (x, y) in enumerate(cohort.adata().obsm["spatial"]):
         box = (x - 56 / um, y - 56 / um, x + 56 / um, y + 56 / um)
         expected = np.asarray(image.resize((224, 224), Image.Resampling.BILINEAR, box=box))
@@ -106,12 +96,9 @@ def test_splits_are_by_section_in_one_patient_and_by_patient_otherwise():
     assert fixed[1][0] == ["C2", "C4", "C5"] and fixed[4][0] == ["B4"] and fixed[5][0] == c
     assert her2st.make_splits([*a, "B1"]) == [(["B1"], a), (a, ["B1"])]
     assert her2st.make_splits(a) == [(["A2"], ["A1"]), (["A1"], ["A2"])]
-    assert her2st.make_splits(["A1"]) == []
 
 
-def test_a_killed_build_goes_on_section_by_section_and_cuts_missing_tiles_again(
-    drawn, tmp_path, monkeypatch
-):
+def test_a_killed_build_goes_on_and_missing_tiles_are_cut_again(drawn, tmp_path, monkeypatch):
     whole = open_cohort(her2st.build(tmp_path / "whole", "all")).digest
     path, real, calls = tmp_path / "cohort", her2st._build_section, []
 
@@ -125,10 +112,7 @@ def test_a_killed_build_goes_on_section_by_section_and_cuts_missing_tiles_again(
     with pytest.raises(KeyboardInterrupt):
         her2st.build(path, "all")
     assert not (path / "source.json").exists()
-    leftover = path / "patches/.peka-tmp-0123abcd-K2.h5"
-    leftover.write_bytes(b"half")
     her2st.build(path, "all")
-    assert not leftover.exists() and not (path / "building.json").exists()
     (path / "patches/L1.h5").unlink()
     her2st.build(path, "all")
     written = state(path)
@@ -139,15 +123,6 @@ def test_a_killed_build_goes_on_section_by_section_and_cuts_missing_tiles_again(
     assert len(cohort) == 22 and not (path / "adata/L1.h5ad").exists()
 
 
-def test_sections_that_are_unknown_or_cannot_come_end_a_run_before_it_starts(drawn, tmp_path):
-    build = lambda sections: her2st.build(tmp_path / "cohort", sections)
-    refused("Z9", "Z9", "K1, K2, L1", call=build)
-    her2st.preflight("all")
-    drawn["L1"][0]["image"].unlink()
-    for ask in (build, her2st.preflight):
-        refused("all", "L/L1/x.jpg", call=ask)
-
-
 def test_real_section(shared, tmp_path, monkeypatch):
     monkeypatch.setenv("PEKA_MIRROR", str(shared / "data"))
     monkeypatch.setenv("PEKA_CACHE", str(tmp_path / "cache"))
@@ -155,53 +130,20 @@ def test_real_section(shared, tmp_path, monkeypatch):
     assert len(cohort) == 179  # 180 with counts, one of them near empty
     um = (200 * 32 / 9270 + 200 * 34 / 9936) / 2
     assert cohort.samples.um_per_px["C3"] == pytest.approx(um, rel=1e-5)
-    adata = cohort.adata()
-    assert np.median(adata.obs.total_counts) == pytest.approx(9549, rel=0.01)
     raw = pd.read_csv(shared / "data/her2st/data/ST-cnts/C3.tsv.gz", sep="\t", index_col=0)
-    assert np.array_equal(adata.X[7].toarray()[0], raw.loc[adata.obs.barcode.iloc[7]])
+    assert np.array_equal(cohort.adata().X.toarray(), raw.loc[cohort.obs.barcode])
     tiles = cohort.tiles()[::10].astype(float)
     assert tiles.mean((1, 2, 3)).max() < 225  # glass is about 230: every tile shows tissue
-    with h5py.File(cohort.path / "patches/C3.h5") as file:
-        assert file["img"].attrs["patch_size_src"] == 163
 
 
-# ---- images
-
-
-def test_exif_does_not_turn_an_image_and_colours_are_rgb(tmp_path):
-    pixels, exif = np.zeros((60, 40, 3), np.uint8), Image.Exif()
+def test_an_image_is_rgb_as_it_is_stored_and_half_a_one_is_refused(tmp_path):
+    """EXIF does not turn it; OpenCV alone would fill the rest of a JPEG with grey."""
+    pixels, exif, path = np.zeros((60, 40, 3), np.uint8), Image.Exif(), tmp_path / "turned.jpg"
     pixels[:30, :, 0], exif[0x0112] = 200, 6
-    Image.fromarray(pixels).save(tmp_path / "turned.jpg", exif=exif)
-    turned = her2st.read_image(tmp_path / "turned.jpg")
+    Image.fromarray(pixels).save(path, exif=exif)
+    turned = her2st.read_image(path)
     assert turned.shape == (60, 40, 3) and np.abs(turned.astype(int) - pixels)[:20].max() < 20
-
-
-PIXELS = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
-HALVES = [(f"x.{suffix}", bytes(data[: len(data) // 2]), "") for suffix in ("jpg", "png", "tif")
-          if (data := cv2.imencode(f".{suffix}", PIXELS)[1].tobytes())]  # fmt: skip
-
-
-@pytest.mark.parametrize("name, content, part", [
-    *HALVES, ("x.tif", b"version https://git-lfs.github.com/spec/v1", "git-lfs"),
-    ("x.tif", b"<html>", "HTML"), ("x.tif", b"", "empty"), ("x.tif", b"no image", ""),
-    ("x.tif", None, "missing"),
-])  # fmt: skip
-def test_half_an_image_and_what_stands_in_for_one_are_refused(tmp_path, name, content, part):
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    refused(tmp_path / name, name, part, call=her2st.read_image)
-
-
-def test_an_image_above_opencvs_limit_says_how_to_raise_it(tmp_path):
-    """In a process of its own, since OpenCV reads its limit when it is imported."""
-    for height in (64, 65):
-        assert cv2.imwrite(str(tmp_path / f"{height}.tif"), np.zeros((height, 60, 3), np.uint8))
-    code = "import sys\nfrom peka_core.sources.her2st import read_image\n"
-    code += "from peka_core.common.errors import PekaError\n"
-    code += "print(read_image(sys.argv[1]).shape)\n"
-    code += "try: read_image(sys.argv[2])\nexcept PekaError as e: print(e)"
-    words = [sys.executable, "-c", code, tmp_path / "64.tif", tmp_path / "65.tif"]
-    env = os.environ | {"OPENCV_IO_MAX_IMAGE_PIXELS": "3840"}
-    said = subprocess.check_output(words, env=env, text=True)
-    for part in ("(64, 60, 3)", "65.tif", "3,900 pixels", "OPENCV_IO_MAX_IMAGE_PIXELS=3900"):
-        assert part in said, said
+    path.write_bytes(path.read_bytes()[:-200])
+    refused(path, "turned.jpg", call=her2st.read_image)
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    refused(path, "turned.jpg", "git-lfs", call=her2st.read_image)

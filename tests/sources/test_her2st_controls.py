@@ -1,8 +1,4 @@
-"""Predictors without pixels on 35 real sections give golden numbers under the published rules.
-
-The numbers are in fixtures/controls_her2st.json. The same rules on drawn counts are in
-test_controls.py.
-"""
+"""Predictors without pixels on 35 real sections give golden numbers under the published rules."""
 
 import json
 from dataclasses import replace
@@ -22,6 +18,7 @@ from peka_core.sources import her2st
 from peka_core.statistics import pearson
 from peka_core.tasks import make_tasks
 
+pytestmark = pytest.mark.slow
 # the golden file trains on 80 %, not on 64 %
 SHUFFLED = replace(PROTOCOLS["peka_official"], inner_holdout=False)
 PATIENTS = replace(SHUFFLED, name="leave patient out", splits_from="cohort", gene_folds=False)
@@ -56,28 +53,19 @@ def cohort(golden, shared) -> SimpleNamespace:
         patch.setattr(pd, "read_csv", partial(pd.read_csv, low_memory=False))
         counts = her2st.read_counts(golden["sections"])
     patients = counts.obs["group"].to_numpy()
-    splits = [
-        Split(f"patients/{i}", patients != name, patients == name)
-        for i, name in enumerate(np.unique(patients))
-    ]
+    sides = enumerate(patients == name for name in np.unique(patients))
+    splits = [Split(f"patients/{i}", ~test, test) for i, test in sides]
     path = shared / "data/her2st"
     return SimpleNamespace(path=path, obs=counts.obs, splits=splits, adata=lambda join: counts)
 
 
 @pytest.fixture(scope="module")
-def genes(cohort) -> list[str]:
-    return authors_genes(cohort.adata("outer"), 50)
-
-
-@pytest.fixture(scope="module")
-def tasks_of(cohort, genes):
-    """Tasks of a rule by its name; tasks are made once, and genes are chosen once for all."""
-    return cache(lambda rule: make_tasks(cohort, replace(RULES[rule], genes_from=tuple(genes))))
-
-
-def test_spots_and_most_variable_genes_are_those_of_the_golden_file(cohort, golden, genes):
+def tasks_of(cohort, golden):
+    """Tasks of a rule by its name, made once; spots and genes are those of the golden file."""
+    genes = authors_genes(cohort.adata("outer"), 50)
     assert len(cohort.obs) == golden["n_spots"] and cohort.obs["group"].nunique() == 8
     assert sorted(genes) == sorted(golden["genes"])
+    return cache(lambda rule: make_tasks(cohort, replace(RULES[rule], genes_from=tuple(genes))))
 
 
 @pytest.mark.parametrize("name, rule", CASES)
@@ -87,9 +75,7 @@ def test_controls_equal_the_golden_values(cohort, tasks_of, golden, name, rule):
     found = evaluate(cohort, PREDICTORS[name](cohort), tasks[0].protocol, tasks)
     pooled = mean_over_genes(found.predictions, ["split"], 2)
     within = mean_over_genes(found.predictions, ["split", "sample"], 10)
-    values = [
-        np.nan if expected[key] is None else expected[key] for key in ("pooled", "per_section")
-    ]
+    values = np.array([expected["pooled"], expected["per_section"]], float)  # None is NaN
     assert [pooled, within] == pytest.approx(values, abs=0.002, nan_ok=True)
     assert (found.scores.query("genes == 'all'")["n_genes"] == expected["genes"]).all()
 

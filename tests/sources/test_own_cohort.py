@@ -54,8 +54,7 @@ def test_a_file_that_changed_is_gone_or_is_new_is_noticed_when_the_run_is_opened
     checkout, tiny_cohort, monkeypatch
 ):
     path = opened(tiny_cohort).cohort().path
-    for name in ("samples.csv", "splits/test_1.csv", "adata/P2A.h5ad", "patches/P1B.h5",
-                 "var_20genes.json"):  # fmt: skip
+    for name in ("samples.csv", "adata/P2A.h5ad", "patches/P1B.h5", "var_20genes.json"):
         file, content = tiny_cohort / name, (tiny_cohort / name).read_bytes()
         file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
         refused(tiny_cohort, file.name, call=opened)
@@ -67,53 +66,27 @@ def test_a_file_that_changed_is_gone_or_is_new_is_noticed_when_the_run_is_opened
     opened(tiny_cohort)
     shutil.copy(tiny_cohort / "splits/train_0.csv", tiny_cohort / "splits/train_9.csv")
     refused(tiny_cohort, "train_9.csv", call=opened)
-    for content in ("", "[]", "{}"):
-        (path / "source.json").write_text(content)
-        refused(tiny_cohort, "source.json", call=opened)
+    (path / "source.json").write_text("{}")
+    refused(tiny_cohort, "source.json", call=opened)
 
 
-def without(part):
-    return lambda folder: shutil.rmtree(folder / part)
-
-
-def one_section(folder):
-    shutil.rmtree(folder / "splits")
-    pd.read_csv(folder / "samples.csv")[:1].to_csv(folder / "samples.csv", index=False)
-
-
-@pytest.mark.parametrize("break_it, said", [
-    (without("splits"), "splits"), (one_section, "splits"), (without("patches"), "patches"),
-    (lambda folder: (folder / "var_20genes.json").unlink(), "genes.json"), (without(""), "cohort"),
-])  # fmt: skip
+@pytest.mark.parametrize("part", ["splits", "patches", "var_20genes.json"])
 def test_a_directory_that_the_chapters_cannot_use_is_refused_before_anything_is_written(
-    checkout, tiny_cohort, capsys, break_it, said
+    checkout, tiny_cohort, capsys, part
 ):
-    break_it(tiny_cohort)
+    (tiny_cohort / part).rename(tiny_cohort.parent / "gone")
     assert run.main(["run", "own", "--cohort", str(tiny_cohort)]) == 1
     assert str(tiny_cohort) in capsys.readouterr().err and list(checkout.iterdir()) == []
-    refused(tiny_cohort, said, call=directory.preflight)
-
-
-def test_one_patient_is_said_and_held_out_by_section(checkout, tmp_path, capsys):
-    own = write_tiny_cohort(tmp_path / "one", patients=1)
-    for side, i, sample in (("train", 0, "P1A"), ("test", 0, "P1B"), ("train", 1, "P1B"),
-                            ("test", 1, "P1A")):  # fmt: skip
-        (own / f"splits/{side}_{i}.csv").write_text(f"sample_id\n{sample}\n")
-    assert [split.scheme for split in opened(own).cohort().splits] == ["sections", "sections"]
-    assert "one patient" in capsys.readouterr().out
 
 
 def test_a_run_is_named_after_its_directory_and_is_never_shared_by_two(
-    checkout, tiny_cohort, monkeypatch, capsys, tmp_path
+    checkout, tiny_cohort, monkeypatch, tmp_path
 ):
     seen = []
     monkeypatch.setattr(run, "execute", lambda _, folder, given: seen.append((folder, given)))
     monkeypatch.chdir(tiny_cohort.parent)
-    assert run.main(["run", "own"]) == 1 and "--cohort DIR" in capsys.readouterr().err
-    assert run.main(["run", "smoke", "--cohort", "cohort"]) == 1
-    assert list(checkout.iterdir()) == [] and seen == []
     run.main(["run", "own", "--cohort", "cohort", "-p", "epochs=1"])
-    folder, given = seen[0]
+    ((folder, given),) = seen
     assert folder == checkout / "runs/own-cohort/notebooks" and given["run"] == "own-cohort"
     assert given["overrides"] == {"epochs": 1, "path": str(tiny_cohort)}
     opened(tiny_cohort)
