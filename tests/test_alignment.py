@@ -218,7 +218,9 @@ def test_whole_patients_validate_or_single_spots_and_none_of_them_trains(data, b
 
 def test_data_that_do_not_fit_are_refused_and_a_diverging_loss_too(data):
     unfit = [("rows", [-1, 2]), ("rows", [3, 3]), ("rows", np.ones(N - 1, bool))]
-    unfit += [("labels", np.full(N, 0.5)), ("labels", np.zeros(3, int)), ("targets", np.zeros(N))]
+    unfit += [("labels", bad) for bad in (np.full(N, 0.5), np.full(N, np.nan), np.full(N, 3))]
+    unfit += [("targets", bad) for bad in (np.full((N, 4), np.nan), np.zeros((N, 7)), np.zeros(N))]
+    unfit += [("labels", np.zeros(3, int))]
     for name, value in unfit:
         with pytest.raises(PekaError, match=name):
             train(replace(data, **{name: value}))

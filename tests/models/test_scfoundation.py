@@ -98,6 +98,26 @@ def test_embeddings_are_those_of_the_official_code(teacher, key):
     np.testing.assert_allclose(made, EXPECTED[key], **LIMIT)
 
 
+def test_every_stage_of_one_cell_is_that_of_the_official_code(teacher):
+    model, one = teacher(mode="cell", target="t4"), cells(rows=[1])
+    packed, network, found = model.tokenise(one, model.examine(one)), model.network, {}
+    stages = {"token_emb": network.token_emb, "after_final_norm": network.encoder.norm}
+    layers = enumerate(network.encoder.transformer_encoder)
+    for name, module in (stages | {f"after_layer{i}": layer for i, layer in layers}).items():
+        module.register_forward_hook(lambda _, given, out, name=name: found.update({name: out}))
+    keep = lambda _, given: found.update(encoder_input=given[0])
+    network.encoder.register_forward_pre_hook(keep)
+    values, ids, lengths = (torch.from_numpy(part) for part in packed)
+    found["pooled_all"] = network(values, ids, lengths)[0]
+    found |= {"bin_weights": network.token_emb.weights(values)}
+    found |= {"token_values": values, "token_ids": ids}
+    golden = np.load(FIXTURES / "intermediates.npz")
+    assert set(found) == set(golden)
+    np.testing.assert_array_equal(ids, golden["token_ids"])
+    for name, value in found.items():
+        np.testing.assert_allclose(value, golden[name], **LIMIT, err_msg=name)
+
+
 def test_a_batch_with_padding_is_that_of_the_official_code(teacher):
     golden = np.load(FIXTURES / "batched_padding.npz")
     network, inside = teacher(mode="cell").network, ~golden["padding_mask"]
