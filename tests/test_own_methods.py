@@ -17,7 +17,7 @@ from peka_core.runner.run import open_run
     ([], ["bone"], {"figure_2_peka_paper"}),  # the form of hest-...-as-run
     (["bone"], [], {"figure_2_strict", "tissue_map"}),
 ], ids=["as-run", "nested"])  # fmt: skip
-def test_chapters_4_and_5_align_nothing(tmp_path, monkeypatch, nested, on_all, pictures):
+def test_chapters_4_and_5_align_nothing(tmp_path, monkeypatch, fresh, nested, on_all, pictures):
     profile, folder, planned = tmp_path / "own.yaml", fresh("test-own-methods"), None
     values = {"base": "smoke", "title": "a test", "methods": nested, "all_methods": on_all}
     values["chapters"] = {"lessons": False, "scope_effect": not on_all}
