@@ -37,9 +37,10 @@ lab: .venv/.core
 
 publish: .venv/.core
 	rm -rf runs/demo runs/her2st
-	$(BIN)/peka run demo
 	$(BIN)/peka run her2st
-	$(BIN)/python scripts/publish.py
+	$(BIN)/python scripts/publish.py her2st
+	$(BIN)/peka run demo
+	$(BIN)/python scripts/publish.py demo
 
 test: .venv/.test
 	@$(BIN)/peka fetch her2st || echo "her2st is not here: its end-to-end test will say so and be skipped"

@@ -1,12 +1,13 @@
 """Put a finished demo run and her2st's tables into the repository. `make publish` calls this.
 
-It needs `peka run demo` in an empty runs/demo, and `peka run her2st`. It then
+    publish.py her2st   copies the tables of runs/her2st; first, because the demo's chapters read them
+    publish.py demo     publishes runs/demo, which was empty before its run:
 
-1. removes from runs/demo what is large and can be made again: tiles, the other worlds, features,
+1. it removes from runs/demo what is large and can be made again: tiles, the other worlds, features,
    predictions and most adapters;
-2. compresses the rest and marks it as published;
-3. copies executed notebooks to notebooks/, tables to results/ and one picture to results/figures/;
-4. renews the numbers in prose (cite.py).
+2. it compresses the rest and marks it as published;
+3. it copies executed notebooks to notebooks/, tables to results/, a picture to results/figures/;
+4. it renews the numbers in prose (cite.py).
 """
 
 import json
@@ -119,14 +120,21 @@ def copy_notebook(path: Path) -> None:
     nbformat.write(book, ROOT / "notebooks" / path.name)
 
 
+def copy_tables(name: str) -> None:
+    """Copy the tables of a run as results/<run>_<table>.csv."""
+    for table in (ROOT / "runs" / name / "results").glob("*.csv"):
+        shutil.copy(table, ROOT / "results" / f"{name}_{table.name}")
+
+
 def main() -> int:
-    """Publish runs/demo, and runs/her2st's tables where it was run."""
+    """Copy her2st's tables, or publish runs/demo."""
+    if sys.argv[1:] == ["her2st"]:
+        copy_tables("her2st")
+        return 0
     demo = ROOT / "runs" / "demo"
     for notebook in sorted((demo / "notebooks").glob("0*.ipynb")):
         copy_notebook(notebook)
-    for run, name in ((demo, "demo"), (ROOT / "runs" / "her2st", "her2st")):
-        for table in (run / "results").glob("*.csv"):
-            shutil.copy(table, ROOT / "results" / f"{name}_{table.name}")
+    copy_tables("demo")
     (ROOT / "results" / "figures").mkdir(exist_ok=True)
     shutil.copy(demo / "figures" / "scores.png", ROOT / "results" / "figures" / "demo_scores.png")
     prune(demo)
