@@ -1,6 +1,6 @@
 """Put a finished demo run and her2st's tables into the repository. `make publish` calls this.
 
-    publish.py her2st   copies the tables of runs/her2st; first, because the demo's chapters read them
+    publish.py her2st   copies the tables of runs/her2st, which the chapters of the demo read
     publish.py demo     publishes runs/demo, which was empty before its run:
 
 1. it removes from runs/demo what is large and can be made again: tiles, the other worlds, features,
