@@ -7,6 +7,7 @@ import pytest
 from scipy import sparse
 
 from peka_core.common.errors import PekaError
+from peka_core.targets import training_spots, validation_groups
 from peka_core.teachers import PrecomputedTeacher, embed_spots, fit_kmeans, load_teacher
 
 N = 60
@@ -74,3 +75,11 @@ def test_other_genes_spots_or_numbers_for_a_mask_are_refused():
         embed_spots(adata, np.ones(N, bool), PrecomputedTeacher(teacher, np.zeros((59, 3))))
     with pytest.raises(PekaError, match="train_mask"):
         embed_spots(adata, np.ones(N), teacher)  # numbers instead of a mask
+
+
+def test_patients_validate_and_sections_only_where_one_patient_trains():
+    obs = pd.DataFrame({"group": list("AABB"), "sample": ["A1", "A2", "B1", "B2"]})
+    for train, expected in (([1, 1, 1, 1], list("AABB")), ([1, 1, 0, 0], list(obs["sample"]))):
+        assert validation_groups(obs, np.array(train, bool)).tolist() == expected
+    share = training_spots(obs, np.ones(4, bool), 0.5, seed=0)
+    assert share.tolist() in ([True, True, False, False], [False, False, True, True])
