@@ -54,7 +54,7 @@ def align(
     Returns:
         A table with one row for each epoch and these columns:
         epoch, lr, seconds.
-        kd, struct, mse, total: losses averaged over the training spots; NaN if their weight is 0.
+        kd, struct, total: losses averaged over the training spots; NaN if their weight is 0.
         r2: of the projection and the targets, after the mean of each spot is taken out. Eq. 5 does
             not depend on that mean while it compares embeddings.
         validation_...: the same of the validation spots; NaN if there are none.
