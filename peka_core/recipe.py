@@ -40,6 +40,7 @@ class Recipe:
             of pseudo-labels for this many epochs (classifier.py).
         block: side b of an adapter block.
         layers: ends of the names of the Linear layers that get an adapter.
+        last_blocks: only layers of the last so many blocks of a transformer get one; 0 is all.
         rank, alpha: of LoRA and AdaLoRA, whose change is scaled by alpha / rank. Rank 9 has as many
             trainable values on `mini` as block 16.
         reallocate: AdaLoRA moves ranks between layers; otherwise each layer keeps its rank.
@@ -68,6 +69,7 @@ class Recipe:
     classifier_epochs: int = 0
     block: int = 16
     layers: tuple[str, ...] = ("attn.qkv",)
+    last_blocks: int = 0
     rank: int = 9
     alpha: float = 9.0
     reallocate: bool = True
@@ -118,7 +120,7 @@ FROM_0, FROM_1, FROM_2 = ((f"{low} or more", lambda v, low=low: v >= low) for lo
 ABOVE_0, BELOW_1 = ("above 0", lambda v: v > 0), ("from 0 to below 1", lambda v: 0 <= v < 1)
 RANGES = {  # what the other fields may be: in words, and as a test
     **dict.fromkeys(("warmup", "lambda_kd", "lambda_struct"), FROM_0),
-    **dict.fromkeys(("classifier_epochs", "clip"), FROM_0),
+    **dict.fromkeys(("classifier_epochs", "clip", "last_blocks"), FROM_0),
     **dict.fromkeys(("epochs", "batch_size", "block", "rank", "hidden"), FROM_1),
     **dict.fromkeys(("lr", "tau", "alpha"), ABOVE_0),
     **dict.fromkeys(("adapter_dropout", "dropout", "validation_share"), BELOW_1),
