@@ -18,6 +18,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from .common.device import check_device
 from .common.errors import PekaError
 from .genes import log_cp10k
+from .models.geneformer import Geneformer
 from .models.scfoundation import ScFoundation  # it imports torch only when it embeds spots
 
 
@@ -124,7 +125,9 @@ class PrecomputedTeacher:
         return np.asarray(self.x_teacher)
 
 
-TEACHERS: dict[str, type[Teacher]] = {"pca": PcaTeacher, "scfoundation": ScFoundation}
+TEACHERS: dict[str, type[Teacher]] = {
+    "pca": PcaTeacher, "scfoundation": ScFoundation, "geneformer": Geneformer,
+}  # fmt: skip
 
 
 def load_teacher(name: str, **options) -> Teacher:
