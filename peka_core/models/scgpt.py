@@ -72,12 +72,12 @@ class ScGpt:
         vocabulary: vocab.json; by default the pinned file.
         args: args.json; by default the pinned file.
         ties: the bin of equal counts that span several: `middle` takes the middle one, `drawn` a
-            random one for each gene, from `seed`.
+            random one for each gene, from `draw_seed`.
         sampling: which genes stay where a spot has more than `max_length` - 1: `drawn` takes those
-            that come first in an order of the vocabulary drawn from `seed`, `first` the first ones
-            in the order of columns, which in genome order would be those of some chromosomes.
-        seed: of what is drawn. Each gene gets its numbers once, for all spots: for one spot this
-            is upstream's chance, and two spots with equal counts stay equal.
+            that come first in an order of the vocabulary drawn from `draw_seed`; `first` the first
+            ones in the order of columns, which in genome order are those of some chromosomes.
+        draw_seed: of what is drawn. Each gene gets its numbers once, for all spots: for one spot
+            this is upstream's chance, and two spots with equal counts stay equal.
         max_length: largest number of tokens of a spot, with <cls>. Upstream's is 1200. A Visium
             spot often has more genes; a larger number keeps them and costs time and memory.
         pre_normalized: `F` for raw counts; `T` for values that grow with the counts of a spot,
@@ -101,7 +101,7 @@ class ScGpt:
     args: str | Path | None = None
     ties: str = "middle"
     sampling: str = "drawn"
-    seed: int = 0
+    draw_seed: int = 0
     max_length: int = 1200
     pre_normalized: str = "F"
     norm: str = "unit"
@@ -181,7 +181,7 @@ class ScGpt:
     @functools.cached_property
     def chance(self) -> tuple[np.ndarray, np.ndarray]:
         """Of each token: its place in the order of sampling, and u in [0, 1) of its ties."""
-        dice, n = np.random.default_rng(self.seed), len(self.symbols)
+        dice, n = np.random.default_rng(self.draw_seed), len(self.symbols)
         place, u = dice.permutation(n), dice.random(n)
         return place, (u if self.ties == "drawn" else np.full(n, 0.5))
 
@@ -298,7 +298,7 @@ class ScGpt:
         """Settings, digests, licence, and what became of spots and genes, for uns["teacher"]."""
         spots, ids = self.examine(adata), self._known(adata)[1]
         long = (spots["genes"] >= self.max_length) & (spots["reason"] == "")
-        settings = (*CHOICES, "seed", "max_length", "min_genes")
+        settings = (*CHOICES, "draw_seed", "max_length", "min_genes")
         return {name: getattr(self, name) for name in settings} | {
             **{f"{option}_sha256": digest for option, digest in FILES.digests(self.paths).items()},
             "license": FILES.license,

@@ -25,6 +25,6 @@ def test_a_student_of_smoke_is_taught_and_scored(work, tmp_path):
     assert made.obsm["X_teacher"].shape[1] == 32 and made.uns["teacher"]["name"] == "scgpt"
     scores = stages.score(taught, "bat", PROTOCOLS["strict"], splits=(split,)).scores
     assert np.isfinite(scores["pcc"]).any()
-    assert taught_with(seed=1).teacher_name != taught.teacher_name
+    assert taught_with(draw_seed=1).teacher_name != taught.teacher_name
     assert taught_with(device="cpu", tokens=9).teacher_name == taught.teacher_name
     assert str(tmp_path) not in taught.teacher_name
