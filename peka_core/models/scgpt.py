@@ -203,9 +203,7 @@ class ScGpt:
         refuse_unusable(spots, self.unusable, "scGPT")
         lengths = np.minimum(spots["genes"].to_numpy() + 1, self.max_length)
         rows = np.flatnonzero(spots["reason"] == "")
-        rows = rows[
-            np.argsort(-lengths[rows], kind="stable")
-        ]  # longest first: memory peaks at once
+        rows = rows[np.argsort(-lengths[rows], kind="stable")]  # longest first
         width = self.network.encoder.embedding.embedding_dim
         x_teacher = np.full((adata.n_obs, width), np.nan, np.float32)
         half = self.precision == "bfloat16"
@@ -245,7 +243,7 @@ class ScGpt:
         Upstream, a symbol that comes twice makes two tokens, and negative values and NaN get bins.
         """
         known = known_genes(adata.var_names, self.symbols, "scGPT", "gene symbols")
-        x = canonical(adata)[:, known].astype(np.float64)  # (n, g)
+        x = canonical(adata)[:, known]  # (n, g)
         if wrong := wrong_values(x.data, whole=self.pre_normalized == "F"):
             step = "; 'T' takes logarithms" if "whole" in wrong else ""
             raise PekaError(f"scgpt, pre_normalized {self.pre_normalized!r}: {wrong}{step}")
@@ -270,7 +268,9 @@ class ScGpt:
         values, tokens = [], []
         for start, end in zip(x.indptr[:-1], x.indptr[1:], strict=True):
             own = ids[x.indices[start:end]]  # (m,)
-            bins = bins_of(x.data[start:end], u[own])  # (m,), before genes are left out
+            bins = bins_of(
+                x.data[start:end].astype(np.float64), u[own]
+            )  # (m,), before genes are left out
             if len(own) >= self.max_length:
                 order = np.argsort(place[own]) if self.sampling == "drawn" else np.arange(len(own))
                 own, bins = (part[order[: self.max_length - 1]] for part in (own, bins))
