@@ -180,7 +180,7 @@ class Geneformer:
         path = self._local("config")
         config = read_dictionary(path)
         missing = [key for key in SIZES.values() if key not in config]
-        if missing or KIND != {key: config.get(key) for key in KIND}:
+        if missing or {key: config.get(key) for key in KIND} != KIND:
             found = f"it has no {', '.join(missing)}" if missing else f"not {KIND}"
             raise PekaError(f"{path}: expected Geneformer's config.json, but {found}")
         return {own: config[key] for own, key in SIZES.items()}
