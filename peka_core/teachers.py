@@ -18,7 +18,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from .common.device import check_device
 from .common.errors import PekaError
 from .genes import log_cp10k
-from .models.scfoundation import ScFoundation  # they import torch only when they embed spots
+from .models.geneformer import Geneformer  # they import torch only when they embed spots
+from .models.scfoundation import ScFoundation
 from .models.scgpt import ScGpt
 
 
@@ -129,6 +130,7 @@ TEACHERS: dict[str, type[Teacher]] = {
     "pca": PcaTeacher,
     "scfoundation": ScFoundation,
     "scgpt": ScGpt,
+    "geneformer": Geneformer,
 }
 
 

@@ -53,9 +53,12 @@ MEASURED = (
     "an H100 reached 27 % training H-optimus-0 and 20 % training UNI in batches of 32, "
     "and 33 % embedding"
 )
-TEACHER_NETWORKS = {  # title, width, hidden width and layers of teachers whose cost counts
+TEACHER_NETWORKS = {  # title, width, hidden width and layers of teachers (models) whose cost counts
     "scfoundation": ("scFoundation", 768, 4 * 768, 12),
     "scgpt": ("scGPT", 512, 512, 12),
+    "geneformer": ("Geneformer V2-104M", 768, 4 * 768, 12),
+    "V1-10M": ("Geneformer V1-10M", 256, 2 * 256, 6),
+    "V2-316M": ("Geneformer V2-316M", 1152, 4 * 1152, 18),
 }
 CONTEXT_GB = 1.0  # CUDA itself, and its workspace
 _aten = torch.ops.aten
@@ -134,9 +137,9 @@ def _saved_bytes(student: Student, x: torch.Tensor, bfloat16: bool) -> int:
     return sum(size for storage, size in saved.items() if storage not in weights)
 
 
-def teacher_flops(teacher: str = "scfoundation", tokens: int = TOKENS) -> int:
+def teacher_flops(model: str = "scfoundation", tokens: int = TOKENS) -> int:
     """FLOPs of one spot through a teacher's encoder: L (8 d^2 + 4 d h) + 4 L^2 d a layer."""
-    _, d, hidden, layers = TEACHER_NETWORKS[teacher]
+    _, d, hidden, layers = TEACHER_NETWORKS[model]
     return layers * (tokens * (8 * d**2 + 4 * d * hidden) + 4 * tokens**2 * d)
 
 
@@ -208,8 +211,10 @@ def _hours(profile: Profile, work: list, encoders: dict, costs: dict, card: Gpu)
         precision = options.get("precision", "float32")
         longest = getattr(TEACHERS[profile.teacher], "max_length", TOKENS)
         tokens = min(TOKENS, options.get("max_length", longest))
-        flops = work[0].embedded * teacher_flops(profile.teacher, tokens)
-        name = TEACHER_NETWORKS[profile.teacher][0]
+        model = options.get("model")
+        model = model if model in TEACHER_NETWORKS else profile.teacher
+        flops = work[0].embedded * teacher_flops(model, tokens)
+        name = TEACHER_NETWORKS[model][0]
         title = f"{name} in {precision}, {tokens} genes a spot assumed"
         table.append((title, flops, flops / card.peak(precision == "bfloat16")))
     table.append(("together", sum(row[1] for row in table), sum(row[2] for row in table)))

@@ -75,8 +75,8 @@ def usable_facts(spots: pd.DataFrame) -> dict:
     }
 
 
-def check_choices(title: str, teacher, choices: dict[str, tuple[str, ...]]) -> None:
+def check_choices(title: str, teacher, choices: dict[str, tuple]) -> None:
     """Refuse an option of a teacher that has a value which does not exist."""
     for option, known in choices.items():
         if (value := getattr(teacher, option)) not in known:
-            raise PekaError(f"{title}: {option} {value!r} is unknown: {', '.join(known)}")
+            raise PekaError(f"{title}: {option} {value!r} is unknown: {', '.join(map(str, known))}")
