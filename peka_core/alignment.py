@@ -1,4 +1,4 @@
-"""Alignment: train a student for a fixed number of epochs to predict the teacher (Eq. 4 to 6).
+"""Alignment, "Knowledge Transfer" in Fig. 1: train a student to predict the teacher (Eq. 4 to 6).
 
 What is trained: the student's adapter and projector and, in the paper's single phase, a linear
 classifier of pseudo-labels, which is dropped afterwards. In the two phases of the authors' code,
@@ -45,7 +45,7 @@ def align(
     `keep: last`.
 
     Args:
-        seed: random seed for the validation patients, the order and orientation of tiles, the
+        seed: random seed for the draw of validation spots, the order and orientation of tiles, the
             classifier's first weights, and (by torch's global generator) dropout.
         checkpoint: file that is written after each epoch. If it exists, training continues from it.
             The result is the same as without the interruption: exactly on a CPU, up to rounding on
@@ -55,8 +55,8 @@ def align(
         A table with one row for each epoch and these columns:
         epoch, lr, seconds.
         kd, struct, mse, total: losses averaged over the training spots; NaN if their weight is 0.
-        r2: of the projection and the targets, after the mean of each spot is taken out. Eq. 5 does
-            not depend on that mean while it compares embeddings.
+        r2: of the projection and the targets, after the mean of each row is subtracted, because
+            the softmax of Eq. 5 ignores that mean.
         validation_...: the same of the validation spots; NaN if there are none.
         rank_<layer>: AdaLoRA's ranks in use.
         kept: True for the kept epoch.
@@ -64,10 +64,11 @@ def align(
 
     Raises:
         PekaError: the data do not fit the student or the recipe, a training loss is not finite, or
-            the checkpoint is of another method or recipe.
+            the checkpoint is of another method or recipe. (Seed and data are not compared: give
+            each alignment a file of its own.)
             If a GPU has too little memory, the message has a batch size that fits
             (training_parts/memory.py). A smaller batch would change the result, so the user
-            decides.
+            decides. Trial steps have changed the student by then, so make a new one.
     """
     data.check(student, recipe)
     torch.manual_seed(seed)
@@ -118,14 +119,16 @@ def align(
             bar.update()
             bar.set_postfix(epoch=epoch, loss=f"{losses['total'].item():.3f}", refresh=False)
 
-        # Compute the validation losses, and keep these weights if no earlier epoch was better.
+        # Compute the validation losses. Keep these weights if the loss is the lowest so far.
         row = {"epoch": epoch, "lr": optimiser.param_groups[0]["lr"]}
         row |= epoch_means(batch_results, data.targets[train])
         row |= validate(student, classifier, data, validation, recipe)
         row |= student.rank_schedule.ranks() | {"seconds": time.perf_counter() - started}
         state.history.append(row)
         eligible = recipe.keep == "best" and student.rank_schedule.ranks_are_final(state.step)
-        if eligible and row["validation_total"] < state.lowest:  # NaN and infinity never are
+        if (
+            eligible and row["validation_total"] < state.lowest
+        ):  # a NaN is never lower, nor is infinity
             state.keep(epoch, row["validation_total"])
         if checkpoint is not None:
             state.save(checkpoint)

@@ -1,18 +1,15 @@
 """Bone and Bat from scratch: two block adapters for Linear layers.
 
-`bat` is Eq. 3 of the paper, the block affine transformation; the paper calls that formulation Bone.
-`bone` is the simpler, additive adapter that the authors' code selects, so the method `bone` is not
-the paper's Bone.
+A frozen weight W (out, in) is cut into squares W[j, i] of b x b values, where j counts squares of
+outputs and i squares of inputs. All squares with the same j share one trainable matrix B[j] (b, b),
+so a layer has out x b trainable values. The layer then multiplies by W' instead of W:
 
-A frozen weight W (out, in) is cut into b x b blocks W[j, n], where j counts blocks of outputs and n
-blocks of inputs. All blocks with the same j share one trainable matrix B[j] (b, b), so a layer has
-out x b trainable values. The layer then multiplies by W' instead of W:
-
-    bone   W'[j, n] = W[j, n] + B[j]
-    bat    W'[j, n] = W[j, n] + W[j, n] B[j] + B[j]
+    bat    W'[j, i] = W[j, i] + W[j, i] B[j] + B[j]    Eq. 3, which the paper calls Bone
+    bone   W'[j, i] = W[j, i] + B[j]                   what the authors' code runs
 
 B starts at zero, so a new adapter changes nothing. peft has the same two functions: `MissConfig`
-with `init_weights=True` (bone) and `"bat"` (bat). The class at the end only saves memory.
+with `init_weights=True` (bone) and `"bat"` (bat). The class at the end gives the same
+numbers and only saves memory, so a first reading can skip it.
 """
 
 import re
@@ -27,7 +24,7 @@ from .common.errors import PekaError
 
 
 def bone_weight(weight: Tensor, blocks: Tensor) -> Tensor:
-    """Return W' of bone: B[j] is added to each block W[j, n].
+    """Return W' of bone: B[j] is added to each square W[j, i].
 
     Args:
         weight: W, (out, in).
@@ -39,9 +36,9 @@ def bone_weight(weight: Tensor, blocks: Tensor) -> Tensor:
 
 
 def bat_weight(weight: Tensor, blocks: Tensor) -> Tensor:
-    """Return W' of bat (Eq. 3): W[j, n] B[j] and B[j] are added to each block W[j, n]."""
+    """Return W' of bat (Eq. 3): W[j, i] B[j] and B[j] are added to each square."""
     n_blocks, b, _ = blocks.shape
-    rows = weight.reshape(n_blocks, -1, b)  # (out/b, b * in/b, b): the rows of all blocks W[j, n]
+    rows = weight.reshape(n_blocks, -1, b)  # (out/b, b * in/b, b): the rows of all squares W[j, i]
     product = torch.bmm(rows, blocks).reshape(weight.shape)  # W B, (out, in)
     return bone_weight(weight + product, blocks)  # (W + W B) + B
 
@@ -59,8 +56,8 @@ class BlockLinear(nn.Module):
     """A frozen Linear layer with trainable blocks B: y = x W'^T + bias.
 
     It has no attribute `weight` on purpose. Some networks read a layer's weight instead of calling
-    the layer. Such a network would ignore the adapter without any message; without the attribute it
-    stops with an error.
+    the layer, as F.linear(x, layer.weight) does. Such a network would ignore the adapter without
+    any message; without the attribute it stops with an error.
 
     Args:
         base: the Linear layer, which is frozen.
@@ -98,8 +95,8 @@ def inject(model: nn.Module, layers: tuple[str, ...], method: str, block: int) -
         The full names of the replaced layers.
 
     Raises:
-        PekaError: the model has an adapter already, no Linear layer has such a name, or `block`
-            does not divide the features of a layer. Nothing is replaced then.
+        PekaError: the model has an adapter already, an end in `layers` fits no Linear layer, or
+            `block` does not divide the features of a layer. Nothing is replaced then.
     """
     if any(isinstance(module, BlockLinear) for module in model.modules()):
         raise PekaError("this model already has a block adapter; load the encoder again")
@@ -109,8 +106,8 @@ def inject(model: nn.Module, layers: tuple[str, ...], method: str, block: int) -
         if base.in_features % block or base.out_features % block:
             raise PekaError(
                 f"{name}: block size {block} does not divide {base.in_features} -> "
-                f"{base.out_features} (in-features -> out-features): change the block "
-                "(-p block=... --run NAME) or the layers"
+                f"{base.out_features} (in-features -> out-features): change `block` "
+                "(on the command line -p block=... --run NAME) or `layers`"
             )
     for name, base in found.items():
         model.set_submodule(name, BlockLinear(base, block, method))
@@ -124,7 +121,7 @@ def linear_layers(model: nn.Module, layers: tuple[str, ...]) -> list[str]:
     of other types, such as convolutions, are left out.
 
     Raises:
-        PekaError: no Linear layer has a name that ends in one of the layers' ends.
+        PekaError: an end in `layers` fits no Linear layer.
     """
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     ends_in = lambda name, end: f".{name}".endswith(f".{end}")  # a dot begins a whole part
@@ -181,8 +178,8 @@ class _BlockProduct(torch.autograd.Function):
     """y = x W'^T + bias, with gradients for x and B.
 
     Plain autograd would store every W' for the backward pass. This function computes W' again
-    instead. For bat it stores x. For bone B[j] multiplies the sum of the blocks of x, so it stores
-    that sum alone.
+    instead. For bat it stores x. For bone, outputs j are sum_i W[j, i] x[i] + B[j] sum_i x[i], so
+    it stores only the sum of the pieces x[i].
     """
 
     @staticmethod

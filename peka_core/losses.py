@@ -1,15 +1,16 @@
-"""The two losses of Eq. 4 to 6, and how they are computed for one batch.
+"""L_KD (Eq. 5), L_struct (Eq. 6), their weighted sum (Eq. 4), and all of them for one batch.
 
 L_KD (Eq. 5) compares a vector of the student with a vector of the teacher for the same spots. The
-paper compares the student's projection with the teacher's embedding. In the two phases of the
-authors' code, a classifier is trained first and then frozen. It turns projection and embedding into
-logits, and L_KD compares these.
+paper compares the student's projection with the teacher's embedding. The authors' code has two
+phases (`classifier_epochs` above 0): a classifier is trained first and then frozen. It turns
+projection and embedding into logits, and L_KD compares these.
 L_struct (Eq. 6) is the cross entropy between the spots' pseudo-labels and the logits that a
 classifier computes from the projection. Eq. 6 names no classifier. The projection has d_t values
 and there are k pseudo-labels, so one is needed.
 
 The classifier is made in `alignment.py`, or in `classifier.py` for the two phases. `alignment.py`
-adds AdaLoRA's penalty to the loss that is minimised; the column `total` does not contain it.
+adds AdaLoRA's penalty to the loss that is minimised; the column `total` of its table does not
+contain it. A squared error (`lambda_mse`), which the paper does not have, serves students of genes.
 """
 
 from typing import Any
@@ -43,7 +44,7 @@ def structure_loss(logits: Tensor, labels: Tensor) -> Tensor:
 def total_loss(
     kd: Tensor | None, struct: Tensor | None, lambda_kd: float = 0.5, lambda_struct: float = 0.5
 ) -> Tensor | float:
-    """lambda_1 L_KD + lambda_2 L_struct: Eq. 4. A loss of weight 0 is ignored and may be None."""
+    """lambda_1 L_KD + lambda_2 L_struct: Eq. 4. A loss that is None or has weight 0 is left out."""
     total: Tensor | float = 0.0
     if lambda_kd and kd is not None:
         total = total + lambda_kd * kd

@@ -1,4 +1,4 @@
-"""The student S: encoder F with an adapter (Eq. 2 and 3), and a projector to the teacher's space.
+"""The student: encoder F with an adapter (Eq. 2 and 3), then a projector to the teacher's space.
 
 The adapter and the projector are trained; the encoder is frozen. (The method `full` has no adapter
 and trains a copy of the encoder.) Eq. 2 has no projector. But F gives d values for a tile and the
@@ -21,7 +21,8 @@ from .recipe import METHODS, Recipe
 from .training_parts import saved_student
 from .training_parts.batches import in_batches
 
-# `transform` divides pixels by 255 and by std, so this std keeps them at 0 to 255
+# `transform` divides pixels by 255 and by std: x / 255 / (1 / 255) is x. A user's own transform is
+# not used for raw pixels.
 RAW_PIXELS = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3, "preprocess": None}
 
 
@@ -33,7 +34,8 @@ class Student(nn.Module):
 
     Args:
         encoder: from `load_encoder`. The student uses its transform (except for `pixels: raw`),
-            pooling, precision and device.
+            pooling and device. `embed_tiles` uses its precision; training uses bfloat16 where the
+            device has it.
         method: one of `METHODS`. `full` trains a copy of the encoder, `projector_only` has no
             adapter, and `none` has neither adapter nor projector: it is the frozen encoder.
         d_teacher: dimension d_t of the teacher's space.
@@ -63,6 +65,7 @@ class Student(nn.Module):
         copied = copy.deepcopy if method == "full" else _copy_sharing_tensors
         self.network = copied(encoder.model)
         raw: Any = RAW_PIXELS if recipe.pixels == "raw" else {}
+        # The encoder of a student holds the same network, so it is adapted from here on.
         self.encoder = dataclasses.replace(encoder, model=self.network, **raw)
         self.rank_schedule = adapters.add(self.network, method, recipe, seed)
         self.projector = None
@@ -79,7 +82,7 @@ class Student(nn.Module):
 
     @property
     def keeps_features(self) -> bool:
-        """True if the features before the projector equal those of the frozen encoder."""
+        """True if a trained student's features before the projector are the frozen encoder's."""
         return self.method == "projector_only" and self.recipe.pixels == "normalised"
 
     def train(self, mode: bool = True) -> "Student":
@@ -113,6 +116,8 @@ class Student(nn.Module):
     def save(self, folder: str | Path, extra: dict | None = None) -> None:
         """Write adapter.safetensors, projector.safetensors and card.json, without frozen weights.
 
+        card.json says what the student is: encoder, method, recipe, and digests of the files.
+
         Args:
             extra: further entries of the card (split, seed, ...), of types that JSON has.
         """
@@ -123,8 +128,8 @@ class Student(nn.Module):
         """Put a saved adapter and projector onto the encoder with which they were trained.
 
         Raises:
-            PekaError: card.json is missing, the encoder or its weights are others, a file is
-                damaged, or the tensors do not match card.json.
+            PekaError: card.json is missing, the encoder or its weights differ from those that it
+                was trained with, a file is damaged, or the tensors do not match card.json.
         """
         make = lambda method, d_teacher, values: cls(encoder, method, d_teacher, Recipe(**values))
         return saved_student.load(make, folder, encoder)
@@ -166,7 +171,8 @@ def embed_tiles(
         tiles: uint8 (n, h, w, 3), an array or a reader that takes slices.
 
     Returns:
-        `encoder` (n, d) and, for a student with a projector, `projected` (n, d_t); float32.
+        `encoder` (n, d), the features before the projector, which are adapted if the student has an
+        adapter; and for a student with a projector `projected` (n, d_t). Both are float32.
     """
     if isinstance(student, Encoder):
         return {"encoder": student.embed(tiles, batch_size, progress)}
