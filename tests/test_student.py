@@ -142,3 +142,7 @@ def test_folders_of_other_encoders_and_mixed_ones_are_refused(tmp_path, folder, 
     (tmp_path / "other/adapter.safetensors").replace(tmp_path / "mixed/adapter.safetensors")
     with pytest.raises(PekaError, match=word):
         Student.load(tmp_path / folder, tiny_encoder(64, **facts))
+    for damaged in ("{", "{}", "[]"):
+        (tmp_path / folder / "card.json").write_text(damaged)
+        with pytest.raises(PekaError, match="card.json"):
+            Student.load(tmp_path / folder, encoder)
