@@ -4,9 +4,8 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import PekaError
@@ -27,7 +26,7 @@ def build_cohort(
     source: str,
     options: Callable[[], dict],
     tiles: bool = False,
-    changes: Mapping[str, Any] = MappingProxyType({}),
+    changes: tuple[tuple[str, Any], ...] = (),
 ) -> "Cohort":
     """Open a run's cohort; build it first if it is missing, or if other code or options built it.
 
@@ -35,14 +34,14 @@ def build_cohort(
         source: name of the source.
         options: returns the source's options; it is called only if the cohort is built.
         tiles: whether its tiles are needed; if they are missing, the cohort is built again.
-        changes: the options in which it differs from the run's own cohort.
+        changes: the options (name, value) in which it differs from the run's own cohort.
 
     Raises:
         PekaError: the folder holds files that no source built.
     """
     from ..cohort import open_cohort
 
-    here = code_of_source(source) + "".join(f" {k}={v}" for k, v in changes.items())
+    here = code_of_source(source) + "".join(f" {k}={v}" for k, v in changes)
 
     def is_ready() -> bool:
         finished = code_in(path) == here and (path / "source.json").exists()

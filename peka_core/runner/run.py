@@ -192,7 +192,7 @@ class Run:
         return self._once(
             ("cohort", path, self.world.options, tiles),
             lambda: build_cohort(
-                path, self.profile.source, self._source_options, tiles, dict(self.world.options)
+                path, self.profile.source, self._source_options, tiles, self.world.options
             ),
         )
 
