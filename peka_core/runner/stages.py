@@ -222,7 +222,8 @@ def score(
         predictions: whether the predicted values are needed too.
 
     Raises:
-        PekaError: the scope is nested, but each gene of the protocol has splits of its own.
+        PekaError: the scope is nested, but each gene of the protocol has splits of its own; or a
+            name in `splits` is no split of the protocol.
     """
     unit, sees = inputs.evaluation_unit(work, predictor, protocol, scope, splits)
 
