@@ -20,7 +20,8 @@ def add(network: nn.Module, method: str, recipe: Recipe, seed: int = 0) -> Fixed
     """Put the adapter of `method` into `network`, in place. Only trained weights require gradients.
 
     Args:
-        recipe: layers; block (bone, bat); rank, alpha, adapter_dropout (LoRAs); reallocate.
+        recipe: layers, last_blocks; block (bone, bat); rank, alpha, adapter_dropout (LoRAs);
+            reallocate.
         seed: random seed for LoRA's first factor. The second factor is zero at the start.
 
     Returns:
@@ -30,16 +31,18 @@ def add(network: nn.Module, method: str, recipe: Recipe, seed: int = 0) -> Fixed
         PekaError: no Linear layer has such a name, or the block size does not divide a layer.
     """
     if method in bone.WEIGHT_FUNCTIONS:
-        bone.inject(network, recipe.layers, method, recipe.block)
+        bone.inject(network, recipe.layers, method, recipe.block, recipe.last_blocks)
     elif method == "full":
-        network.requires_grad_(True)
+        trained = bone.last(network, recipe.last_blocks) if recipe.last_blocks else [network]
+        for part in trained:
+            part.requires_grad_(True)
     if method not in ("lora", "adalora"):
         return FixedRanks()
 
     from peft import AdaLoraConfig, LoraConfig, inject_adapter_in_model  # takes seconds to import
     from peft.tuners.adalora import AdaLoraModel
 
-    names = bone.linear_layers(network, recipe.layers)
+    names = bone.linear_layers(network, recipe.layers, recipe.last_blocks)
     common: dict[str, Any] = {"lora_dropout": recipe.adapter_dropout, "target_modules": names}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -8,6 +8,7 @@ for the method `full`. The teacher is not here; its embeddings arrive as `data.t
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from .training_parts.batches import batches, pieces
 from .training_parts.checkpoint import TrainingState
 from .training_parts.means import epoch_means, results_of_batch
 from .training_parts.memory import advise_batch_size
+from .training_parts.tokens import TokenCache
 
 
 @advise_batch_size
@@ -54,7 +56,7 @@ def align(
     Returns:
         A table with one row for each epoch and these columns:
         epoch, lr, seconds.
-        kd, struct, mse, total: losses averaged over the training spots; NaN if their weight is 0.
+        kd, struct, total: losses averaged over the training spots; NaN if their weight is 0.
         r2: of the projection and the targets, after the mean of each row is subtracted, because
             the softmax of Eq. 5 ignores that mean.
         validation_...: the same of the validation spots; NaN if there are none.
@@ -75,6 +77,8 @@ def align(
     generator = torch.Generator().manual_seed(seed)
     train, validation = data.draw_validation(recipe, generator)
     data = data.on(student.device)
+    if recipe.last_blocks:  # the blocks below them give the same tokens in each epoch
+        data = replace(data, tiles=TokenCache(student, data.tiles, recipe.flips))
 
     classifier: nn.Module
     if recipe.classifier_epochs:  # two phases: it is trained now and then frozen
@@ -98,12 +102,12 @@ def align(
         started, batch_results = time.perf_counter(), []
         student.train()
         size, flips = recipe.batch_size, recipe.flips
-        for rows, tiles in batches(data.tiles, train, size, flips, generator, read_ahead):
+        for rows, batch in batches(data.tiles, train, size, flips, generator, read_ahead):
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(state.step, steps, recipe)
             optimiser.zero_grad(set_to_none=True)
             targets, labels = data.targets[rows], data.labels[rows]
-            losses, projected = batch_losses(student, classifier, tiles, targets, labels, recipe)
+            losses, projected = batch_losses(student, classifier, batch, targets, labels, recipe)
             (losses["total"] + student.rank_schedule.penalty()).backward()
             if not torch.isfinite(losses["total"]):
                 raise PekaError(

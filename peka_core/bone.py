@@ -88,7 +88,9 @@ class BlockLinear(nn.Module):
         return f"{self.method}, blocks={tuple(self.blocks.shape)}"
 
 
-def inject(model: nn.Module, layers: tuple[str, ...], method: str, block: int) -> list[str]:
+def inject(
+    model: nn.Module, layers: tuple[str, ...], method: str, block: int, last_blocks: int = 0
+) -> list[str]:
     """Replace the Linear layers whose names end in one of `layers` by `BlockLinear`, in place.
 
     Returns:
@@ -100,7 +102,7 @@ def inject(model: nn.Module, layers: tuple[str, ...], method: str, block: int) -
     """
     if any(isinstance(module, BlockLinear) for module in model.modules()):
         raise PekaError("this model already has a block adapter; load the encoder again")
-    names = linear_layers(model, layers)
+    names = linear_layers(model, layers, last_blocks)
     found: dict[str, Any] = {name: model.get_submodule(name) for name in names}
     for name, base in found.items():
         if base.in_features % block or base.out_features % block:
@@ -114,14 +116,17 @@ def inject(model: nn.Module, layers: tuple[str, ...], method: str, block: int) -
     return names
 
 
-def linear_layers(model: nn.Module, layers: tuple[str, ...]) -> list[str]:
+def linear_layers(model: nn.Module, layers: tuple[str, ...], last_blocks: int = 0) -> list[str]:
     """Full names of the Linear layers whose names end in one of `layers`.
 
     Whole parts between dots must match: `qkv` finds `blocks.0.attn.qkv`, but not `my_qkv`. Layers
     of other types, such as convolutions, are left out.
 
+    Args:
+        last_blocks: only layers of the last so many blocks of the transformer; 0 is all.
+
     Raises:
-        PekaError: an end in `layers` fits no Linear layer.
+        PekaError: an end in `layers` fits no Linear layer, or there are fewer blocks.
     """
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     ends_in = lambda name, end: f".{name}".endswith(f".{end}")  # a dot begins a whole part
@@ -133,7 +138,23 @@ def linear_layers(model: nn.Module, layers: tuple[str, ...]) -> list[str]:
                 f"no Linear layer of this model has a name that ends in {end!r}. It has: "
                 f"{', '.join(known) or 'none'}. The method projector_only needs none."
             )
-    return [name for name in linears if any(ends_in(name, end) for end in layers)]
+    names = [name for name in linears if any(ends_in(name, end) for end in layers)]
+    if last_blocks:
+        inside = {id(m) for block in last(model, last_blocks) for m in block.modules()}
+        names = [name for name in names if id(model.get_submodule(name)) in inside]
+    return names
+
+
+def last(model: nn.Module, n_blocks: int) -> list[nn.Module]:
+    """The last blocks of a transformer, whose blocks are `model.blocks` as in timm.
+
+    Raises:
+        PekaError: the model has no such blocks, or fewer.
+    """
+    blocks = list(getattr(model, "blocks", []))
+    if n_blocks > len(blocks):
+        raise PekaError(f"last_blocks is {n_blocks}, and this model has {len(blocks)} `blocks`")
+    return blocks[len(blocks) - n_blocks :]
 
 
 @torch.no_grad()

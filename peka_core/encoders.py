@@ -115,10 +115,14 @@ class Encoder:
         if tuple(x.shape[1:]) != (3, self.size, self.size):
             wanted = f"(n, 3, {self.size}, {self.size})"
             raise PekaError(f"{self.name} expects x {wanted}, not {tuple(x.shape)}")
+        return self.pooled(self.model(x))
+
+    def pooled(self, output: Tensor) -> Tensor:
+        """Features (n, d) of the model's output; only `cls+mean` has something left to pool."""
         if self.pool == "cls+mean":
             prefix: Any = self.model.num_prefix_tokens
-            return backbones.cls_and_mean(self.model(x), prefix)
-        return self.model(x)
+            return backbones.cls_and_mean(output, prefix)
+        return output
 
     def embed(self, tiles, batch_size: int = 256, progress: bool = False) -> np.ndarray:
         """Tiles uint8 (n, h, w, 3) -> features float32 (n, d), batch by batch."""

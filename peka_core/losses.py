@@ -15,6 +15,7 @@ contain it. A squared error (`lambda_mse`), which the paper does not have, serve
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -34,6 +35,33 @@ def kd_loss(student_vectors: Tensor, teacher_vectors: Tensor, tau: float = 1.0) 
     student = F.log_softmax(student_vectors.float() / tau, dim=1)  # (n, d_t) or (n, k)
     teacher = F.log_softmax(teacher_vectors.float() / tau, dim=1)  # (n, d_t) or (n, k)
     return F.kl_div(student, teacher, log_target=True, reduction="batchmean")
+
+
+def distillation_loss(student_vectors: Tensor, teacher_vectors: Tensor, recipe: Recipe) -> Tensor:
+    """L_KD as `recipe.kd` says: Eq. 5, or one of three alternatives that the paper does not have.
+
+    A teacher's vector has entries of both signs. Its softmax gives nearly all weight to the large
+    positive entries, so Eq. 5 hardly sees the negative ones. `signed` applies Eq. 5 to the halves
+    [max(v, 0), max(-v, 0)], `mse` is the mean squared error over all entries, and `cosine` is 1 -
+    the cosine of the two vectors, averaged over the batch.
+
+    Args:
+        student_vectors, teacher_vectors: (n, d_t), or logits (n, k).
+    """
+    student, teacher = student_vectors.float(), teacher_vectors.float()
+    if recipe.kd == "mse":
+        return F.mse_loss(student, teacher)
+    if recipe.kd == "cosine":
+        return (1 - F.cosine_similarity(student, teacher, dim=1)).mean()
+    if recipe.kd == "signed":
+        student, teacher = signed_halves(student), signed_halves(teacher)  # (n, 2 d_t)
+    loss = kd_loss(student, teacher, recipe.tau)
+    return loss * recipe.tau**2 if recipe.tau_squared else loss
+
+
+def signed_halves(vectors: Tensor) -> Tensor:
+    """Vectors v (n, d) -> [max(v, 0), max(-v, 0)], (n, 2 d)."""
+    return torch.cat([vectors.clamp(min=0), (-vectors).clamp(min=0)], dim=1)
 
 
 def structure_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -68,8 +96,8 @@ def batch_losses(
         tiles: uint8 (n, h, w, 3); targets, labels: of the same spots, (n, d_t) and (n,).
 
     Returns:
-        losses: `kd`, `struct` and `mse`, each only if the recipe gives it a weight, and their
-            weighted sum `total`.
+        losses: `kd` and `struct`, each only if the recipe gives it a weight, and their weighted sum
+            `total`.
         projected: the student's projection (n, d_t).
     """
     with autocast(student.device):
@@ -80,14 +108,9 @@ def batch_losses(
             vectors = logits, classifier(targets)
     losses: dict[str, Any] = {}
     if recipe.lambda_kd:
-        losses["kd"] = kd_loss(*vectors, recipe.tau)
-        if recipe.tau_squared:
-            losses["kd"] = losses["kd"] * recipe.tau**2
+        losses["kd"] = distillation_loss(*vectors, recipe)
     if recipe.lambda_struct:
         losses["struct"] = structure_loss(logits, labels)
     kd, struct = losses.get("kd"), losses.get("struct")
-    total: Any = total_loss(kd, struct, recipe.lambda_kd, recipe.lambda_struct)
-    if recipe.lambda_mse:
-        losses["mse"] = F.mse_loss(projected.float(), targets)
-        total = total + recipe.lambda_mse * losses["mse"]
-    return losses | {"total": total}, projected
+    losses["total"] = total_loss(kd, struct, recipe.lambda_kd, recipe.lambda_struct)
+    return losses, projected

@@ -28,9 +28,11 @@ class Recipe:
         warmup: number of steps in which the learning rate rises to `lr`.
         schedule: of the learning rate after that: `cosine` falls to 0 at the last step, `constant`
             stays, `step` divides by ten every ten epochs.
-        tau, tau_squared: temperature of Eq. 5; whether the loss is multiplied by its square.
+        kd: how L_KD compares two vectors: `softmax` is Eq. 5; `signed` is Eq. 5 on their positive
+            and negative halves; `mse` is the squared error; `cosine` is 1 - cosine.
+        tau, tau_squared: temperature of Eq. 5; whether the loss is multiplied by its square. `mse`
+            and `cosine` have no temperature.
         lambda_kd, lambda_struct: weights of the losses in Eq. 4.
-        lambda_mse: weight of the squared error, which the paper lacks, for students of genes.
         k: number of pseudo-labels.
         labels: `kmeans` with k clusters, as in the authors' code; or `leiden`, at most k
             communities of the graph of nearest neighbours.
@@ -38,6 +40,7 @@ class Recipe:
             of pseudo-labels for this many epochs (classifier.py).
         block: side b of an adapter block.
         layers: ends of the names of the Linear layers that get an adapter.
+        last_blocks: only layers of the last so many blocks of a transformer get one; 0 is all.
         rank, alpha: of LoRA and AdaLoRA, whose change is scaled by alpha / rank. Rank 9 has as many
             trainable values on `mini` as block 16.
         reallocate: AdaLoRA moves ranks between layers; otherwise each layer keeps its rank.
@@ -57,15 +60,16 @@ class Recipe:
     batch_size: int = 64
     warmup: int = 20
     schedule: str = "cosine"
+    kd: str = "softmax"
     tau: float = 1.0
     tau_squared: bool = False
     lambda_kd: float = 0.5
     lambda_struct: float = 0.5
-    lambda_mse: float = 0.0
     k: int = 16
     classifier_epochs: int = 0
     block: int = 16
     layers: tuple[str, ...] = ("attn.qkv",)
+    last_blocks: int = 0
     rank: int = 9
     alpha: float = 9.0
     reallocate: bool = True
@@ -103,6 +107,7 @@ def mixes_patients(split: str) -> bool:
 
 
 CHOICES = {  # the words that a field may be
+    "kd": ("softmax", "signed", "mse", "cosine"),
     "schedule": ("cosine", "constant", "step"),
     "labels": ("kmeans", "leiden"),
     "clip_by": ("norm", "value"),
@@ -114,8 +119,8 @@ CHOICES = {  # the words that a field may be
 FROM_0, FROM_1, FROM_2 = ((f"{low} or more", lambda v, low=low: v >= low) for low in (0, 1, 2))
 ABOVE_0, BELOW_1 = ("above 0", lambda v: v > 0), ("from 0 to below 1", lambda v: 0 <= v < 1)
 RANGES = {  # what the other fields may be: in words, and as a test
-    **dict.fromkeys(("warmup", "lambda_kd", "lambda_struct", "lambda_mse"), FROM_0),
-    **dict.fromkeys(("classifier_epochs", "clip"), FROM_0),
+    **dict.fromkeys(("warmup", "lambda_kd", "lambda_struct"), FROM_0),
+    **dict.fromkeys(("classifier_epochs", "clip", "last_blocks"), FROM_0),
     **dict.fromkeys(("epochs", "batch_size", "block", "rank", "hidden"), FROM_1),
     **dict.fromkeys(("lr", "tau", "alpha"), ABOVE_0),
     **dict.fromkeys(("adapter_dropout", "dropout", "validation_share"), BELOW_1),

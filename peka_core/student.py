@@ -100,17 +100,43 @@ class Student(nn.Module):
     def forward(self, tiles: np.ndarray | Tensor) -> tuple[Tensor, ...]:
         """Map tiles uint8 (n, h, w, 3) to features (n, d) and their projection (n, d_t).
 
-        A student of method `none` returns the features alone.
+        A student of method `none` returns the features alone. Instead of tiles, the `tokens` (n, t,
+        d) of tiles may be given.
         """
+        if isinstance(tiles, Tensor) and tiles.is_floating_point():
+            return self._with_projection(self._above(tiles))
+        return self.encode(self._transformed(tiles))
+
+    def _transformed(self, tiles: np.ndarray | Tensor) -> Tensor:
         kind = torch.device(self.device).type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
         with torch.autocast(kind, enabled=False):  # a user's own transform keeps its precision
-            x = self.encoder.transform(tiles, dtype)  # (n, 3, size, size)
-        return self.encode(x)
+            return self.encoder.transform(tiles, dtype)  # (n, 3, size, size)
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return what `forward` returns, from transformed tiles x (n, 3, size, size)."""
-        features = self.encoder.encode(x)  # (n, d)
+        return self._with_projection(self.encoder.encode(x))
+
+    def tokens(self, tiles: np.ndarray | Tensor) -> Tensor:
+        """Tokens (n, t, d) of tiles uint8 (n, h, w, 3) below the last blocks, the trained ones.
+
+        These tokens do not change while the student is trained, so `TokenCache` keeps them.
+        """
+        net: Any = self.network
+        x = net.patch_embed(self._transformed(tiles))
+        x = net.norm_pre(net.patch_drop(net._pos_embed(x)))  # (n, t, d)
+        for block in net.blocks[: len(net.blocks) - self.recipe.last_blocks]:
+            x = block(x)
+        return x
+
+    def _above(self, tokens: Tensor) -> Tensor:
+        """Features (n, d) of tokens (n, t, d), by the last blocks."""
+        net: Any = self.network
+        for block in net.blocks[len(net.blocks) - self.recipe.last_blocks :]:
+            tokens = block(tokens)
+        return self.encoder.pooled(net.forward_head(net.norm(tokens)))
+
+    def _with_projection(self, features: Tensor) -> tuple[Tensor, ...]:
         return (features,) if self.projector is None else (features, self.projector(features))
 
     def save(self, folder: str | Path, extra: dict | None = None) -> None:

@@ -1,7 +1,7 @@
 """Teachers: counts -> X_teacher (n, d_t) and pseudo-labels, fitted on training spots.
 
-`scfoundation` is the paper's teacher; `pca` is ours and needs no download. The pseudo-labels are
-the classes of L_struct (Eq. 6).
+`scfoundation` is the paper's teacher; `pca` is ours and needs no download; others in `TEACHERS` are
+published models, too. The pseudo-labels are the classes of L_struct (Eq. 6).
 """
 
 import warnings
@@ -18,7 +18,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from .common.device import check_device
 from .common.errors import PekaError
 from .genes import log_cp10k
-from .models.scfoundation import ScFoundation  # it imports torch only when it embeds spots
+from .models.geneformer import Geneformer  # they import torch only when they embed spots
+from .models.scfoundation import ScFoundation
+from .models.scgpt import ScGpt
 
 
 class Teacher(Protocol):
@@ -124,15 +126,20 @@ class PrecomputedTeacher:
         return np.asarray(self.x_teacher)
 
 
-TEACHERS: dict[str, type[Teacher]] = {"pca": PcaTeacher, "scfoundation": ScFoundation}
+TEACHERS: dict[str, type[Teacher]] = {
+    "pca": PcaTeacher,
+    "scfoundation": ScFoundation,
+    "scgpt": ScGpt,
+    "geneformer": Geneformer,
+}
 
 
 def load_teacher(name: str, **options) -> Teacher:
     """A teacher by name, not fitted yet.
 
     Args:
-        name: `pca` or `scfoundation`.
-        options: the arguments of `PcaTeacher` or `ScFoundation`; PekaError if one does not exist.
+        name: a key of `TEACHERS`.
+        options: the arguments of that class, such as `PcaTeacher`; PekaError if one does not exist.
     """
     if name not in TEACHERS:
         raise PekaError(f"teacher {name!r} is unknown; there are: {', '.join(TEACHERS)}")

@@ -58,10 +58,8 @@ class TrainingData:
         """
         if student.projector is None:
             raise PekaError(f"method {student.method!r} trains nothing; take projector_only")
-        if not (recipe.lambda_kd or recipe.lambda_struct or recipe.lambda_mse):
-            raise PekaError(
-                "lambda_kd, lambda_struct and lambda_mse are all 0: give at least one loss a weight"
-            )
+        if not (recipe.lambda_kd or recipe.lambda_struct):
+            raise PekaError("lambda_kd and lambda_struct are both 0: give one loss a weight")
         shape = np.shape(self.targets)
         if len(shape) != 2 or shape[1] != student.d_teacher:
             raise PekaError(f"targets must be (n, {student.d_teacher}) here, not {shape}")

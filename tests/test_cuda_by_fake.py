@@ -15,6 +15,7 @@ from peka_core.common.device import autocast
 from peka_core.encoders import load_encoder
 from peka_core.losses import batch_losses
 from peka_core.models import scfoundation_network as sc
+from peka_core.models import scgpt_network
 from peka_core.models.scfoundation import ScFoundation
 from peka_core.recipe import RECIPES
 from peka_core.student import Student
@@ -90,18 +91,34 @@ def test_an_encoder_embeds_in_bfloat16_and_ends_in_float32():
     assert on_gpu(inside, torch.bfloat16)
 
 
+def packed_batch(monkeypatch, module):
+    """Values and ids of three spots, and their layout in a module of a network."""
+    with unset_fake_temporarily():
+        layout = sc.Layout(torch.tensor([9, 5, 3]), "cpu")  # made from values
+    on_device = {name: v.to("cuda") for name, v in vars(layout).items() if name != "shape"}
+    vars(layout).update(on_device)
+    monkeypatch.setattr(module, "Layout", lambda lengths, device: layout)
+    return torch.zeros(17, device="cuda"), torch.zeros(17, device="cuda").long()
+
+
 @pytest.mark.parametrize(("pool", "width"), [("all", 4), ("max", 1)])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_scfoundation_takes_a_packed_batch(monkeypatch, pool, width, precision):
     with unset_fake_temporarily():
         network = sc.build_network(sc.read_checkpoint(CHECKPOINT, "gene"), "")
-        layout = sc.Layout(torch.tensor([9, 5, 3]), "cpu")  # made from values
-    on_device = {name: v.to("cuda") for name, v in vars(layout).items() if name != "shape"}
-    vars(layout).update(on_device)
-    monkeypatch.setattr(sc, "Layout", lambda lengths, device: layout)
-    values, ids = torch.zeros(17, device="cuda"), torch.zeros(17, device="cuda").long()
+    values, ids = packed_batch(monkeypatch, sc)
     teacher = ScFoundation(CHECKPOINT, CHECKPOINT, device="cuda", precision=precision)
     with torch.inference_mode(), teacher._autocast():
         vectors = network.to("cuda")(values, ids, torch.zeros(3).long(), pool)
         assert on_gpu([vectors, network.token_emb(values)])
     assert vectors.shape == (3, width * network.pos_emb.embedding_dim)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_scgpt_takes_a_packed_batch(monkeypatch, half):
+    with unset_fake_temporarily():
+        network = scgpt_network.ScGptNetwork(tokens=9, dim=32, heads=4, hidden=48, depth=2)
+    values, ids = packed_batch(monkeypatch, scgpt_network)
+    with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=half):
+        vectors = network.to("cuda")(values, ids, torch.zeros(3).long())
+    assert vectors.shape == (3, 32) and on_gpu([vectors])

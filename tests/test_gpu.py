@@ -9,6 +9,8 @@ import pytest
 import torch
 from test_alignment import kill_in_epoch
 from test_encoders import smooth_tiles
+from test_geneformer import cells as geneformer_cells
+from test_geneformer import teacher as geneformer
 from test_scfoundation import CHECKPOINT, LIMIT, cells, near_in_bfloat16
 from test_scfoundation import vocabulary as vocabulary  # a fixture
 
@@ -107,6 +109,15 @@ def test_features_and_students_on_a_gpu(data):
     made = embed_tiles(student_of("bat"), data.tiles, progress=False)
     assert (made["encoder"].shape, made["projected"].shape) == ((48, 128), (48, 4))
     assert all(isinstance(v, np.ndarray) and np.isfinite(v).all() for v in made.values())
+
+
+@pytest.mark.parametrize("series", ["V1", "V2"])
+def test_geneformer_is_that_of_the_cpu(series):
+    given = geneformer_cells()
+    exact, same = (geneformer(series, device=at).embed(given) for at in ("cpu", "cuda"))
+    np.testing.assert_allclose(same, exact, atol=1e-4)
+    half = geneformer(series, device="cuda", precision="bfloat16").embed(given)
+    assert 1e-3 < np.abs(half - exact).max() < 0.3
 
 
 def test_scfoundation_in_bfloat16_stays_near_float32(vocabulary):

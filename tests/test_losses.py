@@ -6,13 +6,15 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import cosine
 from scipy.special import log_softmax, softmax
 from scipy.stats import entropy
+from sklearn.metrics import mean_squared_error
 from test_encoders import smooth_tiles, tiny_encoder
 
 from peka_core import losses
 from peka_core.classifier import fit_classifier
-from peka_core.losses import batch_losses, kd_loss
+from peka_core.losses import batch_losses, distillation_loss, kd_loss
 from peka_core.recipe import Recipe
 from peka_core.student import Student
 
@@ -35,6 +37,35 @@ def test_kd_is_the_divergence_of_student_from_teacher_without_a_factor(tau):
     assert kd_loss(shifted, given[0], tau).item() == pytest.approx(0, abs=1e-6)
     two = kd_loss(torch.zeros(1, 2), tau * torch.tensor([[np.log(3.0), 0.0]]), tau).item()
     assert two == pytest.approx(0.75 * np.log(0.75 / 0.5) + 0.25 * np.log(0.25 / 0.5), rel=1e-6)
+
+
+def halves(x):
+    return np.concatenate([np.where(x > 0, x, 0), np.where(x < 0, -x, 0)], axis=1)
+
+
+INSTEAD = {  # kd of the recipe -> the same by numpy, scipy and scikit-learn
+    "softmax": lambda s, t: 4 * divergence(t, s, 2.0),
+    "signed": lambda s, t: 4 * divergence(halves(t), halves(s), 2.0),
+    "mse": mean_squared_error,
+    "cosine": lambda s, t: np.mean([cosine(*pair) for pair in zip(s, t)]),
+}
+
+
+@pytest.mark.parametrize("kd", INSTEAD)
+def test_each_loss_in_place_of_eq_5_is_that_of_another_library(kd):
+    student, teacher = np.random.default_rng(1).normal(size=(2, 6, 5)) * 3
+    recipe = Recipe(kd=kd, tau=2.0, tau_squared=True)
+    found = distillation_loss(torch.tensor(student), torch.tensor(teacher), recipe).item()
+    assert found == pytest.approx(INSTEAD[kd](student, teacher), rel=1e-5)
+
+
+def test_eq_5_hardly_sees_the_negative_entries_of_a_teacher_and_the_others_do():
+    teacher = torch.tensor(np.random.default_rng(1).normal(size=(2000, 12)) * 2)
+    for kd in INSTEAD:
+        loss = lambda student, kd=kd: distillation_loss(student, teacher, Recipe(kd=kd)).item()
+        no_negative, no_positive = loss(teacher.clamp(min=0)), loss(teacher.clamp(max=0))
+        seen = no_negative / no_positive
+        assert seen < 0.2 if kd == "softmax" else 0.9 < seen < 1.1, (kd, seen)
 
 
 @pytest.mark.parametrize("classifier_epochs", [0, 2])

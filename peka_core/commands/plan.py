@@ -53,7 +53,13 @@ MEASURED = (
     "an H100 reached 27 % training H-optimus-0 and 20 % training UNI in batches of 32, "
     "and 33 % embedding"
 )
-TEACHER_WIDTH, TEACHER_LAYERS = 768, 12  # of scFoundation's encoder
+TEACHER_NETWORKS = {  # title, width, hidden width and layers of teachers (models) whose cost counts
+    "scfoundation": ("scFoundation", 768, 4 * 768, 12),
+    "scgpt": ("scGPT", 512, 512, 12),
+    "geneformer": ("Geneformer V2-104M", 768, 4 * 768, 12),
+    "V1-10M": ("Geneformer V1-10M", 256, 2 * 256, 6),
+    "V2-316M": ("Geneformer V2-316M", 1152, 4 * 1152, 18),
+}
 CONTEXT_GB = 1.0  # CUDA itself, and its workspace
 _aten = torch.ops.aten
 ATTENTION = {  # fused attention on the CPU, which the counter does not know
@@ -131,10 +137,10 @@ def _saved_bytes(student: Student, x: torch.Tensor, bfloat16: bool) -> int:
     return sum(size for storage, size in saved.items() if storage not in weights)
 
 
-def teacher_flops(tokens: int = TOKENS) -> int:
-    """FLOPs of one spot through scFoundation's encoder: 24 L d^2 + 4 L^2 d a layer."""
-    d = TEACHER_WIDTH
-    return TEACHER_LAYERS * (24 * tokens * d**2 + 4 * tokens**2 * d)
+def teacher_flops(model: str = "scfoundation", tokens: int = TOKENS) -> int:
+    """FLOPs of one spot through a teacher's encoder: L (8 d^2 + 4 d h) + 4 L^2 d a layer."""
+    _, d, hidden, layers = TEACHER_NETWORKS[model]
+    return layers * (tokens * (8 * d**2 + 4 * d * hidden) + 4 * tokens**2 * d)
 
 
 def plan(profile: Profile, gpu: str = "A100", weights: dict[str, str] | None = None) -> str:
@@ -200,10 +206,16 @@ def _hours(profile: Profile, work: list, encoders: dict, costs: dict, card: Gpu)
         embed = embedded * cost.forward
         seconds = learn / card.peak() + embed / card.peak(half)
         table.append((f"{what}, {name}", learn + embed, seconds))
-    if profile.teacher == "scfoundation":  # the only teacher whose cost counts
-        precision = profile.teacher_options.get("precision", "float32")
-        flops = work[0].embedded * teacher_flops()
-        title = f"scFoundation in {precision}, {TOKENS} genes a spot assumed"
+    if profile.teacher in TEACHER_NETWORKS:
+        options = profile.teacher_options
+        precision = options.get("precision", "float32")
+        longest = getattr(TEACHERS[profile.teacher], "max_length", TOKENS)
+        tokens = min(TOKENS, options.get("max_length", longest))
+        model = options.get("model")
+        model = model if model in TEACHER_NETWORKS else profile.teacher
+        flops = work[0].embedded * teacher_flops(model, tokens)
+        name = TEACHER_NETWORKS[model][0]
+        title = f"{name} in {precision}, {tokens} genes a spot assumed"
         table.append((title, flops, flops / card.peak(precision == "bfloat16")))
     table.append(("together", sum(row[1] for row in table), sum(row[2] for row in table)))
     return [

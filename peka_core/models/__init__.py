@@ -1,4 +1,4 @@
-"""Networks and weights that others made: pathology models, scFoundation, and encoders of the user.
+"""Networks and weights that others made: pathology models, teachers, and encoders of the user.
 
 `mini` is ours. It is here because it has a network and a file of weights like the others.
 """

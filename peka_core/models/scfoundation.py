@@ -7,7 +7,6 @@ was measured. The network is in scfoundation_network.py and is imported when spo
 """
 
 import functools
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +21,25 @@ from tqdm.auto import tqdm
 from ..common.device import best_device
 from ..common.errors import PekaError
 from ..common.file_kinds import what_is
-from ..common.files import sha256_once
-from ..downloads.fetch import fetch
-from ..downloads.manifest import load_manifest, source_files
 from ..layout.gene_columns import on_genes
+from .teacher_files import TeacherFiles
+from .teacher_spots import (
+    canonical,
+    check_choices,
+    known_genes,
+    refuse_twice,
+    refuse_unusable,
+    usable_facts,
+    wrong_values,
+)
+from .token_batches import budgeted
 
 SOURCE = "scfoundation"
 FILES = {
     "checkpoint": "scfoundation/models.ckpt",
     "vocabulary": "scfoundation/OS_scRNA_gene_index.19264.tsv",
 }
+PINNED = TeacherFiles(SOURCE, FILES)
 CHOICES = {
     "mode": ("cell", "gene", "rde"), "pre_normalized": ("F", "T", "A"), "pool": ("all", "max"),
     "unusable": ("error", "drop"), "precision": ("float32", "bfloat16"),
@@ -43,7 +51,6 @@ DIM = 768  # width of the real network
 WITHOUT_EFFECT = ("tokens", "device")  # options that change no number
 LARGEST = np.log1p(1e4)  # a normalised value: all counts of a spot in one gene
 MASK_VALUE = 102.0  # from here on, the network takes a value for a mask or padding
-ALIKE = 0.9  # shortest spot of a batch, as a share of its longest
 QC_GENES = 200  # expressed genes of the vocabulary that scFoundation's authors asked of a cell
 
 
@@ -101,9 +108,7 @@ class ScFoundation:
     def __post_init__(self):
         self.device = self.device or best_device()
         self.budget = self.tokens or (4_096 if str(self.device) == "cpu" else 32_768)
-        for option, known in CHOICES.items():
-            if (value := getattr(self, option)) not in known:
-                raise PekaError(f"scfoundation: {option} {value!r} is unknown: {', '.join(known)}")
+        check_choices(SOURCE, self, CHOICES)
         found = re.fullmatch(r"([tfa])(-?\d+(?:\.\d+)?)", self.target)
         if not found:
             expected = "t, f or a with a number, as in t4, f1 or a5"
@@ -112,11 +117,11 @@ class ScFoundation:
         self.paths = {"checkpoint": self.checkpoint, "vocabulary": self.vocabulary}
         for option, path in self.paths.items():
             if path:
-                given_file(option, path)
+                PINNED.given(option, path)
 
     def _local(self, option: str) -> Path:
         """Local path of checkpoint or vocabulary; fetched and verified where it was not given."""
-        return Path(self.paths[option] or fetch(source_files(SOURCE, [FILES[option]]))[0])
+        return PINNED.local(option, self.paths[option])
 
     @functools.cached_property
     def symbols(self) -> pd.Index:
@@ -161,7 +166,7 @@ class ScFoundation:
         import torch
 
         spots = self.examine(adata)
-        self._refuse(spots)
+        refuse_unusable(spots, self.unusable, "scFoundation")
         genes, rows = spots["genes"].to_numpy(), np.flatnonzero(spots["reason"] == "")
         rows = rows[np.argsort(-genes[rows], kind="stable")]  # longest first: memory peaks at once
         width = self.network.pos_emb.embedding_dim * (4 if self.pool == "all" else 1)
@@ -222,15 +227,8 @@ class ScFoundation:
 
     def _known(self, names: pd.Index) -> np.ndarray:
         """Which genes are in the vocabulary, bool (G,); exact symbols, case included."""
-        known = names.isin(self.symbols)
-        if not known.any():
-            found = f"none of {len(names)} genes ({', '.join(map(str, names[:3]))} …)"
-            wanted = "var_names must be gene symbols"
-            raise PekaError(f"{found} is in scFoundation's vocabulary: {wanted}")
-        twice = names[known][names[known].duplicated()].unique()
-        if len(twice):
-            found = f"{len(twice)} genes of the vocabulary come more than once"
-            raise PekaError(f"{found} ({', '.join(twice[:5])}): sum or choose their columns first")
+        known = known_genes(names, self.symbols, "scFoundation", "gene symbols")
+        refuse_twice(names[known])
         return known
 
     def _totals(
@@ -243,16 +241,6 @@ class ScFoundation:
             needed = "needs raw totals over the vocabulary in obs['vocab_total']"
             raise PekaError(f"scfoundation: pre_normalized 'A' {needed}")
         return adata.obs["vocab_total"].to_numpy(np.float64)
-
-    def _refuse(self, spots: pd.DataFrame) -> None:
-        """Stop where unusable spots are an error, or where no spot is usable."""
-        bad = spots["reason"] != ""
-        if bad.any() and (self.unusable == "error" or bad.all()):
-            numbers = spots["reason"][bad].value_counts().items()
-            why = "; ".join(f"{reason}: {n}" for reason, n in numbers)
-            step = "look at the counts" if bad.all() else "remove them, or set unusable to drop"
-            which = f"{bad.sum()} of {len(spots)} spots, {spots.index[bad][0]} first"
-            raise PekaError(f"scFoundation cannot embed {which} ({why}): {step}")
 
     def tokenise(
         self, adata: anndata.AnnData, spots: pd.DataFrame
@@ -290,51 +278,27 @@ class ScFoundation:
     @staticmethod
     def files(options: dict) -> list[str]:
         """The files of the manifest that the options do not replace."""
-        return [file for option, file in FILES.items() if not options.get(option)]
+        return PINNED.wanted(options)
 
     @staticmethod
     def named_options(options: dict) -> dict:
         """Options that can change a number, with digests in place of paths; they name a unit."""
-        left_out = (*WITHOUT_EFFECT, *FILES)
-        return {k: v for k, v in options.items() if k not in left_out} | digests(options)
+        return PINNED.named(options, WITHOUT_EFFECT)
 
     def facts(self, adata: anndata.AnnData) -> dict:
         """Settings, digests, licence, and how many spots each choice keeps, for uns["teacher"]."""
         spots = self.examine(adata)
         fine, genes = spots["reason"].isin(["", self._too_few]), spots["genes"]
-        numbers = spots["reason"].value_counts().items()
         settings = {name: getattr(self, name) for name in ("target", *CHOICES, "min_genes")}
         return settings | {
-            **{f"{option}_sha256": digest for option, digest in digests(self.paths).items()},
-            "license": _source()["license"],
+            **{f"{option}_sha256": digest for option, digest in PINNED.digests(self.paths).items()},
+            "license": PINNED.license,
             "n_genes_in_vocabulary": int(self._known(adata.var_names).sum()),
-            "n_usable": int((spots["reason"] == "").sum()),
-            "dropped": {reason: int(n) for reason, n in numbers if reason},
+            **usable_facts(spots),
             "n_kept_by_min_genes": {
                 str(m): int((fine & (genes >= m)).sum()) for m in (0, QC_GENES)
             },
         }
-
-
-def given_file(option: str, path: str | Path) -> Path:
-    """The user's checkpoint or vocabulary; PekaError where it is not there or may not be read."""
-    if not Path(path).is_file():
-        step = f"give the path of {Path(FILES[option]).name}, or none to fetch it"
-        raise PekaError(f"scfoundation: no {option} at {path}; {step}")
-    if not os.access(path, os.R_OK):
-        raise PekaError(f"{path}: you have no permission to read this {option}")
-    return Path(path)
-
-
-def digests(paths: dict) -> dict[str, str]:
-    """sha256 of checkpoint and vocabulary: that of the given file, or the pinned one."""
-    pinned = _source()["files"]
-    return {
-        option: sha256_once(given_file(option, paths[option]))
-        if paths.get(option)
-        else pinned[file]["sha256"]
-        for option, file in FILES.items()
-    }
 
 
 def as_authors(options: dict) -> bool:
@@ -343,14 +307,8 @@ def as_authors(options: dict) -> bool:
     `min_genes` may be that of their text or of their code.
     """
     mine = {name: options.get(name, value) for name, value in AUTHORS.items()}
-    same_files = digests(options) == digests({})
+    same_files = PINNED.digests(options) == PINNED.digests({})
     return mine == AUTHORS and options.get("min_genes", 0) in (0, QC_GENES) and same_files
-
-
-@functools.lru_cache
-def _source() -> dict:
-    """scFoundation's entry in the manifest."""
-    return load_manifest()["sources"][SOURCE]
 
 
 def _checked(adata: anndata.AnnData, known: np.ndarray, pre_normalized: str) -> sparse.csr_matrix:
@@ -359,38 +317,13 @@ def _checked(adata: anndata.AnnData, known: np.ndarray, pre_normalized: str) -> 
     Raises:
         PekaError: those of the known genes (G,) cannot be counts, or cannot be logarithms.
     """
-    is_csr = sparse.issparse(adata.X) and adata.X.format == "csr"
-    x = adata.X if is_csr else sparse.csr_matrix(adata.X)
-    if not x.has_canonical_format:
-        x = x.copy()
-        x.sum_duplicates()
-    values, wrong = x.data[known[x.indices]], ""
-    low, high = (values.min(), values.max()) if len(values) else (0.0, 0.0)
-    if not (np.isfinite(low) and np.isfinite(high)) or low < 0:
-        wrong = f"values run from {low:g} to {high:g}; expected finite values, none below 0"
-    elif pre_normalized == "F" and (values % 1).any():
-        wrong = "some values are no whole numbers; 'F' expects raw counts, 'T' or 'A' logarithms"
-    elif pre_normalized != "F" and high > LARGEST * (1 + 1e-6):
+    x = canonical(adata)
+    values = x.data[known[x.indices]]
+    wrong = wrong_values(values, whole=pre_normalized == "F")
+    high = values.max() if len(values) else 0.0
+    if not wrong and pre_normalized != "F" and high > LARGEST * (1 + 1e-6):
         known_form = f"ln(1 + 1e4 c / total) ends at {LARGEST:.2f}"
         wrong = f"found a value of {high:g}, but {known_form}; for raw counts take 'F'"
     if wrong:
         raise PekaError(f"scfoundation, pre_normalized {pre_normalized!r}: {wrong}")
     return x
-
-
-def budgeted(rows: np.ndarray, lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
-    """Batches of rows, at least one row each.
-
-    Padded to its longest row, a batch has at most `tokens` tokens. No row is shorter than `ALIKE`
-    of the longest, since attention's work on padding grows with the square of the length.
-
-    Args:
-        rows, lengths: (n,), longest first.
-    """
-    batches, start = [], 0
-    while start < len(rows):
-        alike = np.searchsorted(-lengths, -ALIKE * lengths[start], "right") - start
-        size = max(1, min(int(tokens // lengths[start]), alike))
-        batches.append(rows[start : start + size])
-        start += size
-    return batches

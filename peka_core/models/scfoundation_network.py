@@ -5,8 +5,7 @@ decoder is left out, since no embedding of a spot needs it. Layers are post-norm
 value of a token is embedded as a mixture of bins.
 
 Tokens of b spots are packed, one spot after the other: values (N,), ids (N,) and lengths (b,); N
-is the sum of the lengths. The last two tokens of each spot are T and S. Only attention looks at a
-padded form (b, m, d), where m is the longest length, so nothing else works on padding.
+is the sum of the lengths. The last two tokens of each spot are T and S.
 """
 
 from pathlib import Path
@@ -16,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..common.errors import PekaError
-from .weight_files import load_safely
+from .packed_layers import Layer, Layout
+from .weight_files import load_exactly, load_safely
 
 # parts of the weights that no embedding of a spot uses: the decoder, and two special values
 NOT_ENCODER = (
@@ -52,75 +52,12 @@ class ValueEmbedding(nn.Module):
             return self.weights(values) @ self.emb.weight  # (N, bins) @ (bins, d)
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention of packed tokens; each attends to the tokens of its own spot."""
-
-    def __init__(self, dim: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.in_proj_weight, self.in_proj_bias = (
-            nn.Parameter(torch.empty(3 * dim, dim)),
-            nn.Parameter(torch.empty(3 * dim)),
-        )
-        self.out_proj = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor, layout: "Layout") -> Tensor:
-        """(N, d) -> (N, d)."""
-        qkv = layout.pad(F.linear(x, self.in_proj_weight, self.in_proj_bias))  # (b, m, 3 d)
-        q, k, v = qkv.unflatten(2, (3, self.heads, -1)).permute(
-            2, 0, 3, 1, 4
-        )  # 3 x (b, heads, m, d / heads)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=layout.mask)
-        return self.out_proj(layout.unpad(mixed.transpose(1, 2).flatten(2)))  # (b, m, d) -> (N, d)
-
-
-class Layer(nn.Module):
-    """One post-norm encoder layer with ReLU; hidden width 4 d."""
-
-    def __init__(self, dim: int, heads: int):
-        super().__init__()
-        self.self_attn = Attention(dim, heads)
-        self.linear1, self.linear2 = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-
-    def forward(self, x: Tensor, layout: "Layout") -> Tensor:
-        """(N, d) -> (N, d)."""
-        x = self.norm1(x + self.self_attn(x, layout))
-        return self.norm2(x + self.linear2(F.relu(self.linear1(x))))
-
-
-class Layout:
-    """Where the tokens of packed spots lie in the padded form.
-
-    Args:
-        lengths: tokens of each spot (b,), on the CPU.
-    """
-
-    def __init__(self, lengths: Tensor, device: str | torch.device):
-        self.shape = (len(lengths), int(lengths.max()))  # (b, m)
-        inside = torch.arange(self.shape[1]) < lengths[:, None]  # (b, m)
-        self.place = inside.flatten().nonzero()[:, 0].to(device)  # (N,) rows of the padded form
-        self.mask = (
-            None if inside.all() else inside[:, None, None].to(device)
-        )  # (b, 1, 1, m): which keys count
-        self.ends = lengths.cumsum(0).to(device)  # (b,)
-
-    def pad(self, x: Tensor, fill: float = 0.0) -> Tensor:
-        """(N, c) -> (b, m, c)."""
-        padded = x.new_full((self.shape[0] * self.shape[1], x.shape[1]), fill)
-        return padded.index_copy_(0, self.place, x).unflatten(0, self.shape)
-
-    def unpad(self, x: Tensor) -> Tensor:
-        """(b, m, c) -> (N, c)."""
-        return x.flatten(0, 1)[self.place]
-
-
 class Encoder(nn.Module):
     """All layers, and the norm after them."""
 
     def __init__(self, dim: int, depth: int, heads: int):
         super().__init__()
-        self.transformer_encoder = nn.ModuleList(Layer(dim, heads) for _ in range(depth))
+        self.transformer_encoder = nn.ModuleList(Layer(dim, heads, 4 * dim) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
@@ -214,23 +151,5 @@ def build_network(found: dict, name: str) -> ScFoundationNetwork:
         network = ScFoundationNetwork(*sizes)
     state = {key.removeprefix("model."): value for key, value in found["state_dict"].items()}
     state = {key: value for key, value in state.items() if not key.startswith(NOT_ENCODER)}
-    _same_keys(network, state, name)
-    network.load_state_dict(state, strict=True, assign=True)
+    load_exactly(network, state, f"{name} does not fit scFoundation's encoder", "models.ckpt")
     return network.requires_grad_(False).eval()
-
-
-def _same_keys(network: nn.Module, state: dict[str, Tensor], name: str) -> None:
-    wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    given = {key: tuple(value.shape) for key, value in state.items()}
-    missing, unknown = sorted(wanted.keys() - given), sorted(given.keys() - wanted)
-    other = [
-        f"{key} {given[key]}, not {wanted[key]}"
-        for key in wanted
-        if key in given and given[key] != wanted[key]
-    ]
-    if missing or unknown or other:
-        raise PekaError(
-            f"{name} does not fit scFoundation's encoder: missing {len(missing)} {missing[:3]}; "
-            f"unknown {len(unknown)} {unknown[:3]}; of another shape {len(other)} {other[:3]}. "
-            "Get models.ckpt again"
-        )

@@ -40,6 +40,32 @@ def load_safely(path: Path, mmap: bool = False):
     )
 
 
+def load_exactly(network: nn.Module, state: dict[str, torch.Tensor], begin: str, file: str) -> None:
+    """Give a network on the meta device these tensors; names and shapes must be equal.
+
+    Args:
+        begin: the message's first words, with the file and what it does not fit.
+        file: the name of the file to get again.
+
+    Raises:
+        PekaError: tensors are missing, unknown or of another shape.
+    """
+    wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    given = {key: tuple(value.shape) for key, value in state.items()}
+    missing, unknown = sorted(wanted.keys() - given), sorted(given.keys() - wanted)
+    other = [
+        f"{key} {given[key]}, not {wanted[key]}"
+        for key in wanted
+        if key in given and given[key] != wanted[key]
+    ]
+    if missing or unknown or other:
+        raise PekaError(
+            f"{begin}: missing {len(missing)} {missing[:3]}; unknown {len(unknown)} {unknown[:3]}; "
+            f"of another shape {len(other)} {other[:3]}. Get {file} again"
+        )
+    network.load_state_dict(state, strict=True, assign=True)
+
+
 def _why(error: Exception) -> str:
     """Why a file of weights does not load. Torch's own advice, an unsafe load, is not repeated."""
     text = str(error)

@@ -19,6 +19,7 @@ from .profile_checks import (
     checked_rung,
     own_encoders,
     with_paths,
+    with_teacher,
 )
 from .rungs import Rung, first_adapter
 
@@ -143,7 +144,8 @@ def load_profile(name: str, overrides: dict | None = None) -> Profile:
     """Read a profile and change some of its values; each is checked for its type and range.
 
     Paths in a file are relative to its folder, those in `overrides` to the working directory, and
-    `~` is the home folder. In the profile they are absolute.
+    `~` is the home folder. In the profile they are absolute. Another `teacher` starts with its own
+    options at their defaults.
 
     Args:
         name: a bundled profile, or the path of a YAML file of the same form.
@@ -155,6 +157,8 @@ def load_profile(name: str, overrides: dict | None = None) -> Profile:
     """
     path, _, _ = _find(name)
     values = read_values(name)
+    if isinstance(overrides, Mapping) and "teacher" in overrides:
+        values = with_teacher(values, overrides["teacher"])
     overrides = _overrides(overrides or {}, values)
     for key, value in overrides.items():
         _home(values, key)[key] = value

@@ -34,6 +34,7 @@ OPTION_RANGES = {  # of numbers among the options of sources and teachers
     "patients": FROM_2, "sections": FROM_1, "spots": FROM_1, "folds": FROM_2, "min_umi": FROM_0,
     "seed": SEED, "workers": FROM_1, "hidden": ("from 0 to 1", lambda v: 0 <= v <= 1),
     "n_components": FROM_1, "scale": ABOVE_0, "min_genes": FROM_0, "tokens": FROM_1,
+    "max_length": FROM_2, "draw_seed": SEED,
 }  # fmt: skip
 
 
@@ -66,6 +67,22 @@ def kinds_of(values: dict, group: str) -> dict[str, object]:
         known = ", ".join(TEACHERS)
         raise PekaError(f"teacher {values['teacher']!r} is unknown; there are {known}")
     return options_of(TEACHERS[values["teacher"]].__init__)
+
+
+def with_teacher(values: dict, name: str) -> dict:
+    """The values with another teacher, and its options at their defaults in place of the old ones.
+
+    An option with the name of a value of profiles, such as `seed`, is left out.
+    """
+    if name == values["teacher"]:
+        return values
+    values = values | {"teacher": name}
+    kinds_of(values, "teacher_options")  # refuses a name that does not exist
+    from ..teachers import TEACHERS
+
+    parameters = inspect.signature(TEACHERS[name]).parameters.values()
+    options = {p.name: p.default for p in parameters if p.name not in values}
+    return values | {"teacher_options": options}
 
 
 def with_paths(values: dict, folder: Path) -> dict:

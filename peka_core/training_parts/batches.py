@@ -28,7 +28,8 @@ def batches(
     """One epoch of shuffled batches: row numbers (b,) and tiles uint8 (b, h, w, 3).
 
     Args:
-        tiles: uint8 (n, h, w, 3), an array or a reader that takes an array of row numbers.
+        tiles: uint8 (n, h, w, 3), an array or a reader that takes an array of row numbers; or a
+            `TokenCache`, and then the batches are tokens (b, t, d).
         rows: row numbers of the spots of this epoch, (m,).
         flips: show each tile in a random one of its eight orientations.
         generator: random generator for the order and the orientations.
@@ -40,8 +41,9 @@ def batches(
     pin = ahead and torch.cuda.is_available()  # page-locked memory is copied faster to a GPU
 
     def read(piece: slice) -> tuple[np.ndarray, Tensor]:
-        pairs = zip(tiles[order[piece]], turns[piece], strict=True)
-        batch = torch.from_numpy(np.stack([orient(tile, turn) for tile, turn in pairs]))
+        if hasattr(tiles, "oriented"):  # a `TokenCache` has the tokens of each orientation
+            return order[piece], tiles.oriented(order[piece], turns[piece])
+        batch = torch.from_numpy(oriented(tiles[order[piece]], turns[piece]))
         return order[piece], batch.pin_memory() if pin else batch
 
     yield from in_turn(read, pieces(len(rows), batch_size), ahead)
@@ -74,6 +76,11 @@ def orient(tile: np.ndarray, turn: int) -> np.ndarray:
     tile = cv2.transpose(tile) if turn & 4 else tile
     flip = {1: 1, 2: 0, 3: -1}.get(int(turn) & 3)
     return tile if flip is None else cv2.flip(tile, flip)
+
+
+def oriented(tiles: np.ndarray, turns: np.ndarray) -> np.ndarray:
+    """Tiles uint8 (m, h, h, 3), each in its orientation (m,)."""
+    return np.stack([orient(tile, turn) for tile, turn in zip(tiles, turns, strict=True)])
 
 
 def in_batches(

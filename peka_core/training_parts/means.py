@@ -5,11 +5,11 @@ import math
 import torch
 from torch import Tensor
 
-LOSSES = ("kd", "struct", "mse", "total")
+LOSSES = ("kd", "struct", "total")
 
 
 def results_of_batch(losses: dict[str, Tensor], projected: Tensor, targets: Tensor) -> Tensor:
-    """Return n, n times each loss, and the squared error of r2, as a tensor (6,) on the device."""
+    """Return n, n times each loss, and the squared error of r2, as a tensor (5,) on the device."""
     error = _centred(projected.detach().float() - targets).square().sum()
     n, unknown = len(targets), error * math.nan  # a NaN on the device, so that nothing is copied
     values = [n * losses[name].detach() if name in losses else unknown for name in LOSSES]

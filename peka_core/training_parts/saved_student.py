@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 PARTS = {"adapter": "network.", "projector": "projector."}
 # fields of the recipe that card.json of a saved student holds
 ON_CARD = (
-    "block", "rank", "alpha", "layers", "hidden", "dropout", "projector", "reallocate", "pixels",
+    "block", "rank", "alpha", "layers", "last_blocks", "hidden", "dropout", "projector",
+    "reallocate", "pixels",
 )  # fmt: skip
 
 

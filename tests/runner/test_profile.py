@@ -47,6 +47,21 @@ def test_an_override_reaches_nested_and_flat_values_and_is_checked_as_a_written_
             load_profile("smoke", wrong)
 
 
+def test_another_teacher_has_its_own_options_and_the_seed_stays_that_of_the_profile():
+    for name in ("smoke", "hest-lung"):
+        profile = load_profile(
+            name, {"teacher": "scgpt", "draw_seed": 5, "unusable": "drop", "seed": 3}
+        )
+        found = [
+            profile.teacher_options[option] for option in ("draw_seed", "unusable", "min_genes")
+        ]
+        assert (profile.teacher, profile.seed, found) == ("scgpt", 3, [5, "drop", 0])
+        assert load_profile(name, {"teacher": "pca", "seed": 3}).seed == 3
+        for wrong in ({"teacher": "scgpt", "scale": 2.0}, {"teacher": "x"}, {"draw_seed": 5}):
+            with pytest.raises(PekaError):
+                load_profile(name, wrong)
+
+
 def test_a_profile_has_only_what_differs_from_its_base(tmp_path):
     text = "base: smoke\ntitle: mine\nsource_options: {spots: 20}\nrecipe: {epochs: 4}"
     mine, smoke = write(tmp_path, text + "\nchapters: {umap: true}"), load_profile("smoke")
