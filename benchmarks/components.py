@@ -7,6 +7,7 @@ Cohorts are drawn anew (cohorts.py), the first split is held out, each rung is t
 
 import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -33,11 +34,8 @@ def main() -> int:
         "--seeds", type=int, default=3, help="trainings of each rung in each cohort"
     )
     arguments = options.parse_args()
-    made = in_each(
-        arguments,
-        "components",
-        lambda work: seeds(work, RUNGS, SPLIT, tuple(range(arguments.seeds))),
-    )
+    study = partial(seeds, rungs=RUNGS, split=SPLIT, numbers=tuple(range(arguments.seeds)))
+    made = in_each(arguments, "components", study)
     values = pd.concat(
         [table.assign(cohort=seed) for seed, table in made.items()], ignore_index=True
     )

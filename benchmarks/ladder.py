@@ -8,6 +8,7 @@ tissue and its training data. The recipe is the demo's; the first split is held 
 """
 
 import sys
+from functools import partial
 
 import pandas as pd
 import yaml
@@ -36,9 +37,8 @@ def main() -> int:
         key: yaml.safe_load(value)
         for key, _, value in (item.partition("=") for item in arguments.p)
     }
-    made = in_each(
-        arguments, arguments.name, lambda work: studies.ladder(work, (SPLIT,)), overrides
-    )
+    study = partial(studies.ladder, splits=(SPLIT,))
+    made = in_each(arguments, arguments.name, study, overrides)
     table = replicate(made).assign(
         protocol="strict",
         scope="nested",

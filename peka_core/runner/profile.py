@@ -145,23 +145,28 @@ def load_profile(name: str, overrides: dict | None = None) -> Profile:
 
     Paths in a file are relative to its folder, those in `overrides` to the working directory, and
     `~` is the home folder. In the profile they are absolute. Another `teacher` starts with its own
-    options at their defaults.
+    options at their defaults, and `recipe` names one of `RECIPES`, which replaces the whole recipe;
+    other changes come on top.
 
     Args:
         name: a bundled profile, or the path of a YAML file of the same form.
         overrides: `{"epochs": 2, "sections": ["C2", "C3"]}`; nested values by their own name.
 
     Raises:
-        PekaError: the profile or the name of a value is unknown, the file holds no profile, or a
-            value does not fit.
+        PekaError: the profile, the recipe or the name of a value is unknown, the file holds no
+            profile, or a value does not fit.
     """
     path, _, _ = _find(name)
     values = read_values(name)
     if isinstance(overrides, Mapping) and "teacher" in overrides:
         values = with_teacher(values, overrides["teacher"])
+    if isinstance(overrides, Mapping) and "recipe" in overrides:
+        _refuse_unknown([overrides["recipe"]], RECIPES, "recipe")
+        values = values | {"recipe": dataclasses.asdict(RECIPES[overrides["recipe"]])}
     overrides = _overrides(overrides or {}, values)
     for key, value in overrides.items():
-        _home(values, key)[key] = value
+        if key != "recipe":
+            _home(values, key)[key] = value
     label, file = (name, name) if name in bundled() else (path.stem, str(path))
     with prefixed_errors(f"profile {label}"):
         return _checked(values, {"name": label, "overrides": overrides, "file": file})
@@ -225,7 +230,7 @@ def _refuse_unknown(names, known, what: str) -> None:
 
 def override_names(values: dict) -> list[str]:
     """The names that `-p name=value` may set in a profile's `values`."""
-    flat = [key for key in values if key not in (*GROUPS, "title", "source")]
+    flat = [key for key in values if key == "recipe" or key not in (*GROUPS, "title", "source")]
     return sorted(flat + [key for group in GROUPS for key in values[group]])
 
 

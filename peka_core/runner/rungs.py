@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from ..common.errors import PekaError
-from ..recipe import METHODS, Recipe
+from ..recipe import METHODS, RECIPES, Recipe
 
 TAUGHT_BY = ("teacher", "permuted_teacher", "genes")
 
@@ -55,16 +55,19 @@ def first_adapter(methods: tuple[str, ...]) -> str:
 def read_rung(values: dict) -> Rung:
     """A rung from a profile, such as `{name: L_KD only, recipe: {lambda_struct: 0.0}}`.
 
-    The method is bat where none is given.
+    The method is bat where none is given. `recipe: {like: beyond, epochs: 5}` starts from one of
+    `recipe.RECIPES` instead of the profile's recipe.
 
     Raises:
         PekaError: unknown keys, recipe values or teachers.
     """
     values = {"method": "bat"} | values
-    changes = values.pop("recipe", {})
+    changes = dict(values.pop("recipe", {}))
+    like = changes.pop("like", "")
     for name, given, known in (
         ("key", values, [f.name for f in dataclasses.fields(Rung)]),
         ("recipe value", changes, [f.name for f in dataclasses.fields(Recipe)]),
+        ("recipe after `like:`,", [like] if like else [], RECIPES),
         ("method", [values["method"]], METHODS),
         ("taught_by", [values.get("taught_by", "teacher")], TAUGHT_BY),
     ):
@@ -73,6 +76,7 @@ def read_rung(values: dict) -> Rung:
             raise PekaError(
                 f"rung {rung!r}: unknown {name} {', '.join(unknown)}; known: {', '.join(known)}"
             )
+    changes = (dataclasses.asdict(RECIPES[like]) if like else {}) | changes
     pairs = (
         (key, tuple(value) if isinstance(value, list) else value)
         for key, value in sorted(changes.items())

@@ -15,7 +15,7 @@ from ..runner.run import Run
 from ..runner.rungs import Rung
 
 ALL_SPLITS = "all of the protocol"
-PEKA = {"as_written": "bat", "as_run": "bone"}  # recipe -> the method that the paper calls PEKA
+PEKA = {"as_written": "bat", "as_run": "bone", "beyond": ""}  # recipe -> the paper's PEKA, if any
 TABLE_1_PEKA = {"liver": "uni"}  # the encoder of Table 1's PEKA; H-optimus-0 for other cohorts
 TABLES = {  # protocol -> the published tables that its scores stand beside, the first one first
     "peka_paper": ("Table 2", "Table 1"),
@@ -46,14 +46,14 @@ def paper_cohort(work: Run) -> str:
     """Which of the paper's cohorts a run scores, or "".
 
     Such a run has all HEST-1k slides of the index that the paper used, the pinned scFoundation as
-    the authors use it, and a recipe of `RECIPES` (with any batch size).
+    the authors use it, and one of the paper's two recipes (with any batch size).
     """
     profile, options = work.profile, work.profile.source_options
     as_the_paper = (
         profile.source == "hest"
         and not options.get("index")
         and not options.get("leave_out")
-        and name_of_recipe(profile.recipe)
+        and PEKA.get(name_of_recipe(profile.recipe))
         and profile.teacher == scfoundation.SOURCE
         and scfoundation.as_authors(profile.teacher_options)
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import anndata
 import numpy as np
@@ -28,16 +29,22 @@ def test_a_cohort_names_its_ids_in_a_column_that_all_sections_share(tiny_cohort)
         teacher().embed(open_cohort(tiny_cohort).adata(join="outer"))
 
 
-def test_a_student_is_taught_by_it(work, tmp_path):
+def geneformer_files(work, folder) -> dict[str, str]:
+    """Options that name drawn weights, and tables with the genes of a run."""
     names = [name.upper() for name in work.cohort().adata().var_names[:400]]
     special = ["<pad>", "<mask>", "<cls>", "<eos>"]
     tables = {"token_dictionary": {name: i for i, name in enumerate(special + names)}}
     tables |= {"gene_medians": dict.fromkeys(names, 1.5), "gene_mapping": dict(zip(names, names))}
     own = files_of("V2")
     for option, table in tables.items():
-        own[option] = tmp_path / f"{option}.json"
+        own[option] = folder / f"{option}.json"
         own[option].write_text(json.dumps(table))
-    options = {name: str(path) for name, path in own.items()} | {"emb_mode": "cell"}
+    return {name: str(path) for name, path in own.items()}
+
+
+def test_a_student_is_taught_by_it(work, tmp_path):
+    own = geneformer_files(work, tmp_path)
+    options = own | {"emb_mode": "cell"}
     profile = dataclasses.replace(work.profile, teacher="geneformer", teacher_options=options)
     taught = dataclasses.replace(work, profile=profile)
     made = stages.teacher(taught, "patients/0")
@@ -46,7 +53,7 @@ def test_a_student_is_taught_by_it(work, tmp_path):
     scores = stages.score(taught, "bat", PROTOCOLS["strict"], splits=("patients/0",)).scores
     assert np.isfinite(scores["pcc"]).any()
     name, moved = taught.teacher_name, tmp_path / "moved.json"
-    moved.write_bytes(own["gene_medians"].read_bytes())
+    moved.write_bytes(Path(own["gene_medians"]).read_bytes())
     again = lambda **more: (
         dataclasses.replace(
             taught, profile=dataclasses.replace(profile, teacher_options=options | more)

@@ -10,11 +10,16 @@ from peka_core.protocols import PROTOCOLS
 from peka_core.runner import stages
 
 
-def test_a_student_of_smoke_is_taught_and_scored(work, tmp_path):
-    genes, own = work.cohort().adata().var_names, tmp_path / "vocab.json"
+def scgpt_files(work, folder) -> dict[str, str]:
+    """Options that name drawn weights and a vocabulary with the genes of a run."""
+    genes, own = work.cohort().adata().var_names, folder / "vocab.json"
     names = [*genes, *(f"unnamed_{i}" for i in range(1_497 - len(genes))), *SPECIAL]
     own.write_text(json.dumps({name: i for i, name in enumerate(names)}))
-    files = {option: str(path) for option, path in (OWN | {"vocabulary": own}).items()}
+    return {option: str(path) for option, path in (OWN | {"vocabulary": own}).items()}
+
+
+def test_a_student_of_smoke_is_taught_and_scored(work, tmp_path):
+    files = scgpt_files(work, tmp_path)
 
     def taught_with(**options):
         changes = {"teacher": "scgpt", "teacher_options": files | options}

@@ -42,7 +42,10 @@ def test_an_override_reaches_nested_and_flat_values_and_is_checked_as_a_written_
     assert (profile.recipe.epochs, profile.source_options["patients"], profile.seed) == (7, 8, 3)
     assert profile.methods == ("bone",) and profile.overrides == changes and profile.chapters.umap
     assert load_profile("smoke").recipe.epochs != 7
-    for wrong in ({"epoch": 2}, {"lr": "1e-4"}, {"patients": "4"}, {"recipe": {}}):
+    named = load_profile("smoke", {"epochs": 7, "recipe": "beyond"}).recipe
+    assert named == dataclasses.replace(RECIPES["beyond"], epochs=7)
+    unknown = {"recipe": "beyonder"}
+    for wrong in ({"epoch": 2}, {"lr": "1e-4"}, {"patients": "4"}, {"recipe": {}}, unknown):
         with pytest.raises(PekaError):
             load_profile("smoke", wrong)
 
@@ -74,6 +77,9 @@ def test_a_profile_has_only_what_differs_from_its_base(tmp_path):
     assert load_profile(child).recipe == profile.recipe
     like = load_profile(write(tmp_path, "base: smoke\nrecipe: {like: as_run, block: 16}"))
     assert like.recipe == dataclasses.replace(RECIPES["as_run"], block=16)
+    text = "base: smoke\nladder: [{recipe: {like: beyond, epochs: 3}}]"
+    (rung,) = load_profile(write(tmp_path, text)).ladder
+    assert rung.change(like.recipe) == dataclasses.replace(RECIPES["beyond"], epochs=3)
 
 
 WRONG = [  # on top of smoke
@@ -81,7 +87,8 @@ WRONG = [  # on top of smoke
     "chapters: {chapter: 1}", "chapters: {few: {patients: 4}}", "methods: bat", "methods: [none]",
     "teacher_options: {components: 3}", "source_options: {patient: 3}",
     "source_options: {hidden_cues: 2}", "others: [{method: none, share: 0}]",
-    "ladder: [{recipe: {learning: 1}}]", "ladder: [{methd: bat}]", "ladder: [{taught_by: me}]",
+    "ladder: [{recipe: {learning: 1}}]", "ladder: [{recipe: {like: as_ran}}]",
+    "ladder: [{methd: bat}]", "ladder: [{taught_by: me}]",
 ]  # fmt: skip
 KEYS = re.compile(r"\w+(?=:)")  # the message names one of them
 NAMED = {f"base: smoke\n{line}": f"mine.*({'|'.join(KEYS.findall(line))})" for line in WRONG}

@@ -43,7 +43,7 @@ def test_seeds_train_again_on_the_same_tissue_and_are_compared_by_patient(tmp_pa
         made.update(seed=work.profile.seed, expected=paired(*both)["values"].to_dict())
         return table
 
-    asked = Namespace(first=1001, cohorts=1)
+    asked = Namespace(first=1001, cohorts=1, jobs=1)
     ((cohort, table),) = cohorts.in_each(asked, "tiny", study, SMALL).items()
     grid = table.pivot(index="patient", columns="seed", values="difference")
     assert cohort == 1001 and grid[0].to_dict() == pytest.approx(made["expected"], nan_ok=True)

@@ -11,6 +11,7 @@ from peka_core.common import folders
 from peka_core.common.errors import PekaError
 from peka_core.common.files import sha256
 from peka_core.protocols import PROTOCOLS
+from peka_core.recipe import RECIPES
 from peka_core.runner import stages
 from peka_core.runner.profile import load_profile
 from peka_core.studies import paper_tables, tables
@@ -127,18 +128,20 @@ def test_only_the_papers_own_experiment_counts(work, tmp_path):
         ({}, "lung"), ({"source_options": {}}, "breast"), ({"recipe": as_run.recipe}, "lung"),
         (recipe(batch_size=16), "lung"), ({"teacher_options": as_run.teacher_options}, "lung"),
         (source(index="mine.csv"), ""), (source(leave_out=["TENX1"]), ""), ({"teacher": "pca"}, ""),
-        (recipe(epochs=1), ""), (options(checkpoint=str(checkpoint)), ""),
-        (options(precision="bfloat16"), ""),
+        (recipe(epochs=1), ""), ({"recipe": RECIPES["beyond"]}, ""),
+        (options(checkpoint=str(checkpoint)), ""), (options(precision="bfloat16"), ""),
     ):  # fmt: skip
         run = dataclasses.replace(work, profile=dataclasses.replace(hest, **changes))
         assert paper_tables.paper_cohort(run) == expected, changes
 
 
-@pytest.mark.parametrize(("recipe", "method"), [("as_written", "bat"), ("as_run", "bone")])
+@pytest.mark.parametrize(("recipe", "method"), [
+    ("as_written", "bat"), ("as_run", "bone"), ("beyond", None),
+])  # fmt: skip
 def test_the_papers_peka_is_bat_as_written_and_bone_as_run(recipe, method):
     others = {"bat": "bat", "bone": "bone", "lora": "lora", "frozen": "none"}
     names = {name: paper_tables.method_of(name, recipe) for name in others}
-    assert names == others | {method: "PEKA"}
+    assert names == others | ({method: "PEKA"} if method else {})
 
 
 def test_a_students_scores_name_the_weights_behind_them(work):
