@@ -5,6 +5,7 @@
 # make her2st   the same experiment on real public tissue, in runs/her2st
 # make smoke    all chapters on very little tissue in a minute, in runs/smoke
 # make ladder   which part of PEKA did the work? all studies on the demo, about an hour
+# make scvi     install the library of the teacher scvi: peka run demo --run scvi -p teacher=scvi
 # make lab      open the notebooks in JupyterLab
 # make publish  run demo and her2st again, and put their notebooks and tables into the repository
 # make clean    remove .venv and caches, but not runs/
@@ -15,7 +16,7 @@ ARGS ?=
 WORKERS ?= 2
 BIN := .venv/bin
 
-.PHONY: help demo test lint weekly her2st smoke ladder lab publish clean
+.PHONY: help demo test lint weekly her2st smoke ladder scvi lab publish clean
 .DEFAULT_GOAL := help
 
 help:
@@ -31,6 +32,9 @@ ladder: .venv/.core
 	$(BIN)/peka ladder demo --run ladder $(ARGS)
 	cp runs/ladder/results/ladder*.csv results/
 	$(BIN)/python scripts/cite.py --write
+
+scvi: .venv/.core
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[scvi]'
 
 lab: .venv/.core
 	$(BIN)/jupyter lab notebooks $(ARGS)

@@ -1,7 +1,8 @@
 """Teachers: counts -> X_teacher (n, d_t) and pseudo-labels, fitted on training spots.
 
-`scfoundation` is the paper's teacher; `pca` is ours and needs no download; others in `TEACHERS` are
-published models, too. The pseudo-labels are the classes of L_struct (Eq. 6).
+`scfoundation` is the paper's teacher; `pca` is ours and needs no download; `scvi` is trained here
+with the library scvi-tools; others in `TEACHERS` are published models. The pseudo-labels are the
+classes of L_struct (Eq. 6).
 """
 
 import warnings
@@ -21,6 +22,7 @@ from .genes import log_cp10k
 from .models.geneformer import Geneformer  # they import torch only when they embed spots
 from .models.scfoundation import ScFoundation
 from .models.scgpt import ScGpt
+from .models.scvi import Scvi  # it imports scvi-tools only when it is fitted
 
 
 class Teacher(Protocol):
@@ -131,6 +133,7 @@ TEACHERS: dict[str, type[Teacher]] = {
     "scfoundation": ScFoundation,
     "scgpt": ScGpt,
     "geneformer": Geneformer,
+    "scvi": Scvi,
 }
 
 

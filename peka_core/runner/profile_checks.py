@@ -34,7 +34,7 @@ OPTION_RANGES = {  # of numbers among the options of sources and teachers
     "patients": FROM_2, "sections": FROM_1, "spots": FROM_1, "folds": FROM_2, "min_umi": FROM_0,
     "seed": SEED, "workers": FROM_1, "hidden": ("from 0 to 1", lambda v: 0 <= v <= 1),
     "n_components": FROM_1, "scale": ABOVE_0, "min_genes": FROM_0, "tokens": FROM_1,
-    "max_length": FROM_2, "draw_seed": SEED,
+    "max_length": FROM_2, "draw_seed": SEED, "n_latent": FROM_1, "max_epochs": FROM_1,
 }  # fmt: skip
 
 
