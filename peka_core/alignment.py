@@ -8,7 +8,7 @@ for the method `full`. The teacher is not here; its embeddings arrive as `data.t
 
 import math
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -66,13 +66,13 @@ def align(
 
     Raises:
         PekaError: the data do not fit the student or the recipe, a training loss is not finite, or
-            the checkpoint is of another method or recipe. (Seed and data are not compared: give
-            each alignment a file of its own.)
+            the checkpoint is of another method, recipe, seed or data. (Tiles are not compared.)
             If a GPU has too little memory, the message has a batch size that fits
             (training_parts/memory.py). A smaller batch would change the result, so the user
             decides. Trial steps have changed the student by then, so make a new one.
     """
     data.check(student, recipe)
+    digest = data.digest()
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     train, validation = data.draw_validation(recipe, generator)
@@ -90,7 +90,8 @@ def align(
     steps = recipe.epochs * math.ceil(len(train) / recipe.batch_size)
     student.rank_schedule.start(steps)
 
-    state = TrainingState(student, classifier, optimiser, generator, recipe)
+    made_for = {"method": student.method, "recipe": asdict(recipe), "seed": seed, "data": digest}
+    state = TrainingState(student, classifier, optimiser, generator, made_for)
     if checkpoint is not None and Path(checkpoint).exists():
         state.load(checkpoint)
     name, disable_bar = f"align {student.method}", not progress

@@ -1,5 +1,6 @@
 """What a student learns from, checked before training starts, and which spots validate it."""
 
+import hashlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -75,6 +76,14 @@ class TrainingData:
                 f"labels of the training spots must be whole numbers from 0 to {recipe.k - 1} "
                 f"(k = {recipe.k} in the recipe): look at the spots without a label"
             )
+
+    def digest(self) -> str:
+        """Twelve hex digits that name the training spots, their targets, labels and groups."""
+        total = hashlib.sha256(np.asarray(self.rows, np.int64).tobytes())
+        for values, kind in ((self.targets, np.float32), (self.labels, np.int64)):
+            total.update(np.asarray(values)[self.rows].astype(kind).tobytes())
+        total.update("\n".join(map(str, np.asarray(self.groups)[self.rows])).encode())
+        return total.hexdigest()[:12]
 
     def on(self, device: str) -> "TrainingData":
         """The same data with targets (float32) and labels (int64) as tensors on a device."""

@@ -199,6 +199,12 @@ def test_a_killed_alignment_goes_on_from_the_last_epoch_with_the_same_result(
     for other in (("bone", recipe), (method, replace(recipe, tau=2.0))):
         with pytest.raises(PekaError, match="checkpoint of"):
             train(data, *other, checkpoint=path)
+    changed = np.array(data.targets)
+    changed[data.rows[0]] += 1e-3
+    for other, seed in ((data, 1), (replace(data, targets=changed), 0)):
+        student = Student(tiny_encoder(64), method, 4, recipe)
+        with pytest.raises(PekaError, match="checkpoint of"):
+            align(student, other, recipe, seed=seed, checkpoint=path, progress=False)
     torch.manual_seed(77)
     resumed, again = train(data, method, recipe, checkpoint=path)
     assert again.drop(columns="seconds").equals(history.drop(columns="seconds"))

@@ -1,6 +1,5 @@
 """The state of an alignment after an epoch, and the file from which it can be resumed."""
 
-import dataclasses
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +12,6 @@ from ..common.files import write_whole
 from ..models.weight_files import load_safely
 
 if TYPE_CHECKING:
-    from ..recipe import Recipe
     from ..student import Student
 
 NUMBERS = ("history", "step", "lowest", "kept", "best")
@@ -21,6 +19,10 @@ NUMBERS = ("history", "step", "lowest", "kept", "best")
 
 class TrainingState:
     """Everything that changes while a student is trained.
+
+    Args:
+        made_for: what the alignment depends on. A checkpoint that was made for something else is
+            refused.
 
     Attributes:
         history: one entry for each finished epoch.
@@ -34,9 +36,9 @@ class TrainingState:
         classifier: nn.Module,
         optimiser: torch.optim.Optimizer,
         generator: torch.Generator,
-        recipe: "Recipe",
+        made_for: dict,
     ):
-        self.made_for = {"method": student.method, "recipe": dataclasses.asdict(recipe)}
+        self.made_for = made_for
         self.student, self.classifier = student, classifier
         self.optimiser, self.generator = optimiser, generator
         self.history: list[dict] = []
@@ -74,16 +76,17 @@ class TrainingState:
         """Continue from a file that `save` wrote.
 
         Raises:
-            PekaError: the file is damaged, or another method or recipe wrote it.
+            PekaError: the file is damaged, or it was made for another alignment.
         """
         # Everything is loaded on the CPU. Adam's step counts must stay there, because
         # reading each of them from a GPU would slow down each step.
         state = load_safely(Path(path))
-        if state.get("made_for") != self.made_for:
-            found = state.get("made_for", "something else")
+        found = state.get("made_for", {})
+        if found != self.made_for:
+            differ = [name for name in self.made_for if found.get(name) != self.made_for[name]]
             raise PekaError(
-                f"{path} is a checkpoint of {found}, not of {self.made_for}: give this alignment "
-                "a file of its own"
+                f"{path} is the checkpoint of another alignment: {', '.join(differ)} differ. Give "
+                "this alignment a file of its own."
             )
         self.student.load_state_dict(state["weights"], strict=False)
         self.classifier.load_state_dict(state["classifier"])
