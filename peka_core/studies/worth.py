@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-import scanpy as sc
 from scipy import sparse
 from sklearn.neighbors import kneighbors_graph
 from sklearn.preprocessing import StandardScaler
@@ -49,7 +48,8 @@ def with_neighbours(
     """Features beside the mean features of the `k` nearest spots of the same section, `(n, 2d)`.
 
     No count is read, so a new slide can have them too. A section with fewer other spots takes what
-    there is; a spot that is alone in its section takes its own features twice.
+    there is; a spot that is alone in its section takes its own features twice. The head keeps at
+    most 256 components of both halves together.
 
     Args:
         features: (n, d).
@@ -69,11 +69,14 @@ def half_the_patients(features: np.ndarray, seed: int = 0, share: float = 0.5) -
     """The head fitted on a random half of the training patients (sections, if it is one patient).
 
     Of an odd number, half is rounded. The head's penalty is chosen on this half too, and the target
-    genes are those of all training patients.
+    genes are those of all training patients. A split with one training section has no half, so its
+    predictions are NaN and its PCC is undefined.
     """
 
     def predict(task: Task, train: np.ndarray, test: np.ndarray) -> ByAlpha:
         seen = training_spots(task.obs, task.split.train, share, seed)
+        if np.array_equal(seen, task.split.train):
+            return {"chosen": (np.nan, np.full((len(test), len(task.genes)), np.nan))}
         return predict_with_head(features, replace(task, split=replace(task.split, train=seen)))
 
     return predict
@@ -156,16 +159,10 @@ def gains(
     rows = []
     for label, (kind, scores, base), made in pairs:
         for genes in frozen.scores["genes"].unique():
-            row = {
-                "label": label,
-                "kind": kind,
-                "genes": genes,
-                "base": _level(base, genes, scheme),
-            }
-            difference = paired(scores, base, genes, scheme)
-            del difference["values"]
-            rows.append(row | difference | made)
-    table = _named(work, pd.DataFrame(rows), splits)
+            row = {"label": label, "kind": kind, "genes": genes}
+            row["base"] = _level(base, genes, scheme)
+            rows.append(row | paired(scores, base, genes, scheme) | made)
+    table = _named(work, pd.DataFrame(rows).drop(columns="values"), splits)
     return table.assign(scope=np.where(table["kind"] == "alignment", table["scope"], "none"))
 
 
@@ -174,6 +171,26 @@ def _level(scores: pd.DataFrame, genes: str, scheme: str) -> float:
     of_scheme = scores[(scores["scheme"] == scheme) & (scores["genes"] == genes)]
     rows = of_scheme.query("pooling == 'section' and alpha == 'chosen'")
     return rows.groupby("patient")["pcc"].mean().mean()
+
+
+def gearys_c(graph: sparse.csr_matrix, values: np.ndarray) -> np.ndarray:
+    """Geary's C (g,) of values (m, g) on a graph (m, m): near 0 if neighbours are alike, else 1.
+
+    It is the mean squared difference of neighbours over twice the variance, with m - 1 below it.
+    """
+    i, j = graph.nonzero()
+    apart = np.square(values[i] - values[j]).mean(0)  # (g,)
+    return apart / (2 * values.var(0, ddof=1))
+
+
+def morans_i(graph: sparse.csr_matrix, values: np.ndarray) -> np.ndarray:
+    """Moran's I (g,) of values (m, g) on a graph (m, m): near 1 if neighbours are alike, else 0.
+
+    It is the mean product of neighbours' deviations from the mean, over the variance.
+    """
+    i, j = graph.nonzero()
+    centred = values - values.mean(0)
+    return (centred[i] * centred[j]).mean(0) / values.var(0)
 
 
 def predictability(
@@ -202,17 +219,15 @@ def predictability(
         varies. It is constant in `constant` further ones. Columns: predictability: -ln of Geary's C
         on the graph of features; moran: Moran's I on the graph of places; sections, constant.
     """
-    scaled, metrics = StandardScaler().fit_transform(features), sc.metrics
+    scaled = StandardScaler().fit_transform(features)
     members = [np.flatnonzero(samples == section) for section in pd.unique(samples)]
     members = [rows for rows in members if len(rows) > max(k, k_spatial) + 1]
     found = np.full((2, log.shape[1], len(members)), np.nan)  # (geary and moran, g, sections)
     for i, rows in enumerate(members):
         varies = np.ptp(log[rows], axis=0) > 0  # (g,)
-        values = np.ascontiguousarray(log[rows][:, varies].T, np.float64)  # (v, m)
-        if varies.any():
-            geary = metrics.gearys_c(nearest_graph(scaled[rows], k), values)  # (v,)
-            found[0, varies, i] = -np.log(geary)
-            found[1, varies, i] = metrics.morans_i(nearest_graph(spatial[rows], k_spatial), values)
+        values = log[rows][:, varies].astype(np.float64)  # (m, v)
+        found[0, varies, i] = -np.log(gearys_c(nearest_graph(scaled[rows], k), values))
+        found[1, varies, i] = morans_i(nearest_graph(spatial[rows], k_spatial), values)
     names, sections = ("predictability", "moran"), np.isfinite(found[0]).sum(-1)
     table = pd.DataFrame(dict(zip(names, mean_defined(found), strict=True)))
     return table.assign(sections=sections, constant=len(members) - sections)
@@ -226,6 +241,12 @@ def gene_table(
     Predictability, Moran's I and ceiling use all held-out spots of the scored splits, whereas a
     PCC is of the splits that have this gene as a target. The frozen encoder's features are behind
     predictability and behind its PCC, so the two are related by construction.
+
+    Args:
+        work: a run.
+        aligned: the student. `frozen` where nothing is aligned; then both PCCs are the same.
+        splits: names of the splits that are scored, by default all.
+        k: neighbours in the graph of features.
 
     Returns:
         Columns: gene, group; frozen, aligned: PCC, mean over n patients; the columns of
@@ -243,7 +264,7 @@ def gene_table(
     log = log_cp10k(adata[:, columns_of(adata.var_names, genes)])  # (m, g)
     x, samples = stages.space_of(work, "frozen")[rows], adata.obs["sample"].to_numpy()
     found = predictability(log, x, np.asarray(adata.obsm["spatial"]), samples, k)
-    ceiling = split_half_ceiling(adata, genes, seed=work.profile.seed)["by_gene"]
+    ceiling = split_half_ceiling(adata, genes, repeats=2, seed=work.profile.seed)["by_gene"]
     table = table.join(found.set_index(table.index)).assign(ceiling=ceiling)
     table = table.assign(method=rung.method, space=rung.space)
     return _named(work, table.reset_index(), splits).assign(**tables.made_by(frozen, student, work))

@@ -6,35 +6,38 @@ from scipy.stats import spearmanr
 
 from .. import figures
 
+LABELS = {
+    "predictability": "predictability from the image, −ln of Geary's C",
+    "moran": "Moran's I on the tissue",
+    "ceiling": "highest PCC that counting noise allows",
+}
+
 
 def gene_scatter(
-    table: pd.DataFrame, ax: plt.Axes | None = None, x: str = "predictability", method: str = "bat"
+    table: pd.DataFrame, ax: plt.Axes | None = None, x: str = "predictability"
 ) -> plt.Axes:
     """PCC of each gene, frozen and aligned, against its predictability; a line joins its two dots.
 
-    `table` has the columns `frozen`, `aligned` and `x` (`worth.gene_table`). The legend has
-    Spearman's rank correlation of score and `x`.
+    The legend has Spearman's rank correlation of PCC and `x`, if at least three genes have both.
+
+    Args:
+        table: `worth.gene_table`. If its method is `none`, the frozen encoder is shown alone.
+        ax: axes, by default new ones.
+        x: the column on the x axis: predictability, moran or ceiling.
     """
-    labels = {
-        "predictability": "predictability from the image, −ln of Geary's C",
-        "moran": "Moran's I on the tissue",
-        "ceiling": "PCC that noise of counting allows",
-    }
-    ax, color = figures.axes(ax, 6.5, 3.8), figures.PALETTE.get(method, figures.OTHER)
-    genes = table.dropna(subset=[x, "frozen", "aligned"])
+    method = table["method"].iloc[0]
+    shown = [("frozen", "frozen", "o", figures.PALETTE["frozen"])]
+    if method != "none":
+        color = figures.PALETTE.get(method, figures.OTHER)
+        shown.append(("aligned", f"aligned: {method}", "D", color))
+    ax, genes = figures.axes(ax, 5, 3.6), table.dropna(subset=[x, "frozen", "aligned"])
     ax.vlines(genes[x], genes["frozen"], genes["aligned"], color="#BBBBBB", lw=1, zorder=1)
-    for column, label, marker, shade in (
-        ("frozen", "frozen", "o", figures.PALETTE["frozen"]),
-        ("aligned", f"aligned: {method}", "D", color),
-    ):
-        rank = spearmanr(genes[x], genes[column]).statistic
-        label = f"{label} (rank correlation {rank:.2f})"
-        ax.plot(genes[x], genes[column], marker, ls="", ms=4, color=shade, label=label)
+    for column, label, marker, color in shown:
+        if len(genes) > 2:
+            label += f", rank correlation {spearmanr(genes[x], genes[column]).statistic:.2f}"
+        ax.plot(genes[x], genes[column], marker, ls="", ms=4, color=color, label=label)
     ax.axhline(0, color="grey", lw=0.8)
-    ax.axvline(0, color="grey", lw=0.8, ls=":")
-    dropped = len(table) - len(genes)
-    left_out = f", {dropped} without a value left out" if dropped else ""
-    title = f"{len(genes)} genes, held-out patients{left_out}"
-    ax.set(xlabel=labels.get(x, x), ylabel="PCC", title=title)
+    left_out = f" of {len(table)}" if len(genes) < len(table) else ""
+    ax.set(xlabel=LABELS[x], ylabel="PCC", title=f"{len(genes)}{left_out} genes, held-out spots")
     ax.legend(fontsize="x-small", loc="best")
     return ax

@@ -10,7 +10,7 @@ from fake_cohort import STRICT, draw, sklearn_head
 from peka_core.evaluation import evaluate
 from peka_core.runner import stages
 from peka_core.statistics import paired
-from peka_core.studies import worth
+from peka_core.studies import worth, worth_figures
 from peka_core.targets import training_spots
 from peka_core.tasks import make_tasks
 
@@ -63,11 +63,27 @@ def test_half_the_patients_fit_the_head_and_the_oracle_penalty_is_never_beaten()
     predicted = worth.half_the_patients(x, 3)(task, *task.rows)["chosen"][1]
     expected = sklearn_head(x[half], task.targets[half], x[test])
     np.testing.assert_allclose(predicted, expected, atol=1e-5)
+    few = draw(patients=2, sections=1)  # one training section has no half
+    split = make_tasks(few, fixed)[0]
+    assert np.isnan(worth.half_the_patients(few.features)(split, *split.rows)["chosen"][1]).all()
     tasks = make_tasks(cohort, STRICT)
     best = evaluate(cohort, worth.oracle_alpha(x), STRICT, tasks).scores
     rivals = [evaluate(cohort, x, STRICT, tasks, alpha).scores for alpha in STRICT.alphas]
     ahead = pd.DataFrame([paired(best, rival)["values"] for rival in rivals])  # (alphas, patients)
     assert (ahead.min() > -1e-9).all() and (ahead.min() < 1e-9).all() and ahead.max().min() > 0
+
+
+def test_a_scatter_shows_genes_with_both_values_and_without_a_student_the_frozen_encoder_alone():
+    x, frozen, aligned = [0.1, 0.3, 0.2, np.nan], [0.2, 0.5, 0.4, 0.3], [0.1, 0.2, 0.3, 0.4]
+    values = {"predictability": x, "frozen": frozen, "aligned": aligned}
+    table, order = pd.DataFrame(values), ["frozen", "aligned"]
+    for method, columns in (("bat", order), ("none", order[:1])):
+        ax = worth_figures.gene_scatter(table.assign(method=method))
+        dots = [line.get_ydata().tolist() for line in ax.lines if len(line.get_xdata()) == 3]
+        assert dots == [values[column][:3] for column in columns]
+        words = [text.get_text() for text in ax.get_legend().get_texts()]
+        assert [float(word.split()[-1]) for word in words] == [1.0, 0.5][: len(columns)]
+        assert "3 of 4 genes" in ax.get_title()
 
 
 def test_tables_of_a_run_have_each_gain_and_each_gene(work):
@@ -88,4 +104,6 @@ def test_tables_of_a_run_have_each_gain_and_each_gene(work):
     genes = worth.gene_table(work).set_index("gene")
     assert dict(genes["aligned"]) == dict(scored["bat"].genes.set_index("gene")["pcc"])
     assert (genes["sections"] + genes["constant"] == 4).all()
+    alone = worth.gene_table(work, "frozen").set_index("gene")
+    assert dict(alone["aligned"]) == dict(alone["frozen"]) == dict(genes["frozen"])
     assert genes["ceiling"].max() <= 1 and genes["ceiling"].nunique() > 10
