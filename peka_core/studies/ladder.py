@@ -25,7 +25,7 @@ from ..runner import stages
 from ..runner.run import Run
 from ..runner.rungs import Rung
 from ..statistics import over_patients, paired
-from . import tables
+from . import comparisons, tables
 
 
 def student(method: str = "bat", **changes: Any) -> Rung:
@@ -63,6 +63,7 @@ SWITCHES = {  # from the paper as written to its code as run, one change at a ti
 }
 SHARES = (0.25, 0.5, 0.75, 1.0)
 LAMBDAS = (0.0, 0.25, 0.5, 0.75, 1.0)  # weight of L_KD; L_struct has the rest
+LOSSES, LAST_BLOCKS = comparisons.losses(), comparisons.last_blocks()
 ALPHAS = tuple(10.0**power for power in range(-1, 6))
 
 
@@ -240,5 +241,7 @@ STUDIES: dict[str, tuple[Study, int | None]] = {  # name -> study, and the numbe
     "ladder_cues": (cue_shares, 2),
     "ladder_alpha": (alphas, 2),
     "ladder_forgetting": (forgetting, None),
+    "ladder_losses": (lambda work, splits: comparisons.compare(work, LOSSES, splits), 1),
+    "ladder_last_blocks": (lambda work, splits: comparisons.compare(work, LAST_BLOCKS, splits), 1),
 }
-DRAWN_ONLY = ("ladder_cues", "ladder_forgetting")
+DRAWN_ONLY = ("ladder_cues", "ladder_forgetting", "ladder_last_blocks")
