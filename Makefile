@@ -55,8 +55,9 @@ lint: .venv/.test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-weekly: .venv/.test
+weekly: .venv/.test scvi
 	$(BIN)/python -m pytest -m weekly $(ARGS)
+	$(BIN)/python -m pytest tests/models/test_scvi.py $(ARGS)
 
 .venv/.core: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "installing peka_core and its pinned dependencies into .venv (some minutes on first use) ..."
