@@ -17,12 +17,23 @@ from ..common.errors import PekaError
 from ..encoders import Encoder, embeds_in_bfloat16
 from ..models import own_file
 from ..models.encoder_files import check_names, location, manifest_entries
+from ..models.scvi import MAX_EPOCHS
 from ..recipe import METHODS, Recipe
 from ..runner.profile import Profile
 from ..student import Student
 from ..teachers import TEACHERS
 from .doctor import room
-from .needs import TOKENS, bytes_of, meta_encoder, size_of, teacher_bytes, teacher_dim, work_of
+from .needs import (
+    GENES,
+    OTHER_GENES,
+    TOKENS,
+    bytes_of,
+    meta_encoder,
+    size_of,
+    teacher_bytes,
+    teacher_dim,
+    work_of,
+)
 
 
 class Gpu(NamedTuple):
@@ -60,6 +71,7 @@ TEACHER_NETWORKS = {  # title, width, hidden width and layers of teachers (model
     "V1-10M": ("Geneformer V1-10M", 256, 2 * 256, 6),
     "V2-316M": ("Geneformer V2-316M", 1152, 4 * 1152, 18),
 }
+SCVI_SECONDS = (35e-6, 1.4e-7)  # of a spot and epoch on one core; more for each gene (measured)
 CONTEXT_GB = 1.0  # CUDA itself, and its workspace
 _aten = torch.ops.aten
 ATTENTION = {  # fused attention on the CPU, which the counter does not know
@@ -187,6 +199,7 @@ def plan(profile: Profile, gpu: str = "A100", weights: dict[str, str] | None = N
             f"\nhours at {SHARE:.0%} of the peak of {gpu} ({peaks}), without head and figures",
             f"({MEASURED}: training takes 1.3 to 1.7 times these hours)",
             *_hours(profile, work, encoders, costs, card),
+            *_scvi_minutes(profile, spots),
             "\nmemory and disk of this machine",
             *checks,
             "\nmemory of a training step",
@@ -222,6 +235,17 @@ def _hours(profile: Profile, work: list, encoders: dict, costs: dict, card: Gpu)
         f"{title:<56} {f'{flops / 1e15:,.3g}':>10} PFLOP {f'{seconds / SHARE / 3600:.2g}':>8} h"
         for title, flops, seconds in table
     ]
+
+
+def _scvi_minutes(profile: Profile, spots: int) -> list[str]:
+    """A line with the minutes of the teacher scvi, which is trained on a CPU; none for others."""
+    if profile.teacher != "scvi":
+        return []
+    epochs = profile.teacher_options.get("max_epochs", MAX_EPOCHS)
+    base, each = SCVI_SECONDS
+    seconds = spots * epochs * (base + each * GENES.get(profile.source, OTHER_GENES))
+    most = f"at most {seconds / 60:,.1f} minutes on one core for each set of training spots"
+    return [f"the teacher scvi, {epochs} epochs: {most}"]
 
 
 def fit(cost: StudentCost, batch: int, gb: float, beside: int) -> str:

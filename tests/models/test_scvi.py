@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import logging
 import os
 import random
 import signal
@@ -13,6 +14,7 @@ import pytest
 import torch
 from scipy import sparse
 
+from peka_core.commands.plan import plan
 from peka_core.common.errors import PekaError
 from peka_core.models import scvi as ours
 from peka_core.protocols import PROTOCOLS
@@ -90,11 +92,14 @@ def test_random_states_environment_and_folder_stay_and_nothing_is_printed(
     library, tmp_path, monkeypatch, capfd
 ):
     monkeypatch.chdir(tmp_path)
+    logged = []
+    monkeypatch.setattr(logging.Logger, "handle", lambda _, record: logged.append(record))
     adata, teacher, before = counts(), load_teacher("scvi", **FEW), states()
     stored = len(library.model.SCVI._setup_adata_manager_store)
     teacher.fit(adata).embed(adata)
     assert states() == before
-    assert not list(tmp_path.iterdir()) and list(capfd.readouterr()) == ["", ""]
+    assert not list(tmp_path.iterdir())
+    assert list(capfd.readouterr()) == ["", ""] and logged == []
     assert len(library.model.SCVI._setup_adata_manager_store) == stored
     assert not adata.uns and not adata.obs.columns.size
 
@@ -137,6 +142,14 @@ def test_other_genes_too_few_spots_and_an_embedding_before_the_fit_are_refused(l
         load_teacher("scvi", **FEW).fit(adata).embed(adata[:, ::-1])
     with pytest.raises(PekaError, match="three spots"):
         load_teacher("scvi").fit(adata[EMPTY - 2 : EMPTY + 1])
+
+
+def test_a_plan_says_how_long_it_trains(library):
+    said = lambda **values: plan(load_profile("demo", values)).splitlines()
+    line = next(line for line in said(teacher="scvi", max_epochs=50) if "teacher scvi" in line)
+    minutes = 2_400 * 50 * (35e-6 + 600 * 1.4e-7) / 60  # 2,400 spots, 600 genes
+    assert "50 epochs" in line and f"{minutes:.1f} minutes" in line
+    assert not any("teacher scvi" in line for line in said())
 
 
 def test_without_the_library_the_extra_is_named(monkeypatch):
