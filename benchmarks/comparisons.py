@@ -51,7 +51,7 @@ def teachers(work: Run) -> pd.DataFrame:
     """Every teacher that is trained on the cohort itself, by two losses."""
     parts = []
     for label, changes in comparisons.TEACHERS.items():
-        name = f"{work.name}-{changes['teacher']}" if changes else work.name
+        name = "-".join([work.folder.name, *changes.values()])
         there = open_run("demo", name, overrides=work.profile.overrides | changes)
         rungs = comparisons.losses((comparisons.PAPER, comparisons.SQUARED))
         table = comparisons.compare(there, [*rungs, "teacher"], (SPLIT,))

@@ -73,19 +73,21 @@ def compare(work: Run, predictors: Sequence[Rung | str], splits: Sequence[str]) 
 
     Args:
         predictors: rungs and names of predictors, such as `oracle` and `teacher`.
-        splits: names of the scored splits; all of the cohort's own if it is empty.
+        splits: names of the scored splits; all of the cohort's own if it is empty. If they are of
+            several schemes, those of the first split's scheme count.
 
     Returns:
         The columns of `tables.difference_table` without `values`, and: level, the frozen encoder's
         own mean PCC; seconds, what the rung's alignments took, over all splits (0 without one);
         method and recipe (what the rung changes); and what the numbers depend on.
     """
-    strict = PROTOCOLS["strict"]
+    strict, scheme = PROTOCOLS["strict"], work.cohort().splits[0].scheme
     entries = [("student", entry) for entry in predictors]
     bar = tqdm(entries, desc="compare", unit="rung")
-    table = tables.difference_table(work, strict, bar, splits=splits)
+    table = tables.difference_table(work, strict, bar, scheme, splits)
     frozen = summarise(stages.score(work, "frozen", strict, splits=splits).scores, strict)
-    levels = frozen[frozen["alpha"] == "chosen"].groupby("genes")["mean"].first()
+    chosen = frozen[(frozen["alpha"] == "chosen") & (frozen["scheme"] == scheme)]
+    levels = chosen.set_index("genes")["mean"]
     sets, facts = table["genes"].nunique(), []
     for entry in predictors:
         fact = {"changed": "", "seconds": 0.0}
@@ -99,7 +101,7 @@ def compare(work: Run, predictors: Sequence[Rung | str], splits: Sequence[str]) 
     table = table.assign(level=table["genes"].map(levels), **pd.DataFrame(facts, table.index))
     profile = work.profile
     return table.assign(
-        protocol="strict", scope="nested", split=",".join(splits) or "all", profile=profile.name,
+        protocol="strict", scope="nested", scheme=scheme, split=",".join(splits) or "all", profile=profile.name,
         cohort=work.cohort().digest[:12], encoder=work.encoder_name(), seed=profile.seed,
         teacher=work.teacher_name,
     )  # fmt: skip
