@@ -101,7 +101,8 @@ def compare(work: Run, predictors: Sequence[Rung | str], splits: Sequence[str]) 
     table = table.assign(level=table["genes"].map(levels), **pd.DataFrame(facts, table.index))
     profile = work.profile
     return table.assign(
-        protocol="strict", scope="nested", scheme=scheme, split=",".join(splits) or "all", profile=profile.name,
+        protocol="strict", scope="nested", scheme=scheme, split=",".join(splits) or "all",
+        profile=profile.name,
         cohort=work.cohort().digest[:12], encoder=work.encoder_name(), seed=profile.seed,
         teacher=work.teacher_name,
     )  # fmt: skip
