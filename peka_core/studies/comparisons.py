@@ -30,7 +30,7 @@ LOSSES: dict[str, dict[str, Any]] = {  # how L_KD compares the vectors -> change
 WITH, ALONE = " + Eq. 6", " alone"
 PAPER, SQUARED = "Eq. 5" + WITH, "squared error" + ALONE
 WITHOUT_CUES = (PAPER, "Eq. 5" + ALONE, SQUARED)  # compared without hidden cues, too
-BLOCKS = (1, 2, 3)
+BLOCKS = (3, 2, 1)
 SPACES = ("encoder", "projected", "concat")
 TEACHERS: dict[str, dict[str, Any]] = {  # label -> changes of the profile
     "PCA": {},
@@ -47,13 +47,14 @@ def losses(names: Sequence[str] = ()) -> list[Rung]:
 
 
 def last_blocks() -> list[Rung]:
-    """The last k of `mini`'s four blocks adapted, and all, by the paper's losses and the best."""
-    found = losses((PAPER, SQUARED))
-    for k in BLOCKS:
-        for rung in losses((PAPER, SQUARED)):
-            recipe = dict(rung.recipe) | {"last_blocks": k}
-            name = f"{rung.name}, last {k}"
-            found.append(replace(rung, recipe=tuple(sorted(recipe.items())), name=name))
+    """All four blocks of `mini` adapted, or the last k; by the paper's losses and the best."""
+    found = []
+    for name in (PAPER, SQUARED):
+        found += losses((name,))
+        for k in BLOCKS:
+            for rung in losses((name,)):
+                recipe = tuple(sorted((dict(rung.recipe) | {"last_blocks": k}).items()))
+                found.append(replace(rung, recipe=recipe, name=f"{name}, last {k}"))
     return found
 
 
