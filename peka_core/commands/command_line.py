@@ -33,6 +33,11 @@ BUNDLED_ENCODERS = {  # name -> what it is; licence; gate
     "mini": "bundled, 0.9 M parameters, drawn tissue only; licence MIT; no gate",
     "random": "the network of mini, untrained; licence MIT; no gate",
 }
+RECIPE_TITLES = {
+    "as_written": "the paper's Methods",
+    "as_run": "the authors' code",
+    "beyond": "ours, for the demo and mini: squared error, larger blocks, ten epochs",
+}
 OTHER_ENCODERS = {
     "<any timm name>": "timm.create_model(name), with its own licence and gate. "
     "Every named encoder takes --weights NAME=PATH",
@@ -296,6 +301,7 @@ def _list(arguments: argparse.Namespace) -> None:
         ("encoders", BUNDLED_ENCODERS | from_files | OTHER_ENCODERS),
         ("teachers", {name: teacher.description for name, teacher in TEACHERS.items()}),
         ("methods", METHODS),
+        ("recipes, -p recipe=NAME", RECIPE_TITLES),
     ):
         print(f"{title}\n" + "".join(f"  {name:<28} {text}\n" for name, text in named.items()))
 

@@ -16,6 +16,7 @@ from peka_core.commands import doctor, needs
 from peka_core.commands.notebooks import execute
 from peka_core.common import folders
 from peka_core.models.encoder_files import MINI_WEIGHTS
+from peka_core.recipe import RECIPES
 from peka_core.runner.profile import load_profile
 from peka_core.runner.run import open_run
 
@@ -150,6 +151,7 @@ def test_list_dry_run_and_doctor_write_nothing_and_room_is_counted_together(
 ):
     monkeypatch.setenv("HF_TOKEN", "hf_very_secret")
     monkeypatch.setenv("PEKA_MIRROR", str(empty_root))
+    assert peka.RECIPE_TITLES.keys() == RECIPES.keys()
     assert peka.main(["list"]) == peka.main(["fetch", "her2st", "--dry-run"]) == 0
     monkeypatch.delenv("PEKA_MIRROR")
     assert peka.main(["doctor"]) == 0 and not list(empty_root.iterdir())
