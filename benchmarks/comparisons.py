@@ -83,9 +83,9 @@ def main() -> int:
     made = in_each(arguments, "fresh_off" if overrides else "fresh", study, overrides)
     table = pd.concat(part.assign(cohort_seed=seed) for seed, part in made.items())
     print(save_table(table, RESULTS, name))
-    means = comparisons.over_cohorts(table)
-    paper = table["rung"].iloc[0]  # the first rung of each study is the paper's
-    means = pd.concat([means, comparisons.over_cohorts(table, paper)])
+    paper, plain = table["rung"].iloc[0], "Eq. 5" + comparisons.ALONE
+    bases = ["", paper, *({plain} & set(table["rung"]))]  # the first rung is the paper's
+    means = pd.concat([comparisons.over_cohorts(table, base) for base in bases])
     named = {"protocol": "strict", "scope": "nested", "split": SPLIT, "unit": "cohort"}
     print(save_table(means.assign(**named), RESULTS, f"{name}_summary", table))
     shown = means[means["genes"] == "all"].drop(columns="genes").round(3)
