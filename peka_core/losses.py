@@ -10,7 +10,8 @@ and there are k pseudo-labels, so one is needed.
 
 The classifier is made in `alignment.py`, or in `classifier.py` for the two phases. `alignment.py`
 adds AdaLoRA's penalty to the loss that is minimised; the column `total` of its table does not
-contain it. A squared error (`lambda_mse`), which the paper does not have, serves students of genes.
+contain it. The recipe's `kd` gives three more ways to compare the vectors, which the paper does not
+have (`distillation_loss`).
 """
 
 from typing import Any

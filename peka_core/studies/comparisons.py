@@ -1,6 +1,7 @@
 """Comparisons: losses, how many blocks adapt, teachers, and the recipe `beyond`.
 
-Each is a list of rungs, scored against the frozen encoder (`compare`). `peka ladder` does it on the
+Each is a list of rungs (trained variants of a student), scored against the frozen encoder by
+`compare`. `peka ladder` does it on the
 cohort of a profile, and `benchmarks/comparisons.py` on freshly drawn ones. There a cohort is one
 value (`over_cohorts`), because its patients share a law, a tissue and the training data.
 """
@@ -47,7 +48,7 @@ def losses(names: Sequence[str] = ()) -> list[Rung]:
 
 
 def last_blocks() -> list[Rung]:
-    """All four blocks of `mini` adapted, or the last k; by the paper's losses and the best."""
+    """All four blocks of `mini` adapted, or the last k; by the paper's losses and squared error."""
     found = []
     for name in (PAPER, SQUARED):
         found += losses((name,))
@@ -74,12 +75,13 @@ def compare(work: Run, predictors: Sequence[Rung | str], splits: Sequence[str]) 
 
     Args:
         predictors: rungs and names of predictors, such as `oracle` and `teacher`.
-        splits: names of the scored splits; all of the cohort's own if it is empty. If they are of
-            several schemes, those of the first split's scheme count.
+        splits: names of the scored splits; all of the cohort's own if it is empty. If some hold out
+            sections and others patients (their scheme), those like the first one count.
 
     Returns:
         The columns of `tables.difference_table` without `values`, and: level, the frozen encoder's
-        own mean PCC; seconds, what the rung's alignments took, over all splits (0 without one);
+        own mean PCC; seconds, what the rung's alignments took, over all splits (0 if nothing was
+        trained);
         method and recipe (what the rung changes); and what the numbers depend on.
     """
     strict, scheme = PROTOCOLS["strict"], work.cohort().splits[0].scheme

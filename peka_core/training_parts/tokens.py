@@ -47,11 +47,15 @@ class TokenCache:
         return len(self.tiles)
 
     def __getitem__(self, rows: np.ndarray) -> Tensor:
-        """Tokens of tiles as they are."""
+        """Tokens (m, t, d) of different tiles (m,), neither turned nor flipped."""
         return self.oriented(np.asarray(rows), np.zeros(len(rows), np.int64))
 
     def oriented(self, rows: np.ndarray, turns: np.ndarray) -> Tensor:
-        """Tokens (m, t, d) of tiles (m,) in their orientations (m,), on the student's device."""
+        """Tokens (m, t, d) of tiles (m,) in their orientations (m,), on the student's device.
+
+        No pair of tile and orientation may come twice in one call. The orientations are those of
+        `batches.orient`, 0 to 7.
+        """
         missing = np.flatnonzero(~self.known[rows, turns])
         if len(missing):
             images = oriented(self.tiles[rows[missing]], turns[missing])
