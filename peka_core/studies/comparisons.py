@@ -1,9 +1,9 @@
 """Comparisons: losses, how many blocks adapt, teachers, and the recipe `beyond`.
 
 Each is a list of rungs (trained variants of a student), scored against the frozen encoder by
-`compare`. `peka ladder` does it on the
-cohort of a profile, and `benchmarks/comparisons.py` on freshly drawn ones. There a cohort is one
-value (`over_cohorts`), because its patients share a law, a tissue and the training data.
+`compare`. `peka ladder` does it on the cohort of a profile, and `benchmarks/comparisons.py` on
+freshly drawn ones. There a cohort is one value (`over_cohorts`), because its patients share a law,
+a tissue and the training data.
 """
 
 from collections.abc import Sequence
