@@ -5,6 +5,8 @@ peka run PROFILE [--plan] [--device DEVICE] [--weights ENCODER=PATH] [-p NAME=VA
 peka run own --cohort DIR [the same options]
 peka ladder PROFILE [the same options]
 peka fetch PROFILE [--dry-run]
+peka plan-grid GRID.yaml [--json FILE]
+peka make PROFILE JOB [the options of peka run]
 peka score TASK_DIR --embeddings DIR [--protocol NAME] [--set NAME=VALUE] [--json OUT]
 peka doctor [PROFILE]
 """
@@ -80,17 +82,28 @@ def _parser() -> argparse.ArgumentParser:
 
     command("list", _list, "profiles, encoders, teachers and methods, with licence and gate")
     run = command("run", _run, "run notebooks 01 to 05 for a profile")
+    run.add_argument("profile")
     _add_run_options(run)
     plan = "print the cost (GB, FLOPs, hours, memory, gates) and run nothing"
     run.add_argument("--plan", action="store_true", help=plan)
     gpus = "GPU for the hours of the plan: V100, T4, L4, RTX4090, A100 or H100"
     run.add_argument("--gpu", default="A100", help=gpus)
     rungs = "what did the work? every rung of a profile's ladder, scope effects, curves"
-    _add_run_options(command("ladder", _ladder, rungs))
+    ladder = command("ladder", _ladder, rungs)
+    ladder.add_argument("profile")
+    _add_run_options(ladder)
     fetch = command("fetch", _fetch, "download and verify a profile's files")
     fetch.add_argument("profile")
     dry = "show files and sizes, download nothing"
     fetch.add_argument("--dry-run", action="store_true", help=dry)
+    grid = command("plan-grid", _plan_grid, "print units and GPU hours of a grid of runs")
+    grid.add_argument("grid", type=absolute, help="a file as in workflow/grids")
+    listed = "write the jobs to this file, for workflow/Snakefile, and print nothing"
+    grid.add_argument("--json", type=absolute, metavar="FILE", help=listed)
+    make = command("make", _make, "make the units of one job of a grid (peka plan-grid)")
+    make.add_argument("profile")
+    make.add_argument("job", help="fetch, cohort, teacher, frozen-…, align-…, score-… or tables")
+    _add_run_options(make)
     task = "score embeddings of a HEST-Benchmark task directory under a protocol"
     _add_score_options(command("score", _score, task))
     machine = "Python, packages, device, memory, disk, mirror and tokens of this machine"
@@ -101,8 +114,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Add what describes a run: profile, device, weights, changed values, folder."""
-    parser.add_argument("profile")
+    """Add what describes a run: device, weights, changed values, folder."""
     device = "auto, cpu, cuda or cuda:N (default: %(default)s)"
     parser.add_argument("--device", default="auto", help=device)
     many = {"action": "append", "default": []}
@@ -174,6 +186,10 @@ def _run(arguments: argparse.Namespace) -> int:
         profile, weights, _ = _named(arguments)
         print(plan(profile, arguments.gpu, weights))
         return 0
+    return _chapters(arguments)
+
+
+def _chapters(arguments: argparse.Namespace) -> int:
     work = _open(arguments)
     parameters = {
         "profile": work.profile.file,
@@ -249,6 +265,33 @@ def _ladder(arguments: argparse.Namespace) -> None:
         print(f"{path}: {time.perf_counter() - started:.0f} s", flush=True)
 
 
+def _plan_grid(arguments: argparse.Namespace) -> None:
+    """Print the plan of a grid, or write its jobs as JSON."""
+    from .grid import as_json, in_words, planned_jobs, read_grid
+
+    grid = read_grid(arguments.grid)
+    planned = planned_jobs(grid)
+    if arguments.json:
+        write_json(arguments.json, as_json(grid, planned))
+    else:
+        print(*in_words(grid, planned), sep="\n")
+
+
+def _make(arguments: argparse.Namespace) -> int:
+    """Make the units of one job of a run; finished ones are found and kept."""
+    from .jobs import FETCH, job_named
+
+    profile, weights, _ = _named(arguments)
+    job = job_named(profile, arguments.job)
+    if job.make:
+        job.make(_open(arguments))
+    elif job.name == FETCH:
+        _fetch_files(profile, weights)
+    else:
+        return _chapters(arguments)
+    return 0
+
+
 def _score(arguments: argparse.Namespace) -> None:
     """Score the given embeddings, print the means, and write the score of each gene."""
     from ..studies.scoring import in_words, score_embeddings
@@ -302,9 +345,13 @@ def _list(arguments: argparse.Namespace) -> None:
 
 def _fetch(arguments: argparse.Namespace) -> None:
     """Download and verify slides, encoders and teacher of a profile; --dry-run only shows them."""
+    _fetch_files(load_profile(arguments.profile), {}, arguments.dry_run)
+
+
+def _fetch_files(profile: Profile, weights: dict[str, str], dry_run: bool = False) -> None:
+    """Download and verify what a profile needs, but for the encoders whose weights are given."""
     from ..models.encoder_files import find_weights, location, manifest_entries
 
-    profile, dry_run = load_profile(arguments.profile), arguments.dry_run
     _fetch_teacher(profile, dry_run)
     source = source_of(profile.source)
     if hasattr(source, "fetch"):
@@ -316,7 +363,8 @@ def _fetch(arguments: argparse.Namespace) -> None:
         where = location(row)[1] if dry_run else find_weights(row)[0]
         print(f"encoder {row.name}: {where}", flush=True)
 
-    known = [manifest_entries()[name] for name in profile.encoders if name in manifest_entries()]
+    names = [name for name in profile.encoders if name not in weights]
+    known = [manifest_entries()[name] for name in names if name in manifest_entries()]
     _raise_all([lambda row=row: show(row) for row in known])
 
 

@@ -15,7 +15,7 @@ from ..models import backbones, own_file
 from ..models.encoder_files import BUNDLED, location, manifest_entries
 from ..recipe import mixes_patients
 from ..runner.profile import Profile
-from ..runner.rungs import as_rung
+from ..runner.rungs import Rung, as_rung
 from ..sources.hest_files import COUNT_BYTES, TILE_BYTES
 from ..teachers import TEACHERS
 from ..tiles import KEEP_IN_MEMORY
@@ -146,12 +146,19 @@ def work_of(profile: Profile, spots: int, splits: int) -> Iterator[Work]:
         yield Work("frozen features", name, "none", 0, spots)
     for what, split, world in profile.alignments([f"patients/{i}" for i in range(splits)]):
         if world == OWN:
-            rung = as_rung(what)
-            recipe = rung.change(profile.recipe).for_split(mixes_patients(split))
-            share = 1.0 if split == "all" else 0.8 if mixes_patients(split) else 1 - 1 / splits
-            trained = round(recipe.epochs * spots * share * (1 - recipe.validation_share))
-            encoder = rung.encoder or profile.encoder
-            yield Work(f"align {rung.method} on {split}", encoder, rung.method, trained, spots)
+            yield work_of_alignment(profile, what, split, spots, splits)
+
+
+def work_of_alignment(
+    profile: Profile, what: Rung | str, split: str, spots: int, splits: int
+) -> Work:
+    """The work of aligning a method or a rung on one split, and of embedding with it."""
+    rung = as_rung(what)
+    recipe = rung.change(profile.recipe).for_split(mixes_patients(split))
+    share = 1.0 if split == "all" else 0.8 if mixes_patients(split) else 1 - 1 / splits
+    trained = round(recipe.epochs * spots * share * (1 - recipe.validation_share))
+    encoder = rung.encoder or profile.encoder
+    return Work(f"align {rung.method} on {split}", encoder, rung.method, trained, spots)
 
 
 def meta_encoder(name: str) -> Encoder:

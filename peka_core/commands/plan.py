@@ -27,6 +27,7 @@ from .needs import (
     GENES,
     OTHER_GENES,
     TOKENS,
+    Work,
     bytes_of,
     meta_encoder,
     size_of,
@@ -213,28 +214,48 @@ def plan(profile: Profile, gpu: str = "A100", weights: dict[str, str] | None = N
 def _hours(profile: Profile, work: list, encoders: dict, costs: dict, card: Gpu) -> list[str]:
     """FLOPs and hours of each piece of `work_of`, of the teacher, and of all together."""
     table = []  # what, FLOPs, seconds at the whole peak
-    for what, name, method, trained, embedded in work:
-        cost, half = costs[name, method], embeds_in_bfloat16(name, encoders[name].model)
-        learn = trained * cost.step + trained / profile.recipe.batch_size * cost.batch
-        embed = embedded * cost.forward
-        seconds = learn / card.peak() + embed / card.peak(half)
-        table.append((f"{what}, {name}", learn + embed, seconds))
-    if profile.teacher in TEACHER_NETWORKS:
-        options = profile.teacher_options
-        precision = options.get("precision", "float32")
-        longest = getattr(TEACHERS[profile.teacher], "max_length", TOKENS)
-        tokens = min(TOKENS, options.get("max_length", longest))
-        model = options.get("model")
-        model = model if model in TEACHER_NETWORKS else profile.teacher
-        flops = work[0].embedded * teacher_flops(model, tokens)
-        name = TEACHER_NETWORKS[model][0]
-        title = f"{name} in {precision}, {tokens} genes a spot assumed"
-        table.append((title, flops, flops / card.peak(precision == "bfloat16")))
+    for piece in work:
+        found = cost_of_work(piece, profile.recipe, encoders, costs, card)
+        table.append((f"{piece.what}, {piece.encoder}", *found))
+    if found := cost_of_teacher(profile, work[0].embedded, card):
+        table.append(found)
     table.append(("together", sum(row[1] for row in table), sum(row[2] for row in table)))
     return [
         f"{title:<56} {f'{flops / 1e15:,.3g}':>10} PFLOP {f'{seconds / SHARE / 3600:.2g}':>8} h"
         for title, flops, seconds in table
     ]
+
+
+def cost_of_work(
+    work: Work, recipe: Recipe, encoders: dict, costs: dict, card: Gpu
+) -> tuple[float, float]:
+    """FLOPs of a piece of work, and its seconds at the whole peak of a GPU.
+
+    Args:
+        encoders: name -> encoder on the meta device.
+        costs: (name of the encoder, method) -> `StudentCost`.
+    """
+    cost = costs[work.encoder, work.method]
+    half = embeds_in_bfloat16(work.encoder, encoders[work.encoder].model)
+    learn = work.trained * cost.step + work.trained / recipe.batch_size * cost.batch
+    embed = work.embedded * cost.forward
+    return learn + embed, learn / card.peak() + embed / card.peak(half)
+
+
+def cost_of_teacher(profile: Profile, spots: int, card: Gpu) -> tuple[str, float, float] | None:
+    """Title, FLOPs and seconds at the whole peak of a teacher; None if its network is small."""
+    if profile.teacher not in TEACHER_NETWORKS:
+        return None
+    options = profile.teacher_options
+    precision = options.get("precision", "float32")
+    longest = getattr(TEACHERS[profile.teacher], "max_length", TOKENS)
+    tokens = min(TOKENS, options.get("max_length", longest))
+    model = options.get("model")
+    model = model if model in TEACHER_NETWORKS else profile.teacher
+    flops = spots * teacher_flops(model, tokens)
+    name = TEACHER_NETWORKS[model][0]
+    title = f"{name} in {precision}, {tokens} genes a spot assumed"
+    return title, flops, flops / card.peak(precision == "bfloat16")
 
 
 def _scvi_minutes(profile: Profile, spots: int) -> list[str]:
