@@ -3,7 +3,7 @@
     python workflow/check.py [another grid of one run] [options of snakemake]
 
 Both runs start from nothing, each in a temporary folder of its own. The exit code is 1 if a table
-differs. Columns that say who made a number when (`studies.tables.MADE`) are not compared.
+differs. The columns that tell what made a number are not compared.
 """
 
 import os
@@ -15,13 +15,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from peka_core.commands.grid import GridRun, read_grid, runs_of
-from peka_core.studies.tables import MADE
-
 ROOT = Path(__file__).parents[1]
+MADE = ["commit", "device", "versions", "code"]  # columns that tell what made a row
 SMOKE = ROOT / "workflow/grids/smoke.yaml"
 # numbers depend on the threads that make them, in their last digits
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+SLURM = ["--workflow-profile", str(ROOT / "workflow/profiles/slurm")]
 
 
 def new_root(folder: Path) -> Path:
@@ -38,8 +37,8 @@ def snakemake(root: Path, grid: Path, *words: str, **more) -> subprocess.Complet
     return subprocess.run(call, **{"cwd": root, "env": ENVIRONMENT} | more)
 
 
-def plain_run(root: Path, run: GridRun) -> Path:
-    """`peka run` of a grid's run in a root of its own; returns its tables' folder."""
+def plain_run(root: Path, run) -> Path:
+    """`peka run` of a grid's run (`GridRun`) in a root; returns the folder of its tables."""
     call = [sys.executable, "-m", "peka_core", "run", run.profile.file, *run.options]
     subprocess.run(call, cwd=root, env=ENVIRONMENT, check=True)
     return root / "runs" / run.name / "results"
@@ -60,11 +59,13 @@ def differences(one: Path, other: Path) -> list[str]:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path).drop(columns=list(MADE), errors="ignore")
+    return pd.read_csv(path).drop(columns=MADE, errors="ignore")
 
 
 def main(words: list[str]) -> int:
     """Run both and compare; the last line says whether all tables are equal."""
+    from peka_core.commands.grid import read_grid, runs_of
+
     given = bool(words and not words[0].startswith("-"))
     grid, options = (Path(words[0]) if given else SMOKE).absolute(), words[given:]
     (run,) = runs_of(read_grid(grid))

@@ -19,6 +19,7 @@ from ..common.code_digest import AT_START
 from ..common.errors import PekaError
 from ..common.files import one_name, sha256
 from ..common.typed_values import absolute, fitted_fields, prefixed_errors, read_mapping
+from ..encoders import Encoder
 from ..recipe import FROM_1
 from ..runner.code import code_of, code_of_source
 from ..runner.profile import Profile, load_profile
@@ -30,7 +31,7 @@ from ..teachers import TEACHERS
 from .jobs import COHORT, FETCH, TABLES, TEACHER, Job, jobs_of
 from .needs import meta_encoder, needs, size_of, teacher_dim
 from .notebooks import CHAPTERS
-from .plan import GPUS, MEASURED, SHARE, cost_of, cost_of_teacher, cost_of_work
+from .plan import GPUS, MEASURED, SHARE, StudentCost, cost_of, cost_of_teacher, cost_of_work
 
 FORM = "a grid, with names and values as in workflow/grids"
 KINDS = (FETCH, COHORT, TEACHER, "frozen", "align", "score", TABLES)
@@ -149,31 +150,12 @@ def runs_of(grid: Grid) -> list[GridRun]:
     Raises:
         PekaError: a profile or a value is unknown, or does not fit; or two runs have one name.
     """
-    runs = []
-    for profile, encoder, seed in product(
-        grid.profiles, grid.encoders or ("",), grid.seeds or ("",)
-    ):
-        changes = dict(grid.values)
-        for name, value in (("encoder", encoder), ("seed", seed)):
-            changes |= {name: value} if value != "" else {}
-        for name in ("methods", "all_methods"):
-            value = getattr(grid, name)
-            changes |= {name: list(value)} if value is not None else {}
-        loaded = load_profile(profile, changes)
-        check_complete(loaded)
-        words = [
-            Path(profile).stem,
-            Path(encoder).name.replace(":", "-"),
-            *[f"s{seed}"] * (seed != ""),
-        ]
-        name = "-".join(filter(None, [grid.name, *words]))
-        run_folder(name, loaded)  # refuses what cannot be the name of a folder
-        options = ["--run", name, "--device", grid.device]
-        for key, value in changes.items():
-            options += ["-p", f"{key}={json.dumps(value)}"]
-        for key, value in grid.weights.items():
-            options += ["--weights", f"{key}={value}"]
-        runs.append(GridRun(name, loaded, tuple(options)))
+    runs = [
+        _run_of(grid, profile, encoder, seed)
+        for profile, encoder, seed in product(
+            grid.profiles, grid.encoders or (None,), grid.seeds or (None,)
+        )
+    ]
     names = [run.name for run in runs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise PekaError(
@@ -181,6 +163,24 @@ def runs_of(grid: Grid) -> list[GridRun]:
             "encoder and seed once, and give files different names."
         )
     return runs
+
+
+def _run_of(grid: Grid, profile: str, encoder: str | None, seed: int | None) -> GridRun:
+    methods = {"methods": grid.methods, "all_methods": grid.all_methods}
+    changes = {"encoder": encoder, "seed": seed}
+    changes |= {name: list(value) for name, value in methods.items() if value is not None}
+    changes = grid.values | {name: value for name, value in changes.items() if value is not None}
+    loaded = load_profile(profile, changes)
+    check_complete(loaded)
+    words = [grid.name, Path(profile).stem, Path(encoder or "").name.replace(":", "-")]
+    name = "-".join(filter(None, [*words, "" if seed is None else f"s{seed}"]))
+    run_folder(name, loaded)  # refuses what cannot be the name of a folder
+    options = ["--run", name, "--device", grid.device]
+    for key, value in changes.items():
+        options += ["-p", f"{key}={json.dumps(value)}"]
+    for key, value in grid.weights.items():
+        options += ["--weights", f"{key}={value}"]
+    return GridRun(name, loaded, tuple(options))
 
 
 def planned_jobs(grid: Grid) -> list[PlannedJob]:
@@ -192,54 +192,32 @@ def planned_jobs(grid: Grid) -> list[PlannedJob]:
     Raises:
         PekaError: as `runs_of`, or the size of a cohort is not known yet (`needs.size_of`).
     """
-    planned, costs = [], Costs(grid.gpu)
-    first: dict[tuple, str] = {}  # what runs share -> the job that makes it
-    memory: dict[tuple, float] = {}
+    planned, costs = [], Costs(grid)
+    first: dict[str, str] = {}  # what runs share -> the job that makes it
     for run in runs_of(grid):
-        profile = run.profile
-        spots, same = size_of(profile).spots, (profile.file, profile.encoder)
-        if same not in memory:
-            memory[same] = needs(profile, grid.weights).ram
-        data = json.dumps([profile.source, profile.source_options], sort_keys=True, default=str)
-        for job in jobs_of(profile):
-            if grid.device == "cpu":
-                job = dataclasses.replace(job, gpu=False)
-            waits = [f"{run.name}/{name}" for name in job.needs]
-            seconds = costs.seconds(job, profile, spots) / SHARE
-            minutes = LEAST_MINUTES + spots / SPOTS_A_MINUTE + GPU_MARGIN * seconds / 60
-            gb = memory[same] + _batch_gb(job, profile) if job.name != FETCH else FETCHING_GB
-            if (shared := (data, _shared(job, profile)))[1]:
-                if shared in first:
-                    waits.append(first[shared])
-                    seconds = 0.0  # it links what another run has made
-                first.setdefault(shared, f"{run.name}/{job.name}")
+        for job in jobs_of(run.profile):
+            job = dataclasses.replace(job, gpu=job.gpu and grid.device != "cpu")
+            name, shared = f"{run.name}/{job.name}", _shared(job, run.profile)
+            waits = [f"{run.name}/{other}" for other in job.needs]
+            linked = [first[shared]] if shared in first else []
+            if shared:
+                first.setdefault(shared, name)
+            command = ("make", run.profile.file, job.name, *run.options)
+            cost = costs.of(job, run.profile, is_linked=bool(linked))
             planned.append(
-                PlannedJob(
-                    run.name,
-                    job,
-                    tuple(waits),
-                    ("make", profile.file, job.name, *run.options),
-                    _key(job, run),
-                    seconds,
-                    round(minutes),
-                    gb,
-                )
+                PlannedJob(run.name, job, (*waits, *linked), command, _key(job, run), *cost)
             )
     return planned
 
 
 def _shared(job: Job, profile: Profile) -> str:
     """What names a job whose units other runs of the same cohort link; "" for other jobs."""
-    if job.kind == "frozen":
-        return job.name
-    if job.kind == TEACHER and not TEACHERS[profile.teacher].needs_fit:
-        return json.dumps([profile.teacher, profile.teacher_options], sort_keys=True, default=str)
-    return ""
-
-
-def _batch_gb(job: Job, profile: Profile) -> float:
-    """Memory of the batch that a network reads, beside what `needs` counts."""
-    return 4 * profile.recipe.batch_size * TILE_BYTES / 1e9 if job.work else 0.0
+    fixed = job.kind == TEACHER and not TEACHERS[profile.teacher].needs_fit
+    if job.kind != "frozen" and not fixed:
+        return ""
+    teacher = [profile.teacher, profile.teacher_options] if fixed else []
+    parts = [job.name, profile.source, profile.source_options, teacher]
+    return json.dumps(parts, sort_keys=True, default=str)
 
 
 def _key(job: Job, run: GridRun) -> str:
@@ -254,26 +232,48 @@ def _key(job: Job, run: GridRun) -> str:
 
 
 class Costs:
-    """GPU seconds of jobs; each network is counted once."""
+    """Time and memory of jobs; each cohort and each network is measured once."""
 
-    def __init__(self, gpu: str):
-        self.card, self.encoders, self.known = GPUS[gpu], {}, {}
+    def __init__(self, grid: Grid):
+        self.card, self.weights = GPUS[grid.gpu], grid.weights
+        self.spots: dict[tuple, int] = {}
+        self.memory: dict[tuple, float] = {}
+        self.encoders: dict[str, Encoder] = {}
+        self.students: dict[tuple, StudentCost] = {}
 
-    def seconds(self, job: Job, profile: Profile, spots: int) -> float:
-        """Seconds at the whole peak of the GPU."""
+    def of(self, job: Job, profile: Profile, is_linked: bool) -> tuple[float, int, float]:
+        """GPU seconds, minutes and GB of a job, as in `PlannedJob`.
+
+        Args:
+            is_linked: whether another run makes its largest part.
+        """
+        if job.name == FETCH:
+            return 0.0, LEAST_MINUTES, FETCHING_GB
+        same = profile.file, profile.encoder
+        if same not in self.spots:
+            self.spots[same] = size_of(profile).spots
+            self.memory[same] = needs(profile, self.weights).ram
+        spots, gb = self.spots[same], self.memory[same]
+        gb += 4 * profile.recipe.batch_size * TILE_BYTES / 1e9 if job.work else 0.0  # a batch
+        seconds = 0.0 if is_linked else self._seconds(job, profile, spots) / SHARE
+        minutes = LEAST_MINUTES + spots / SPOTS_A_MINUTE + GPU_MARGIN * seconds / 60
+        return seconds, round(minutes), gb
+
+    def _seconds(self, job: Job, profile: Profile, spots: int) -> float:
+        """Seconds of a job at the whole peak of the GPU."""
         if job.kind == TEACHER:
             found = cost_of_teacher(profile, spots, self.card)
             return found[2] if found else 0.0
         if job.work is None or not job.gpu:
             return 0.0
         name, method, recipe = job.work.encoder, job.work.method, profile.recipe
-        dim, half = teacher_dim(profile), self.card.bfloat16 > 0
         if name not in self.encoders:
             self.encoders[name] = meta_encoder(name)
-        key = name, method, recipe, dim
-        if key not in self.known:
-            self.known[key] = cost_of(self.encoders[name], method, recipe, dim, half)
-        costs = {(name, method): self.known[key]}
+        key = name, method, recipe, teacher_dim(profile)
+        if key not in self.students:
+            half = self.card.bfloat16 > 0
+            self.students[key] = cost_of(self.encoders[name], method, recipe, key[-1], half)
+        costs = {(name, method): self.students[key]}
         return cost_of_work(job.work, recipe, self.encoders, costs, self.card)[1]
 
 

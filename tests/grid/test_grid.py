@@ -1,13 +1,9 @@
 """The jobs of a grid: they make every unit that chapters read, and Snakemake runs them."""
 
 import json
-import os
-import sys
 from pathlib import Path
 
 import pytest
-import stub_slurm
-from conftest import SMALL
 
 from peka_core.commands import command_line, grid
 from peka_core.commands.grid import planned_jobs, read_grid, runs_of
@@ -17,8 +13,6 @@ from peka_core.protocols import PROTOCOLS
 from peka_core.runner import stages, units
 from peka_core.runner.profile import load_profile
 from peka_core.studies import tables
-
-ROOT = Path(__file__).parents[2]
 
 
 def written(folder: Path, **values) -> Path:
@@ -119,49 +113,3 @@ def test_an_unknown_job_is_refused(work):
     for name in ("align-lora-0", "train"):
         with pytest.raises(PekaError, match=name):
             job_named(work.profile, name)
-
-
-# --- with Snakemake ---
-
-
-@pytest.fixture(scope="module")
-def check():
-    pytest.importorskip("snakemake_executor_plugin_slurm", reason="extra grid")
-    sys.path.insert(0, str(ROOT / "workflow"))
-    import check
-
-    yield check
-    sys.path.remove(str(ROOT / "workflow"))
-
-
-@pytest.mark.weekly
-def test_on_slurm_with_a_killed_job_and_here_the_tables_are_those_of_peka_run(check, tmp_path):
-    """Three ways to the same tables: sbatch (one job killed half-way), two processes, peka run."""
-    values = SMALL | {"epochs": 3, "lessons": False, "scope_effect": False}
-    path = written(tmp_path, name="g", all_methods=[], values=values, device="cpu")
-    (run,) = runs_of(read_grid(path))
-    one, two, three = (check.new_root(tmp_path / name) for name in ("slurm", "local", "plain"))
-    bin_folder = stub_slurm.install(tmp_path / "bin")
-    variables = {
-        "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
-        "STUB_KILL": "runs/*/units/.alignment-*.partial/progress.pt",
-    }
-    slurm = ["--workflow-profile", str(ROOT / "workflow/profiles/slurm"), "--latency-wait", "10"]
-    slurm += ["--jobs", "2", "--slurm-init-seconds-before-status-checks", "2"]
-    options = {"env": check.ENVIRONMENT | variables, "capture_output": True, "text": True}
-    done = check.snakemake(one, path, *slurm, **options)
-    assert done.returncode == 0, done.stdout + done.stderr
-    state = bin_folder / "state"
-    ends = [file.read_text() for file in state.glob("*.state")]
-    jobs = jobs_of(run.profile)  # fetch runs where Snakemake does
-    assert sorted(ends) == ["COMPLETED"] * (len(jobs) - 1) + ["FAILED"]
-    assert (state / "killed").exists()
-    again = check.snakemake(one, path, "-n", **options)
-    assert "Nothing to be done" in again.stdout + again.stderr
-    check.snakemake(two, path, "--cores", "2", check=True)
-    plain = check.plain_run(three, run)
-    for root in (one, two):
-        assert check.differences(root / "runs" / run.name / "results", plain) == []
-    table = next(plain.glob("scores.csv"))
-    table.write_text(table.read_text().replace("0.1", "0.2"))
-    assert check.differences(two / "runs" / run.name / "results", plain)
