@@ -31,7 +31,16 @@ from ..teachers import TEACHERS
 from .jobs import COHORT, FETCH, TABLES, TEACHER, Job, jobs_of
 from .needs import meta_encoder, needs, size_of, teacher_dim
 from .notebooks import CHAPTERS
-from .plan import GPUS, MEASURED, SHARE, StudentCost, cost_of, cost_of_teacher, cost_of_work
+from .plan import (
+    GPUS,
+    MEASURED,
+    SHARE,
+    StudentCost,
+    cost_of,
+    cost_of_teacher,
+    cost_of_work,
+    scvi_seconds,
+)
 
 FORM = "a grid, with names and values as in workflow/grids"
 KINDS = (FETCH, COHORT, TEACHER, "frozen", "align", "score", TABLES)
@@ -56,7 +65,7 @@ class Grid:
         all_methods: methods that are aligned once, on all spots; None for the profile's.
         values: further changes of every profile, as `peka run -p NAME=VALUE`.
         weights: encoder -> local file of its weights, relative to the grid file.
-        device: as `peka run --device`; with `cpu`, no job asks for a GPU.
+        device: as `peka run --device`. With `cpu`, no job asks for a GPU, and no hours are counted.
         gpu: GPU for the hours of the plan, a key of `plan.GPUS`.
         threads: CPU cores of a job.
     """
@@ -256,8 +265,9 @@ class Costs:
         spots, gb = self.spots[same], self.memory[same]
         gb += 4 * profile.recipe.batch_size * TILE_BYTES / 1e9 if job.work else 0.0  # a batch
         seconds = 0.0 if is_linked else self._seconds(job, profile, spots) / SHARE
-        minutes = LEAST_MINUTES + spots / SPOTS_A_MINUTE + GPU_MARGIN * seconds / 60
-        return seconds, round(minutes), gb
+        on_cpu = job.units * scvi_seconds(profile, spots) if job.kind == TEACHER else 0.0
+        minutes = spots / SPOTS_A_MINUTE + (GPU_MARGIN * seconds + on_cpu) / 60
+        return seconds, LEAST_MINUTES + round(minutes), gb
 
     def _seconds(self, job: Job, profile: Profile, spots: int) -> float:
         """Seconds of a job at the whole peak of the GPU."""

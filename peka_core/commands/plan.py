@@ -258,13 +258,19 @@ def cost_of_teacher(profile: Profile, spots: int, card: Gpu) -> tuple[str, float
     return title, flops, flops / card.peak(precision == "bfloat16")
 
 
+def scvi_seconds(profile: Profile, spots: int) -> float:
+    """Seconds in which one core trains the teacher scvi on all spots; 0 for other teachers."""
+    if profile.teacher != "scvi":
+        return 0.0
+    epochs, (base, each) = profile.teacher_options.get("max_epochs", MAX_EPOCHS), SCVI_SECONDS
+    return spots * epochs * (base + each * GENES.get(profile.source, OTHER_GENES))
+
+
 def _scvi_minutes(profile: Profile, spots: int) -> list[str]:
     """A line with the minutes of the teacher scvi, which is trained on a CPU; none for others."""
-    if profile.teacher != "scvi":
+    if not (seconds := scvi_seconds(profile, spots)):
         return []
     epochs = profile.teacher_options.get("max_epochs", MAX_EPOCHS)
-    base, each = SCVI_SECONDS
-    seconds = spots * epochs * (base + each * GENES.get(profile.source, OTHER_GENES))
     most = f"at most {seconds / 60:,.1f} minutes on one core for each set of training spots"
     return [f"the teacher scvi, {epochs} epochs: {most}"]
 
