@@ -97,8 +97,6 @@ def jobs_of(profile: Profile, splits: int | None = None) -> list[Job]:
         for job in _scores(profile, PROTOCOLS[name], splits)
     ]
     before = [*begin, *frozen, *aligned, *scores]
-    known = {job.name for job in before}
-    before = [dataclasses.replace(j, needs=tuple(n for n in j.needs if n in known)) for j in before]
     return [*before, Job(TABLES, tuple(job.name for job in before))]
 
 
@@ -117,18 +115,20 @@ def _student(rung: Rung) -> Rung:
 
 def _name(rung: Rung) -> str:
     """A student's part of a job's name; a digest tells apart what encoder and method do not."""
-    plain, words = Rung(rung.method, encoder=rung.encoder), [rung.encoder, rung.method]
-    other = digest_of(dataclasses.asdict(rung))[:6] if _student(rung) != plain else ""
-    return _slug("-".join(filter(None, [*words, other])))
+    student, words = _student(rung), [_slug(rung.encoder), rung.method]
+    if student != Rung(rung.method, encoder=rung.encoder):
+        words.append(digest_of(dataclasses.asdict(student))[:6])
+    return "-".join(filter(None, words))
 
 
 def _slug(text: str) -> str:
-    """A text as part of a file's name; of a path only its last part."""
-    return re.sub(r"\W+", "-", Path(text).name).strip("-")
+    """A text as part of a file's name; of a path the last part, and a digest of the whole."""
+    short = re.sub(r"\W+", "-", Path(text).name).strip("-")
+    return f"{short}-{digest_of({'path': text})[:6]}" if "/" in text else short
 
 
 def _align_name(rung: Rung, split: str, world: World) -> str:
-    return "-".join(["align", _name(rung), _slug(split.replace("/", "-"))]) + (
+    return "-".join(["align", _name(rung), split.replace("/", "-")]) + (
         f"-{_slug(world.name)}" if world != OWN else ""
     )
 

@@ -49,6 +49,8 @@ def test_the_jobs_make_whatever_the_tables_need(work, monkeypatch):
             assert stages_made <= {unit.stage for unit in job.made_by} and len(made) == job.units
     job_named(work.profile, "align-bat-7").make(work)  # of a split that the cohort does not have
     monkeypatch.setattr(units, "_make", lambda *_: pytest.fail("a unit was missing"))
+    for job in filter(lambda job: job.make, jobs_of(work.profile)):
+        job.make(work)  # finds everything
     own = [split.name for split in work.cohort().splits]
     for rung, split, world in work.profile.alignments(own):
         stages.align(work.at(world), rung, split)

@@ -99,8 +99,8 @@ def test_slurm_with_a_killed_job_and_two_processes_give_the_tables_of_peka_run(
     from peka_core.commands.jobs import jobs_of
 
     words, options, state = slurm
-    values = SMALL | {"epochs": 3, "lessons": False, "scope_effect": False}
-    grid = {"profiles": ["smoke"], "all_methods": [], "values": values, "device": "cpu"}
+    values = SMALL | {"epochs": 6, "lessons": False, "scope_effect": False}
+    grid = {"profiles": ["smoke"], "all_methods": ["bat"], "values": values, "device": "cpu"}
     path = tmp_path / "g.yaml"
     path.write_text(json.dumps(grid))
     (run,) = runs_of(read_grid(path))
