@@ -7,6 +7,7 @@ differs. The columns that tell what made a number are not compared.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,9 +25,9 @@ SLURM = ["--workflow-profile", str(ROOT / "workflow/profiles/slurm")]
 
 
 def new_root(folder: Path) -> Path:
-    """An empty folder whose `runs/` is used by processes that start in it."""
-    folder.mkdir(parents=True)
-    (folder / "data_manifest.yaml").write_bytes((ROOT / "data_manifest.yaml").read_bytes())
+    """A folder whose `runs/`, so far empty, is used by processes and chapters that start in it."""
+    shutil.copytree(ROOT / "notebooks", folder / "notebooks")
+    shutil.copy(ROOT / "data_manifest.yaml", folder)  # the mark of a checkout
     return folder
 
 
