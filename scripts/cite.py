@@ -60,6 +60,7 @@ NAMES = (
     "difference",
     "component",
     "minus b",
+    "against",
 )
 ASIDE = (
     r"```.*?```",

@@ -86,19 +86,22 @@ def audit(
         k: number of neighbours, by Euclidean distance.
 
     Returns:
-        Columns quantity, value, chance (NaN where there is none) and n, the spots behind it:
+        Columns: quantity; value; chance, NaN if there is none; n, the spots behind the value.
+
         variance between sections, patients, and sections of a patient: shares of the sum of squares
-        over all dimensions; chance is the mean share if spots were dealt out anew.
-        variance of section means between patients: the share of what is between sections; chance
-        deals out whole sections, if they are of one size.
-        AMI of label and section, or patient: 0 is chance, 1 is the same partition.
-        effective rank (exp of the entropy of the covariance's eigenvalue shares) and participation
-        ratio ((sum of eigenvalues)^2 / sum of squares), raw and with section means taken out.
-        neighbours near in counts too: share of a spot's k nearest in teacher space that are among
-        its k nearest in log counts, both within its section.
+        over all dimensions. Chance is the mean share if spots were dealt out to groups at random.
+        variance of section means between patients: how much of what is between sections is between
+        patients. Chance deals out whole sections and takes them as equally large.
+        AMI of label and section, or patient: adjusted mutual information. 0 is chance, 1 means that
+        both divide the spots in the same way.
+        effective rank: exp of the entropy of the shares of the covariance's eigenvalues.
+        participation ratio: (sum of eigenvalues)^2 / sum of their squares. Both are there for the
+        embeddings as they are, and `within sections`, with section means taken out.
+        neighbours near in counts too: share of a spot's k nearest by embedding that are among its k
+        nearest by log counts, both within its section.
         neighbours of the same section, or patient: share of a spot's k nearest among all spots. In
         a large cohort, 2,000 spots are asked.
-        dimensions; spots left out, of all n.
+        dimensions: d_t. spots left out: of all n spots, those that the teacher could not use.
 
     Raises:
         PekaError: the arrays differ in length, or fewer than two spots can be used.

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import scanpy as sc
 from scipy import sparse
 from sklearn.neighbors import kneighbors_graph
 from sklearn.preprocessing import StandardScaler
@@ -173,26 +174,6 @@ def _level(scores: pd.DataFrame, genes: str, scheme: str) -> float:
     return rows.groupby("patient")["pcc"].mean().mean()
 
 
-def gearys_c(graph: sparse.csr_matrix, values: np.ndarray) -> np.ndarray:
-    """Geary's C (g,) of values (m, g) on a graph (m, m): near 0 if neighbours are alike, else 1.
-
-    It is the mean squared difference of neighbours over twice the variance, with m - 1 below it.
-    """
-    i, j = graph.nonzero()
-    apart = np.square(values[i] - values[j]).mean(0)  # (g,)
-    return apart / (2 * values.var(0, ddof=1))
-
-
-def morans_i(graph: sparse.csr_matrix, values: np.ndarray) -> np.ndarray:
-    """Moran's I (g,) of values (m, g) on a graph (m, m): near 1 if neighbours are alike, else 0.
-
-    It is the mean product of neighbours' deviations from the mean, over the variance.
-    """
-    i, j = graph.nonzero()
-    centred = values - values.mean(0)
-    return (centred[i] * centred[j]).mean(0) / values.var(0)
-
-
 def predictability(
     log: np.ndarray,
     features: np.ndarray,
@@ -219,15 +200,17 @@ def predictability(
         varies. It is constant in `constant` further ones. Columns: predictability: -ln of Geary's C
         on the graph of features; moran: Moran's I on the graph of places; sections, constant.
     """
-    scaled = StandardScaler().fit_transform(features)
+    scaled, metrics = StandardScaler().fit_transform(features), sc.metrics
     members = [np.flatnonzero(samples == section) for section in pd.unique(samples)]
     members = [rows for rows in members if len(rows) > max(k, k_spatial) + 1]
     found = np.full((2, log.shape[1], len(members)), np.nan)  # (geary and moran, g, sections)
     for i, rows in enumerate(members):
         varies = np.ptp(log[rows], axis=0) > 0  # (g,)
-        values = log[rows][:, varies].astype(np.float64)  # (m, v)
-        found[0, varies, i] = -np.log(gearys_c(nearest_graph(scaled[rows], k), values))
-        found[1, varies, i] = morans_i(nearest_graph(spatial[rows], k_spatial), values)
+        values = np.ascontiguousarray(log[rows][:, varies].T, np.float64)  # (v, m)
+        if varies.any():
+            geary = metrics.gearys_c(nearest_graph(scaled[rows], k), values)  # (v,)
+            found[0, varies, i] = -np.log(geary)
+            found[1, varies, i] = metrics.morans_i(nearest_graph(spatial[rows], k_spatial), values)
     names, sections = ("predictability", "moran"), np.isfinite(found[0]).sum(-1)
     table = pd.DataFrame(dict(zip(names, mean_defined(found), strict=True)))
     return table.assign(sections=sections, constant=len(members) - sections)

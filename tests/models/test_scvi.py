@@ -51,7 +51,17 @@ def states() -> tuple:
     return numbers, switches, signal.getsignal(signal.SIGINT)
 
 
-def test_the_embedding_is_the_librarys_posterior_mean_centred_and_scaled(library):
+@pytest.fixture
+def restored(library, monkeypatch):
+    """What the library's own seed changes is as before after the test."""
+    for name in ("XLA_FLAGS", "PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        monkeypatch.setenv(name, "0" * (name != "XLA_FLAGS"))
+    for name in ("benchmark", "deterministic"):
+        monkeypatch.setattr(torch.backends.cudnn, name, False)
+    monkeypatch.setattr(library.settings, "_seed", None)
+
+
+def test_the_embedding_is_the_librarys_posterior_mean_centred_and_scaled(library, restored):
     adata = counts()
     made = load_teacher("scvi", **FEW, scale=3.0, seed=5).fit(adata[TRAIN]).embed(adata)
     used = np.delete(np.arange(N), EMPTY)
@@ -89,7 +99,7 @@ def test_training_spots_alone_decide_and_two_fits_are_equal(library):
 
 
 def test_random_states_environment_and_folder_stay_and_nothing_is_printed(
-    library, tmp_path, monkeypatch, capfd
+    library, restored, tmp_path, monkeypatch, capfd
 ):
     monkeypatch.chdir(tmp_path)
     logged = []
