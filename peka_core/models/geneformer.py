@@ -21,11 +21,10 @@ import pandas as pd
 from scipy import sparse
 from tqdm.auto import tqdm
 
-from ..common.device import best_device
 from ..common.errors import PekaError
 from ..common.file_kinds import PICKLE, what_is
-from .teacher_files import TeacherFiles
-from .teacher_spots import canonical, check_choices, refuse_unusable, usable_facts, wrong_values
+from .teacher_files import TeacherFiles, settle_options
+from .teacher_spots import canonical, refuse_unusable, usable_facts, wrong_values
 from .token_batches import budgeted
 
 SOURCE = "geneformer"
@@ -118,14 +117,8 @@ class Geneformer:
     modules: ClassVar[tuple[str, ...]] = ("models.geneformer", "models.geneformer_network")
 
     def __post_init__(self):
-        self.device = self.device or best_device()
-        self.budget = self.tokens or (4_096 if str(self.device) == "cpu" else 32_768)
-        check_choices(SOURCE, self, CHOICES)
-        self.pinned = files_of(self.model)
-        self.paths = {option: getattr(self, option) for option in self.pinned.pinned}
-        for option, path in self.paths.items():
-            if path:
-                self.pinned.given(option, path)
+        self.pinned = files_of(str(self.model))
+        settle_options(self, self.pinned, CHOICES)
 
     def _local(self, option: str) -> Path:
         """Local path of one of the five files; fetched and verified where it was not given."""

@@ -18,14 +18,12 @@ import pandas as pd
 from scipy import sparse
 from tqdm.auto import tqdm
 
-from ..common.device import best_device
 from ..common.errors import PekaError
 from ..common.file_kinds import what_is
 from ..layout.gene_columns import on_genes
-from .teacher_files import TeacherFiles
+from .teacher_files import TeacherFiles, settle_options
 from .teacher_spots import (
     canonical,
-    check_choices,
     known_genes,
     refuse_twice,
     refuse_unusable,
@@ -106,18 +104,12 @@ class ScFoundation:
     modules: ClassVar[tuple[str, ...]] = ("models.scfoundation", "models.scfoundation_network")
 
     def __post_init__(self):
-        self.device = self.device or best_device()
-        self.budget = self.tokens or (4_096 if str(self.device) == "cpu" else 32_768)
-        check_choices(SOURCE, self, CHOICES)
+        settle_options(self, PINNED, CHOICES)
         found = re.fullmatch(r"([tfa])(-?\d+(?:\.\d+)?)", self.target)
         if not found:
             expected = "t, f or a with a number, as in t4, f1 or a5"
             raise PekaError(f"scfoundation: target {self.target!r} is not {expected}")
         self.rule, self.number = found[1], float(found[2])
-        self.paths = {"checkpoint": self.checkpoint, "vocabulary": self.vocabulary}
-        for option, path in self.paths.items():
-            if path:
-                PINNED.given(option, path)
 
     def _local(self, option: str) -> Path:
         """Local path of checkpoint or vocabulary; fetched and verified where it was not given."""

@@ -23,12 +23,10 @@ import pandas as pd
 from scipy import sparse
 from tqdm.auto import tqdm
 
-from ..common.device import best_device
 from ..common.errors import PekaError
-from .teacher_files import TeacherFiles
+from .teacher_files import TeacherFiles, settle_options
 from .teacher_spots import (
     canonical,
-    check_choices,
     known_genes,
     refuse_twice,
     refuse_unusable,
@@ -121,15 +119,9 @@ class ScGpt:
     modules: ClassVar[tuple[str, ...]] = ("models.scgpt", "models.scgpt_network")
 
     def __post_init__(self):
-        self.device = self.device or best_device()
-        self.budget = self.tokens or (4_096 if str(self.device) == "cpu" else 32_768)
-        check_choices(SOURCE, self, CHOICES)
+        settle_options(self, FILES, CHOICES)
         if self.max_length < 2:
             raise PekaError(f"scgpt: max_length {self.max_length} leaves no gene beside <cls>")
-        self.paths = {option: getattr(self, option) for option in FILES.pinned}
-        for option, path in self.paths.items():
-            if path:
-                FILES.given(option, path)
 
     def _local(self, option: str) -> Path:
         """Local path of one of the files; fetched and verified where it was not given."""

@@ -5,10 +5,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..common.device import best_device
 from ..common.errors import PekaError
 from ..common.files import sha256_once
 from ..downloads.fetch import fetch
 from ..downloads.manifest import load_manifest, source_files
+from .teacher_spots import check_choices
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,24 @@ class TeacherFiles:
     def license(self) -> str:
         """What the manifest says of the licences of code, vocabulary and weights."""
         return _entry(self.source)["license"]
+
+
+def settle_options(teacher, files: TeacherFiles, choices: dict[str, tuple]) -> None:
+    """Check the options of a published teacher before work starts, and fill in what they leave out.
+
+    It sets `device`; `budget`, the largest number of tokens in a batch with padding; and `paths`,
+    the user's own files by option.
+
+    Raises:
+        PekaError: an option has a value that is not in `choices`, or a file is not there.
+    """
+    teacher.device = teacher.device or best_device()
+    teacher.budget = teacher.tokens or (4_096 if str(teacher.device) == "cpu" else 32_768)
+    check_choices(files.source, teacher, choices)
+    teacher.paths = {option: getattr(teacher, option) for option in files.pinned}
+    for option, path in teacher.paths.items():
+        if path:
+            files.given(option, path)
 
 
 @functools.lru_cache

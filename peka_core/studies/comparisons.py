@@ -81,8 +81,8 @@ def compare(work: Run, predictors: Sequence[Rung | str], splits: Sequence[str]) 
     Returns:
         The columns of `tables.difference_table` without `values`, and: level, the frozen encoder's
         own mean PCC; seconds, what the rung's alignments took, over all splits (0 if nothing was
-        trained);
-        method and recipe (what the rung changes); and what the numbers depend on.
+        trained); changed, the values of the recipe that the rung changes; and what the numbers
+        depend on.
     """
     strict, scheme = PROTOCOLS["strict"], work.cohort().splits[0].scheme
     entries = [("student", entry) for entry in predictors]
@@ -102,13 +102,9 @@ def compare(work: Run, predictors: Sequence[Rung | str], splits: Sequence[str]) 
         facts += [fact] * sets
     table = table.drop(columns=["label", "values"])
     table = table.assign(level=table["genes"].map(levels), **pd.DataFrame(facts, table.index))
-    profile = work.profile
-    return table.assign(
-        protocol="strict", scope="nested", scheme=scheme, split=",".join(splits) or "all",
-        profile=profile.name,
-        cohort=work.cohort().digest[:12], encoder=work.encoder_name(), seed=profile.seed,
-        teacher=work.teacher_name,
-    )  # fmt: skip
+    names = ",".join(splits) or "all"
+    table = table.assign(protocol="strict", scope="nested", scheme=scheme, split=names)
+    return tables.named(work, table, teacher=work.teacher_name)
 
 
 def over_cohorts(table: pd.DataFrame, against: str = "") -> pd.DataFrame:

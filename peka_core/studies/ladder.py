@@ -79,7 +79,7 @@ def ladder(work: Run, splits: Sequence[str] = ()) -> pd.DataFrame:
     values = [" ".join(f"{p}:{v:.4f}" for p, v in part.items()) for part in table["values"]]
     table = table.drop(columns="label").rename(columns={"rung": "label"}).assign(values=values)
     names = ",".join(splits) or "all"
-    return _named(work, table, protocol="strict", scope="nested", splits=names)
+    return tables.named(work, table, protocol="strict", scope="nested", splits=names)
 
 
 def scope_effects(work: Run, split: str = "spots/0") -> pd.DataFrame:
@@ -99,7 +99,7 @@ def scope_effects(work: Run, split: str = "spots/0") -> pd.DataFrame:
             row |= _difference(scores[a].scores, scores[b].scores)
             rows.append(row | tables.made_by(scores[a], scores[b]))
     table = pd.DataFrame(rows)
-    return _named(work, table, protocol="peka_paper", pooling="section", split=split)
+    return tables.named(work, table, protocol="peka_paper", pooling="section", split=split)
 
 
 def curves(work: Run, splits: Sequence[str]) -> pd.DataFrame:
@@ -154,7 +154,7 @@ def _against_frozen(work: Run, points: list, splits: Sequence[str]) -> pd.DataFr
         table = table.drop(columns=["label", "rung", "predictor", "values"])
         parts.append(table.assign(curve=curve, value=str(value)))
     table = pd.concat(parts, ignore_index=True)
-    return _named(work, table, protocol="strict", scope="nested", split=",".join(splits))
+    return tables.named(work, table, protocol="strict", scope="nested", split=",".join(splits))
 
 
 def alphas(work: Run, splits: Sequence[str]) -> pd.DataFrame:
@@ -172,7 +172,7 @@ def alphas(work: Run, splits: Sequence[str]) -> pd.DataFrame:
         rows.append({"alpha": alpha, "frozen": level, **_difference(bat, frozen)})
     made = _made_with(work, ("frozen", "bat"), splits)
     names = {"protocol": "strict, alpha fixed", "split": ",".join(splits)}
-    return _named(work, pd.DataFrame(rows), **names, **made)
+    return tables.named(work, pd.DataFrame(rows), **names, **made)
 
 
 def forgetting(work: Run, splits: Sequence[str] = ()) -> pd.DataFrame:
@@ -196,7 +196,7 @@ def forgetting(work: Run, splits: Sequence[str] = ()) -> pd.DataFrame:
         rows.append(row | ({} if rung == "frozen" else over_patients(accuracy - frozen)))
     made = _made_with(work, rungs.values(), [split.name for split in scored])
     names = {"task": "tissue_type", "splits": ",".join(splits) or "all"}
-    return _named(work, pd.DataFrame(rows), **names, **made)
+    return tables.named(work, pd.DataFrame(rows), **names, **made)
 
 
 def _type_accuracy(work: Run, rung: Rung | str, splits: list[Split]) -> pd.Series:
@@ -223,13 +223,6 @@ def _made_with(work: Run, rungs: Iterable[Rung | str], splits: Sequence[str]) ->
 def _difference(a: pd.DataFrame, b: pd.DataFrame) -> dict:
     """mean, low, high, p and n of `paired`, without the single patients."""
     return {name: value for name, value in paired(a, b).items() if name != "values"}
-
-
-def _named(work: Run, table: pd.DataFrame, **names: str) -> pd.DataFrame:
-    """The table with what its numbers depend on."""
-    made = {"profile": work.profile.name, "cohort": work.cohort().digest[:12]}
-    made |= {"encoder": work.encoder_name(), "seed": work.profile.seed}
-    return table.assign(**made, **names)
 
 
 Study = Callable[[Run, Sequence[str]], pd.DataFrame]

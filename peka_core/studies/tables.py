@@ -205,6 +205,17 @@ def code_here(work: Run | None = None) -> str:
     return code_of(Unit("evaluation", "", **names))
 
 
+def named(work: Run, table: pd.DataFrame, **names: str) -> pd.DataFrame:
+    """The table with columns for what its numbers depend on: profile, cohort, encoder, seed, names.
+
+    Args:
+        names: further columns, such as protocol, scope and split.
+    """
+    made = {"profile": work.profile.name, "cohort": work.cohort().digest[:12]}
+    made |= {"encoder": work.encoder_name(), "seed": work.profile.seed}
+    return table.assign(**made, **names)
+
+
 def save_table(table: pd.DataFrame, folder: str | Path, name: str, *sources) -> Path:
     """Write a table as `<folder>/<name>.csv` with six decimals.
 

@@ -163,7 +163,8 @@ def gains(
             row = {"label": label, "kind": kind, "genes": genes}
             row["base"] = _level(base, genes, scheme)
             rows.append(row | paired(scores, base, genes, scheme) | made)
-    table = _named(work, pd.DataFrame(rows).drop(columns="values"), splits)
+    table, names = pd.DataFrame(rows).drop(columns="values"), ",".join(splits) or "all"
+    table = tables.named(work, table, protocol="strict", scope="nested", splits=names)
     return table.assign(scope=np.where(table["kind"] == "alignment", table["scope"], "none"))
 
 
@@ -250,12 +251,6 @@ def gene_table(
     ceiling = split_half_ceiling(adata, genes, repeats=2, seed=work.profile.seed)["by_gene"]
     table = table.join(found.set_index(table.index)).assign(ceiling=ceiling)
     table = table.assign(method=rung.method, space=rung.space)
-    return _named(work, table.reset_index(), splits).assign(**tables.made_by(frozen, student, work))
-
-
-def _named(work: Run, table: pd.DataFrame, splits: Sequence[str]) -> pd.DataFrame:
-    """The table with what its numbers depend on."""
-    return table.assign(
-        profile=work.profile.name, cohort=work.cohort().digest[:12], encoder=work.encoder_name(),
-        seed=work.profile.seed, protocol="strict", scope="nested", splits=",".join(splits) or "all",
-    )  # fmt: skip
+    names = {"protocol": "strict", "scope": "nested", "splits": ",".join(splits) or "all"}
+    made = tables.made_by(frozen, student, work)
+    return tables.named(work, table.reset_index(), **names, **made)
