@@ -18,7 +18,7 @@ from ..recipe import RECIPES, Recipe
 from ..runner import stages
 from ..runner.run import Run
 from ..runner.rungs import Rung
-from ..statistics import summarise, t_interval
+from ..statistics import t_interval
 from . import tables
 
 LOSSES: dict[str, dict[str, Any]] = {  # how L_KD compares the vectors -> changes of the recipe
@@ -88,9 +88,7 @@ def compare(work: Run, predictors: Sequence[Rung | str], splits: Sequence[str]) 
     entries = [("student", entry) for entry in predictors]
     bar = tqdm(entries, desc="compare", unit="rung")
     table = tables.difference_table(work, strict, bar, scheme, splits)
-    frozen = summarise(stages.score(work, "frozen", strict, splits=splits).scores, strict)
-    chosen = frozen[(frozen["alpha"] == "chosen") & (frozen["scheme"] == scheme)]
-    levels = chosen.set_index("genes")["mean"]
+    levels = tables.levels(stages.score(work, "frozen", strict, splits=splits).scores, scheme)
     sets, facts = table["genes"].nunique(), []
     for entry in predictors:
         fact = {"changed": "", "seconds": 0.0}

@@ -205,6 +205,14 @@ def code_here(work: Run | None = None) -> str:
     return code_of(Unit("evaluation", "", **names))
 
 
+def levels(scores: pd.DataFrame, scheme: str) -> pd.Series:
+    """Mean PCC over patients, each the mean over its sections, by gene set, in one scheme."""
+    of_scheme = scores[scores["scheme"] == scheme]
+    rows = of_scheme.query("pooling == 'section' and alpha == 'chosen'")
+    by_patient = rows.groupby(["genes", "patient"], sort=False)["pcc"].mean()
+    return by_patient.groupby("genes", sort=False).mean()
+
+
 def named(work: Run, table: pd.DataFrame, **names: str) -> pd.DataFrame:
     """The table with columns for what its numbers depend on: profile, cohort, encoder, seed, names.
 

@@ -159,20 +159,13 @@ def gains(
     pairs += [(label, pair, tables.made_by(work, frozen)) for label, pair in others.items()]
     rows = []
     for label, (kind, scores, base), made in pairs:
+        levels = tables.levels(base, scheme)
         for genes in frozen.scores["genes"].unique():
-            row = {"label": label, "kind": kind, "genes": genes}
-            row["base"] = _level(base, genes, scheme)
+            row = {"label": label, "kind": kind, "genes": genes, "base": levels[genes]}
             rows.append(row | paired(scores, base, genes, scheme) | made)
     table, names = pd.DataFrame(rows).drop(columns="values"), ",".join(splits) or "all"
     table = tables.named(work, table, protocol="strict", scope="nested", splits=names)
     return table.assign(scope=np.where(table["kind"] == "alignment", table["scope"], "none"))
-
-
-def _level(scores: pd.DataFrame, genes: str, scheme: str) -> float:
-    """Mean PCC over patients, each the mean over its sections."""
-    of_scheme = scores[(scores["scheme"] == scheme) & (scores["genes"] == genes)]
-    rows = of_scheme.query("pooling == 'section' and alpha == 'chosen'")
-    return rows.groupby("patient")["pcc"].mean().mean()
 
 
 def predictability(
