@@ -83,3 +83,9 @@ def test_patients_validate_and_sections_only_where_one_patient_trains():
         assert validation_groups(obs, np.array(train, bool)).tolist() == expected
     share = training_spots(obs, np.ones(4, bool), 0.5, seed=0)
     assert share.tolist() in ([True, True, False, False], [False, False, True, True])
+
+
+@pytest.mark.parametrize("name", ["scfoundation", "scgpt", "geneformer"])
+def test_a_published_teacher_refuses_a_choice_that_does_not_exist(name):
+    with pytest.raises(PekaError, match="unusable"):
+        load_teacher(name, unusable="maybe")
