@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .classifier import fit_classifier
@@ -27,10 +27,14 @@ from .training_parts.batches import batches, pieces
 from .training_parts.checkpoint import TrainingState
 from .training_parts.means import epoch_means, results_of_batch
 from .training_parts.memory import advise_batch_size
+from .training_parts.speed import trained_at_hardware_speed
 from .training_parts.tokens import TokenCache
+
+LOOK_EVERY = 50  # steps
 
 
 @advise_batch_size
+@trained_at_hardware_speed
 def align(
     student: Student,
     data: TrainingData,
@@ -86,7 +90,7 @@ def align(
     else:  # single phase: it is trained together with the student
         classifier = nn.Linear(student.d_teacher, recipe.k).to(student.device)
     trained = [p for p in [*student.parameters(), *classifier.parameters()] if p.requires_grad]
-    optimiser = torch.optim.Adam(trained, lr=recipe.lr)
+    optimiser = torch.optim.Adam(trained, lr=recipe.lr, fused=True)
     steps = recipe.epochs * math.ceil(len(train) / recipe.batch_size)
     student.rank_schedule.start(steps)
 
@@ -107,14 +111,10 @@ def align(
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(state.step, steps, recipe)
             optimiser.zero_grad(set_to_none=True)
+            rows = rows.to(student.device, non_blocking=True)
             targets, labels = data.targets[rows], data.labels[rows]
             losses, projected = batch_losses(student, classifier, batch, targets, labels, recipe)
             (losses["total"] + student.rank_schedule.penalty()).backward()
-            if not torch.isfinite(losses["total"]):
-                raise PekaError(
-                    f"the loss is {losses['total'].item()} in epoch {epoch}, step {state.step}: "
-                    f"lower the learning rate lr, which is {recipe.lr}"
-                )
             clip_gradients(trained, recipe)
             optimiser.step()
             student.rank_schedule.after_step(state.step)
@@ -122,7 +122,9 @@ def align(
             state.step += 1
             batch_results.append(results_of_batch(losses, projected, targets))
             bar.update()
-            bar.set_postfix(epoch=epoch, loss=f"{losses['total'].item():.3f}", refresh=False)
+            if len(batch_results) % LOOK_EVERY == 0:  # a GPU waits at each look, so there are few
+                look(batch_results, epoch, recipe, bar)
+        look(batch_results, epoch, recipe, bar)
 
         # Compute the validation losses. Keep these weights if the loss is the lowest so far.
         row = {"epoch": epoch, "lr": optimiser.param_groups[0]["lr"]}
@@ -163,6 +165,19 @@ def validate(
         batch_results.append(results_of_batch(losses, projected, targets))
     means = epoch_means(batch_results, data.targets[rows])
     return {f"validation_{name}": value for name, value in means.items()}
+
+
+def look(batch_results: list[Tensor], epoch: int, recipe: Recipe, bar: tqdm) -> None:
+    """Show the last loss of an epoch beside the bar, and refuse a loss that is not finite."""
+    n, *_, total, _ = torch.stack(batch_results).T.tolist()  # one value for each batch
+    losses = [t / count for t, count in zip(total, n, strict=True)]
+    for number, loss in enumerate(losses, 1):
+        if not math.isfinite(loss):
+            raise PekaError(
+                f"the loss is {loss} in step {number} of epoch {epoch}: lower the learning rate "
+                f"lr, which is {recipe.lr}"
+            )
+    bar.set_postfix(epoch=epoch, loss=f"{losses[-1]:.3f}", refresh=False)
 
 
 def learning_rate(step: int, steps: int, recipe: Recipe) -> float:

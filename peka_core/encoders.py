@@ -52,6 +52,8 @@ class Encoder:
         device: where the model is.
         preprocess: your own transform, tiles uint8 (n, h, w, 3) -> x float (n, 3, size, size). It
             replaces resize and normalisation.
+        compile: whether the blocks of a vision transformer are compiled, `auto`, `always` or
+            `never` (training_parts/speed.py). It changes features by rounding only.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Encoder:
     digest: str = ""
     device: str = "cpu"
     preprocess: Preprocess | None = None
+    compile: str = "auto"
 
     def transform(self, tiles: np.ndarray | Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Tiles uint8 (n, h, w, 3) -> x (n, 3, size, size), normalised, on the encoder's device.
@@ -134,6 +137,7 @@ def load_encoder(
     weights: str | Path | None = None,
     device: str | torch.device | None = None,
     seed: int = 0,
+    compile: str = "auto",
 ) -> Encoder:
     """Load an encoder, frozen, on `device` (by default the best one).
 
@@ -144,6 +148,7 @@ def load_encoder(
             notebook, `name` may be an `Encoder` or a pair (model, preprocess).
         weights: a local .safetensors, .bin or .pth file instead of the model's own weights.
         seed: random seed for the weights of `random`.
+        compile: as in `Encoder`.
 
     Raises:
         PekaError: the name is unknown, the device is not here, the weights cannot be had or do not
@@ -153,7 +158,7 @@ def load_encoder(
     if not isinstance(name, str) or own_file.is_own(name):
         if weights is not None:
             raise PekaError(f"encoder {name} loads its own weights and cannot take {weights}")
-        return _own(name, device)
+        return dataclasses.replace(_own(name, device), compile=compile)
     if name in BUNDLED:
         encoder = _bundled(name, seed, weights)
     elif name in manifest_entries():
@@ -161,7 +166,7 @@ def load_encoder(
     else:
         encoder = _from_timm(name, weights)
     _freeze(encoder, device)
-    encoder.precision = precision_on(device, name, encoder.model)
+    encoder.precision, encoder.compile = precision_on(device, name, encoder.model), compile
     return encoder
 
 

@@ -259,7 +259,7 @@ def test_data_that_do_not_fit_are_refused_and_a_diverging_loss_too(data):
             train(replace(data, **{name: value}))
     student = Student(tiny_encoder(64), "projector_only", 4, RECIPE)
     student.projector[0].weight.data[0, 0] = torch.nan
-    with pytest.raises(PekaError, match=r"epoch 1, step 0.*\blr\b.*0\.003"):
+    with pytest.raises(PekaError, match=r"step 1 of epoch 1.*\blr\b.*0\.003"):
         align(student, data, RECIPE, progress=False)
 
 
@@ -274,6 +274,21 @@ def test_adalora_moves_ranks_between_layers_unless_the_recipe_forbids_it(data):
     student, history = train(data, "adalora", replace(recipe, reallocate=False, epochs=2))
     fixed = {len(p) for name, p in trained(student).items() if "lora_A" in name}
     assert fixed == {4} and not history.columns.str.startswith("rank_").any()
+
+
+def test_adalora_removes_the_same_ranks_as_peft(data):
+    recipe = replace(RECIPE, layers=("attn.qkv", "mlp.fc1"), rank=4, epochs=4)
+    found = []
+    for theirs in (False, True):
+        student = Student(tiny_encoder(64), "adalora", 4, recipe)
+        allocator = student.rank_schedule.model.rankallocator
+        for name in ("mask_to_budget", "mask_using_rank_pattern") if theirs else ():
+            delattr(allocator, name)  # ours; peft's is that of the class
+        align(student, data, recipe, progress=False)
+        found.append(trained(student))
+    assert same(*found)
+    scales = [value for name, value in found[0].items() if "lora_E" in name]
+    assert 0 < sum(int((value == 0).sum()) for value in scales) < sum(map(len, scales))
 
 
 def test_learning_rate_warms_up_then_follows_its_schedule():

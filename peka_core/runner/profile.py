@@ -59,6 +59,8 @@ class Profile:
         source_options: arguments of that module's `build`.
         methods: adapter methods that are aligned on each split's training spots (scope nested).
         all_methods: methods that are aligned once, on all spots (scope all).
+        compile: whether a network is compiled: `auto`, `always` or `never`. Results change by
+            rounding only, so it is not part of a unit's name.
         others: further rungs to score under the paper's protocols: other encoders, frozen or
             aligned on all spots.
         ladder: what `peka ladder` compares with the frozen encoder: rungs and names of predictors.
@@ -78,6 +80,7 @@ class Profile:
     recipe: Recipe
     seed: int
     chapters: Chapters
+    compile: str = "auto"
     others: tuple = ()
     ladder: tuple = ()
     overrides: dict = field(default_factory=dict)

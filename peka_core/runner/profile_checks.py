@@ -29,6 +29,7 @@ RANGES = {  # of profiles and rungs
     "cues_off_splits": FROM_0,
     "seed": SEED,
     "share": ("above 0, at most 1", lambda v: 0 < v <= 1),
+    "compile": ("auto, always or never", lambda v: v in ("auto", "always", "never")),
 }
 OPTION_RANGES = {  # of numbers among the options of sources and teachers
     "patients": FROM_2, "sections": FROM_1, "spots": FROM_1, "folds": FROM_2, "min_umi": FROM_0,

@@ -231,10 +231,10 @@ class Run:
         from ..encoders import load_encoder
 
         name = name or self.profile.encoder
-        weights = self.weights.get(name)
+        weights, compile = self.weights.get(name), self.profile.compile
         return self._once(
             ("encoder", name, weights, self.device),
-            lambda: load_encoder(name, weights=weights, device=self.device),
+            lambda: load_encoder(name, weights, self.device, compile=compile),
         )
 
     def _once(self, key: tuple, make: Callable[[], Any]) -> Any:

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from ..common.device import autocast
 from ..common.errors import PekaError
+from .speed import at_hardware_speed
 
 if TYPE_CHECKING:
     from ..encoders import Encoder
@@ -24,7 +25,7 @@ def batches(
     flips: bool,
     generator: torch.Generator,
     ahead: bool = False,
-) -> Iterator[tuple[np.ndarray, Tensor]]:
+) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch of shuffled batches: row numbers (b,) and tiles uint8 (b, h, w, 3).
 
     Args:
@@ -40,11 +41,13 @@ def batches(
     turns = torch.randint(8 if flips else 1, (len(rows),), generator=generator).numpy()
     pin = ahead and torch.cuda.is_available()  # page-locked memory is copied faster to a GPU
 
-    def read(piece: slice) -> tuple[np.ndarray, Tensor]:
+    def read(piece: slice) -> tuple[Tensor, Tensor]:
+        rows = torch.from_numpy(order[piece])
         if hasattr(tiles, "oriented"):  # a `TokenCache` has the tokens of each orientation
-            return order[piece], tiles.oriented(order[piece], turns[piece])
-        batch = torch.from_numpy(oriented(tiles[order[piece]], turns[piece]))
-        return order[piece], batch.pin_memory() if pin else batch
+            batch = tiles.oriented(order[piece], turns[piece])
+        else:
+            batch = torch.from_numpy(oriented(tiles[order[piece]], turns[piece]))
+        return (rows.pin_memory(), batch.pin_memory()) if pin else (rows, batch)
 
     yield from in_turn(read, pieces(len(rows), batch_size), ahead)
 
@@ -106,23 +109,33 @@ def in_batches(
     size = min(batch_size, 32) if on_cpu else batch_size  # small batches stay in a CPU's cache
     parts, title = [], f"embed with {encoder.name}"
     bar = tqdm(total=len(tiles), desc=title, unit="tile", disable=not progress)
-    for chunk in in_turn(lambda piece: tiles[piece], pieces(len(tiles), size), ahead=not on_cpu):
-        while len(chunk):
-            try:
-                x = encoder.transform(chunk[:size])
-                with torch.no_grad(), autocast(encoder.device, encoder.precision):
-                    outputs = [output.float().cpu().numpy() for output in forward(x)]
-            except torch.OutOfMemoryError:
-                outputs = []
-            if outputs:
-                parts.append(outputs)
-                bar.update(len(outputs[0]))
-                chunk = chunk[size:]
-            elif size > 1:
-                torch.cuda.empty_cache()
-                size = max(1, min(size, len(chunk)) // 2)
-            else:
-                device = encoder.device
-                raise PekaError(f"{device} has too little memory for a single tile: use another")
+    chunks = in_turn(lambda piece: tiles[piece], pieces(len(tiles), size), ahead=not on_cpu)
+    network, choice = encoder.model, encoder.compile
+    with at_hardware_speed(
+        network, encoder.device, encoder.precision, len(tiles), choice
+    ) as compiled:
+        for chunk in chunks:
+            while len(chunk):
+                batch, outputs = chunk[:size], []
+                if compiled and len(batch) < size:  # compiled code is for batches of one size
+                    batch = np.resize(batch, (size, *batch.shape[1:]))  # repeats the tiles
+                try:
+                    x = encoder.transform(batch)
+                    with torch.no_grad(), autocast(encoder.device, encoder.precision):
+                        outputs = [output.float().cpu().numpy() for output in forward(x)]
+                except torch.OutOfMemoryError:
+                    pass  # what the attempt holds is free after this block
+                if outputs:
+                    parts.append([output[: len(chunk)] for output in outputs])
+                    bar.update(len(parts[-1][0]))
+                    chunk = chunk[size:]
+                elif size > 1:
+                    torch.cuda.empty_cache()
+                    size = max(1, min(size, len(chunk)) // 2)
+                else:
+                    device = encoder.device
+                    raise PekaError(
+                        f"{device} has too little memory for a single tile: use another"
+                    )
     bar.close()
     return [np.concatenate(part) for part in zip(*parts, strict=True)]

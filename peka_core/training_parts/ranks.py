@@ -3,6 +3,7 @@
 peft chooses the ranks that are removed. The loop in `alignment.py` reports each step to it.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -36,12 +37,18 @@ class FixedRanks:
 class AdaLoraRanks(FixedRanks):
     """AdaLoRA's rank schedule: peft removes ranks while the loop reports each step.
 
+    peft reads the smallest kept importance, and which ranks are kept, from the device in each step.
+    Here both stay there (`_remove_ranks`), because a GPU would wait.
+
     Args:
         model: peft's AdaLoraModel.
     """
 
     def __init__(self, model: Any):
         self.model, self.config = model, model.peft_config["default"]
+        allocator = model.rankallocator
+        allocator.mask_to_budget = functools.partial(_remove_ranks, allocator)
+        allocator.mask_using_rank_pattern = _keep_removed
 
     def start(self, steps: int) -> None:
         """Plan the number of ranks: all in the first tenth of `steps`, the target in the last 3/10.
@@ -84,4 +91,37 @@ class AdaLoraRanks(FixedRanks):
         for name in MOMENTS:
             moments = {layer: value.to(device) for layer, value in state[name].items()}
             setattr(self.model.rankallocator, name, moments)
-        self.config.rank_pattern = state["rank_pattern"]
+        kept = state["rank_pattern"]
+        self.config.rank_pattern = {layer: mask.to(device) for layer, mask in kept.items()}
+
+
+@torch.no_grad()
+def _remove_ranks(allocator: Any, model: Any, budget: int) -> dict[str, Tensor]:
+    """Set the scales of all but the `budget` most important ranks of all layers to zero.
+
+    The same as peft's `RankAllocator.mask_to_budget`: the importance of a rank is that of its
+    scale, plus the means over its row of A and its column of B.
+
+    Returns:
+        The kept ranks of each layer as a mask (r, 1), by the name of its scales.
+    """
+    scales = {n: p for n, p in model.named_parameters() if "lora_E" in n}  # (r, 1)
+    score = allocator._element_score
+    importance = {}
+    for n in scales:
+        a = score(n.replace("lora_E", "lora_A")).mean(1, keepdim=True)  # (r, in) -> (r, 1)
+        b = score(n.replace("lora_E", "lora_B")).mean(0)[:, None]  # (out, r) -> (r, 1)
+        importance[n] = score(n) + (a + b)
+    everything = torch.cat(list(importance.values()))[:, 0]
+    largest_removed = torch.kthvalue(everything, allocator.init_bgt - budget).values
+    kept = {n: value > largest_removed for n, value in importance.items()}
+    _keep_removed(model, kept)
+    return kept
+
+
+@torch.no_grad()
+def _keep_removed(model: Any, kept: dict[str, Tensor]) -> None:
+    """Set the scales of removed ranks to zero, since Adam's momentum moves them."""
+    for name, scale in model.named_parameters():
+        if name in kept:
+            scale.masked_fill_(~kept[name], 0.0)
