@@ -39,8 +39,8 @@ def bat_weight(weight: Tensor, blocks: Tensor) -> Tensor:
     """Return W' of bat (Eq. 3): W[j, i] B[j] and B[j] are added to each square."""
     n_blocks, b, _ = blocks.shape
     rows = weight.reshape(n_blocks, -1, b)  # (out/b, b * in/b, b): the rows of all squares W[j, i]
-    product = torch.bmm(rows, blocks).reshape(weight.shape)  # W B, (out, in)
-    return bone_weight(weight + product, blocks)  # (W + W B) + B
+    with_product = torch.baddbmm(rows, rows, blocks).reshape(weight.shape)  # W + W B, (out, in)
+    return bone_weight(with_product, blocks)  # (W + W B) + B
 
 
 WEIGHT_FUNCTIONS = {"bone": bone_weight, "bat": bat_weight}
