@@ -10,7 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from peka_core.alignment import results_of_batch
+from peka_core.alignment import clip_gradients, results_of_batch
 from peka_core.common.device import autocast
 from peka_core.encoders import load_encoder
 from peka_core.losses import batch_losses
@@ -19,6 +19,7 @@ from peka_core.models import scgpt_network
 from peka_core.models.scfoundation import ScFoundation
 from peka_core.recipe import RECIPES
 from peka_core.student import Student
+from peka_core.training_parts.ranks import AdaLoraRanks
 
 pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 N, D_TEACHER, TILES = 6, 8, torch.zeros((6, 224, 224, 3), dtype=torch.uint8)
@@ -77,6 +78,18 @@ def test_a_batch_of_every_method(method, recipe):
     assert len(seen) == 1 and on_gpu([*seen, projected], torch.bfloat16)
     assert on_gpu([losses["total"], results_of_batch(losses, projected, targets)])
     assert on_gpu([*student.parameters(), *classifier.parameters()])
+    if method == "adalora":
+        assert recipe.reallocate == isinstance(student.rank_schedule, AdaLoraRanks)
+    student.rank_schedule.start(10)
+    trained = [p for p in [*student.parameters(), *classifier.parameters()] if p.requires_grad]
+    optimiser = torch.optim.Adam(trained, fused=True)
+    assert torch.as_tensor(student.rank_schedule.penalty()).ndim == 0
+    for p in trained:  # a backward pass needs a real GPU
+        p.grad = torch.zeros_like(p)
+    clip_gradients(trained, recipe)
+    optimiser.step()
+    for step in (0, 3, 7, 9):  # before, while and after ranks are removed: no value is asked for
+        student.rank_schedule.after_step(step)
 
 
 def test_an_encoder_embeds_in_bfloat16_and_ends_in_float32():

@@ -13,7 +13,9 @@ from test_geneformer import cells as geneformer_cells
 from test_geneformer import teacher as geneformer
 from test_scfoundation import CHECKPOINT, LIMIT, cells, near_in_bfloat16
 from test_scfoundation import vocabulary as vocabulary  # a fixture
+from test_speed import aligned, near
 
+from peka_core import alignment
 from peka_core.alignment import align
 from peka_core.common.device import autocast
 from peka_core.common.errors import PekaError
@@ -22,6 +24,7 @@ from peka_core.recipe import RECIPES, Recipe
 from peka_core.student import Student, embed_tiles
 from peka_core.teachers import load_teacher
 from peka_core.training_data import TrainingData
+from peka_core.training_parts.batches import batches
 
 pytestmark = [
     pytest.mark.gpu,
@@ -109,6 +112,34 @@ def test_features_and_students_on_a_gpu(data):
     made = embed_tiles(student_of("bat"), data.tiles, progress=False)
     assert (made["encoder"].shape, made["projected"].shape) == ((48, 128), (48, 4))
     assert all(isinstance(v, np.ndarray) and np.isfinite(v).all() for v in made.values())
+
+
+METHODS = ["bat", "bone", "lora", "adalora", "full", "projector_only"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_compiled_blocks_learn_and_embed_the_same(method):
+    where = {"device": "cuda", "side": 64, "width": 64}
+    near(*(aligned(compile, method, **where) for compile in ("never", "always")))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_step_waits_for_the_gpu(data, method, monkeypatch):
+    """torch raises an error where the host would wait; the look at the losses comes afterwards."""
+
+    def watched(*arguments):
+        for batch in batches(*arguments):
+            torch.cuda.set_sync_debug_mode("error")
+            yield batch
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(alignment, "batches", watched)
+    recipe = replace(RECIPE, epochs=12, validation_share=0.0)  # AdaLoRA removes ranks in the middle
+    try:
+        history = align(student_of(method, recipe), data, recipe, progress=False)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert np.isfinite(history["total"]).all()
 
 
 @pytest.mark.parametrize("series", ["V1", "V2"])
