@@ -9,7 +9,7 @@ Within a section, the order of spots is that of its h5ad.
 """
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +20,9 @@ import pandas as pd
 from scipy import sparse
 
 from .common.errors import PekaError
+from .common.typed_values import prefixed_errors
 from .layout import checks
-from .layout.gene_columns import joined_genes, on_genes
+from .layout.gene_columns import columns_of, joined_genes, on_genes
 from .layout.sections import Section, open_section, read_counts, read_spots
 from .layout.tables import odd_splits, read_genes, read_samples, read_splits
 from .layout.writing import write_cohort_tables, write_sample
@@ -134,21 +135,43 @@ class Cohort:
         """
         return checks.digest(self)
 
-    def adata(self, samples: Iterable[str] | None = None, join: str = "inner") -> ad.AnnData:
+    def adata(
+        self,
+        samples: Iterable[str] | None = None,
+        join: str = "inner",
+        genes: Sequence[str] | None = None,
+    ) -> ad.AnnData:
         """Raw counts of all spots, or of those of some samples, in the cohort's order.
 
         Args:
             samples: sample ids; None for all.
             join: `inner` for the genes that all these samples have; `outer` for all genes, with 0
                 if a sample did not measure one.
+            genes: only these of the joined genes, in this order. Then the other counts of a section
+                leave the memory before the next section is read.
 
         Returns:
             AnnData with X CSR float32 (n, G); obs, rows of `self.obs`; obsm["spatial"] float64
             (n, 2) in slide px (x, y), and the numeric obsm that all samples have; and the columns
             of var that have the same value in all sections.
+
+        Raises:
+            PekaError: a sample is unknown, or one of `genes` is not among the joined genes.
         """
         chosen = self._chosen(samples)
-        genes = joined_genes([section.genes for section in chosen], join)
+        names = joined_genes([section.genes for section in chosen], join)
+        if genes is not None:
+            with prefixed_errors(self.path):
+                names = names[columns_of(names, list(genes))]
+        return self._counted(chosen, names)
+
+    def by_section(self, join: str = "inner") -> Iterator[ad.AnnData]:
+        """`adata` of one section after the other, all with the genes of the joined cohort."""
+        names = joined_genes([section.genes for section in self.sections], join)
+        return (self._counted([section], names) for section in self.sections)
+
+    def _counted(self, chosen: list[Section], genes: pd.Index) -> ad.AnnData:
+        """`adata` of some sections on these genes."""
         counts = [on_genes(read_counts(section), section.genes, genes) for section in chosen]
         spots = [read_spots(section) for section in chosen]
         _warned([note for of_section in spots for note in of_section.notes])

@@ -1,6 +1,7 @@
 """Expression: log-normalised counts, and the choice of the most variable genes as targets."""
 
 import warnings
+from collections.abc import Iterable
 
 import anndata as ad
 import numpy as np
@@ -9,7 +10,8 @@ import scanpy as sc
 from scipy import sparse
 
 from .common.errors import PekaError
-from .layout.gene_columns import joined_genes
+
+BLOCK = 1024  # spots whose counts are float64 at a time
 
 
 def log_cp10k(adata: ad.AnnData, dense: bool = True) -> np.ndarray | sparse.csr_matrix:
@@ -18,50 +20,55 @@ def log_cp10k(adata: ad.AnnData, dense: bool = True) -> np.ndarray | sparse.csr_
     Args:
         adata: raw counts in X. The total is obs["total_counts"], which a cohort takes before genes
             are joined. Without that column, it is the sum over all genes.
-        dense: True gives an array, False a CSR matrix, for cohorts too large for an array.
+        dense: True gives an array, False a CSR matrix, for cohorts too large for an array. The CSR
+            matrix shares the positions of its values with `adata.X`, so change neither in place.
 
     Raises:
         PekaError: no X, or a total that is NaN, infinite or negative.
     """
-    if adata.X is None:
+    x = adata.X  # a view copies its rows each time it is asked for X
+    if x is None:
         raise PekaError("this AnnData has no X; expected raw counts (n, G) in it.")
-    given = adata.obs["total_counts"] if "total_counts" in adata.obs else adata.X.sum(axis=1)
+    given = adata.obs["total_counts"] if "total_counts" in adata.obs else x.sum(axis=1)
     total = np.asarray(given, dtype=np.float64).ravel()  # (n,)
     wrong = ~(np.isfinite(total) & (total >= 0))
     if wrong.any():
         found = f"{wrong.sum()} of {len(wrong)} spots, {adata.obs_names[wrong][0]} first,"
         raise PekaError(f"obs['total_counts'] of {found} are NaN, infinite or negative")
     scale = np.divide(1e4, total, out=np.zeros_like(total), where=total > 0)  # (n,)
-    counts = sparse.csr_matrix(adata.X, dtype=np.float64)  # (n, G)
-    logged = np.log1p(counts.multiply(scale[:, None])).tocsr().astype(np.float32)
+    counts = sparse.csr_matrix(x)  # (n, G)
+    values, ends = np.empty(counts.nnz, np.float32), counts.indptr
+    for start in range(0, len(scale), BLOCK):  # float64 copies of all values would not fit
+        rows = np.arange(start, min(start + BLOCK, len(scale)))
+        some = slice(ends[rows[0]], ends[rows[-1] + 1])
+        per_value = np.repeat(scale[rows], np.diff(ends)[rows])  # (values,)
+        values[some] = np.log1p(counts.data[some] * per_value)
+    logged = sparse.csr_matrix((values, counts.indices, ends), counts.shape)
     return logged.toarray() if dense else logged
 
 
-def variable_genes(
-    log, adata: ad.AnnData, rows: np.ndarray, n_genes: int, seen: dict | None = None
-) -> list[str]:
-    """The `n_genes` most variable genes of some spots, in the order of `adata.var_names`.
+def variable_genes(cohort, masks: Iterable[np.ndarray], n_genes: int) -> list[list[str]]:
+    """The `n_genes` most variable genes of some spots, in the order of the genes of every section.
 
     This is scanpy's highly_variable_genes with flavor seurat and batch_key sample. It orders genes
-    by the number of sections in which they vary most, then by mean normalised dispersion.
+    by the number of sections in which they vary most, then by mean normalised dispersion. One
+    section is in memory at a time.
 
     Args:
-        log: log counts (n, G) of all spots.
-        adata: the same spots; only obs["sample"] and var_names are read.
-        rows: mask (n,) of the spots that the choice may use.
-        seen: a cache of section tables for the next split, because the table of a section depends
-            on its own spots only.
+        cohort: `Cohort.by_section` gives its counts.
+        masks: masks (n,) of the spots that one choice may use; there is one choice for each mask.
     """
-    seen = {} if seen is None else seen
-    samples = adata.obs["sample"].to_numpy()
-    tables = []
-    for sample in sorted(set(samples[rows])):
-        spots = np.flatnonzero(rows & (samples == sample))
-        key = spots.tobytes()
-        if key not in seen:
-            seen[key] = section_table(log[spots], adata.var_names, n_genes)
-        tables.append(seen[key])
-    return best_genes(tables, adata.var_names, n_genes)
+    masks, samples = list(map(np.asarray, masks)), cohort.obs["sample"].to_numpy()
+    tables: list[list[pd.DataFrame]] = [[] for _ in masks]
+    for section in cohort.by_section():
+        log, names = log_cp10k(section, dense=False), section.var_names
+        here, seen = samples == section.obs["sample"].iloc[0], dict[bytes, pd.DataFrame]()
+        for found, rows in zip(tables, [mask[here] for mask in masks], strict=True):
+            if rows.any():
+                key = rows.tobytes()  # most splits hold a section whole, so its table is made once
+                seen[key] = seen[key] if key in seen else section_table(log[rows], names, n_genes)
+                found.append(seen[key])
+    return [best_genes(of_sections, names, n_genes) for of_sections in tables]
 
 
 def best_genes(tables: list[pd.DataFrame], names: pd.Index, n_genes: int) -> list[str]:
@@ -110,29 +117,23 @@ def section_table(
 
 
 def top_genes(cohort, n_genes: int) -> list[str]:
-    """`variable_genes` of a cohort, among the genes of every section; one in memory at a time."""
-    common = joined_genes([section.genes for section in cohort.sections])
-    logs = (log_cp10k(cohort.adata([sample])[:, common]) for sample in cohort.samples.index)
-    return best_genes([section_table(log, common, n_genes) for log in logs], common, n_genes)
+    """`variable_genes` of all spots of a cohort."""
+    return variable_genes(cohort, [np.ones(len(cohort.obs), bool)], n_genes)[0]
 
 
-def authors_genes(adata: ad.AnnData, n_genes: int) -> list[str]:
-    """The authors' choice of target genes (their step1_process_hvg.py), in the order of var_names.
+def authors_genes(cohort, n_genes: int) -> list[str]:
+    """The authors' choice of target genes (their step1_process_hvg.py), in the order of all genes.
 
     They use scanpy's normalize_total to the median depth, log1p, and highly_variable_genes with
-    flavor seurat and the section as batch. One section is dense at a time.
-
-    Args:
-        adata: raw counts (n, G) of all sections, outer join: a gene that a section did not measure
-            counts as one that it does not express.
+    flavor seurat and the section as batch. A gene that a section did not measure counts as one that
+    it does not express. One section is in memory at a time.
     """
-    total, samples = np.asarray(adata.X.sum(1)).ravel(), adata.obs["sample"].to_numpy()  # (n,)
-    depth, tables = np.median(total[total > 0]), []
-    for name in sorted(set(samples)):
-        section = adata[samples == name].copy()
+    total, tables = cohort.obs["total_counts"].to_numpy(), []  # (n,)
+    depth = np.median(total[total > 0])
+    for section in cohort.by_section("outer"):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Some cells have zero counts")  # they stay 0
             sc.pp.normalize_total(section, target_sum=depth)
         sc.pp.log1p(section)
-        tables.append(section_table(section.X, adata.var_names, n_genes))
-    return best_genes(tables, adata.var_names, n_genes)
+        tables.append(section_table(section.X, section.var_names, n_genes))
+    return best_genes(tables, section.var_names, n_genes)

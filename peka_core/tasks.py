@@ -1,6 +1,7 @@
 """Tasks: a protocol's splits of a cohort, each with its target genes and their true values."""
 
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -8,8 +9,7 @@ from sklearn.model_selection import KFold, train_test_split
 
 from .cohort import Cohort, Split
 from .common.errors import PekaError
-from .common.typed_values import prefixed_errors
-from .genes import authors_genes, log_cp10k, variable_genes
+from .genes import authors_genes, log_cp10k, top_genes, variable_genes
 from .layout.gene_columns import columns_of
 from .protocols import Protocol
 
@@ -60,26 +60,22 @@ def make_tasks(cohort: Cohort, protocol: Protocol) -> list[Task]:
             the protocol allows genes that some section did not measure).
     """
     splits, chosen_by = protocol.splits(cohort), protocol.genes_from
-    adata = cohort.adata(join="inner" if chosen_by in ("all", "train", "file") else "outer")
-    if chosen_by in ("all", "train"):
-        log = log_cp10k(adata, dense=False)  # (n, G) float32
-        every = np.ones(adata.n_obs, bool)
-        seen: dict[bytes, pd.DataFrame] = {}  # tables of sections, each made once
-        rows = [every if chosen_by == "all" else split.train for split in splits]
-        gene_lists = [variable_genes(log, adata, mask, protocol.n_genes, seen) for mask in rows]
+    if chosen_by == "all":
+        gene_lists = [top_genes(cohort, protocol.n_genes)] * len(splits)
+    elif chosen_by == "train":
+        gene_lists = variable_genes(cohort, [split.train for split in splits], protocol.n_genes)
     else:
         genes = cohort.genes if chosen_by == "file" else chosen_by
-        genes = authors_genes(adata, protocol.n_genes) if chosen_by == "authors" else genes
+        genes = authors_genes(cohort, protocol.n_genes) if chosen_by == "authors" else genes
         if isinstance(genes, str) or not genes:
             raise PekaError(
                 f"{cohort.path}, protocol {protocol.name}: genes_from {chosen_by!r} gives no "
                 "target genes; expected all, train, authors, file (var_*genes.json), or names."
             )
-        genes = list(genes)
-        with prefixed_errors(cohort.path):
-            adata = adata[:, columns_of(adata.var_names, genes)].copy()  # no other gene is needed
-        log, gene_lists = log_cp10k(adata, dense=False), [genes] * len(splits)
-    tasks = []
+        gene_lists = [list(genes)] * len(splits)
+    join = "inner" if chosen_by in ("all", "train", "file") else "outer"
+    adata = cohort.adata(join=join, genes=list(dict.fromkeys(chain(*gene_lists))))  # no other gene
+    log, tasks = log_cp10k(adata, dense=False), []  # (n, union of the lists)
     for split, genes in zip(splits, gene_lists, strict=True):
         columns = columns_of(adata.var_names, genes)
         targets = TARGET_TRANSFORMS[protocol.target](log[:, columns], adata[:, columns])

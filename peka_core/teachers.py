@@ -76,15 +76,17 @@ class PcaTeacher(Teacher):
 
     def fit(self, adata: anndata.AnnData) -> Self:
         """Fit on all spots of `adata` (raw counts; pass training spots only)."""
-        x = log_cp10k(adata)  # (n, G)
+        x = log_cp10k(adata, dense=False)  # (n, G)
         d, self.note = min(self.n_components, x.shape[0] - 1, x.shape[1]), ""
         if d < 1:
             raise PekaError(f"the pca teacher needs two spots and a gene, not counts {x.shape}")
         if d < self.n_components:
             self.note = f"{d} components, not {self.n_components}: {x.shape} counts"
             warnings.warn(f"pca teacher: {self.note}", stacklevel=2)
-        solver = "arpack" if d < min(x.shape) else "full"
-        self.pca = PCA(d, svd_solver=solver, random_state=self.seed).fit(x)
+        if d < min(x.shape):  # scikit-learn centres without making the counts dense
+            self.pca = PCA(d, svd_solver="arpack", random_state=self.seed).fit(x)
+        else:
+            self.pca = PCA(d, svd_solver="full").fit(log_cp10k(adata))
         self.spread = float(np.std(self.pca.transform(x)[:, 0])) or 1.0
         self.genes = adata.var_names.copy()
         return self
@@ -95,8 +97,8 @@ class PcaTeacher(Teacher):
             raise PekaError("the pca teacher is not fitted. Call its fit(training spots) first.")
         if not adata.var_names.equals(self.genes):
             raise PekaError(f"the pca teacher was fitted on {len(self.genes)} genes in their order")
-        x_teacher = self.pca.transform(log_cp10k(adata)) / self.spread * self.scale  # (n, d_t)
-        return x_teacher.astype(np.float32)
+        log = log_cp10k(adata, dense=False)  # (n, G)
+        return (self.pca.transform(log) / self.spread * self.scale).astype(np.float32)  # (n, d_t)
 
     def facts(self, adata: anndata.AnnData) -> dict:
         """Settings and statistics to store in uns["teacher"]."""

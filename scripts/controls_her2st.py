@@ -45,9 +45,14 @@ def counted() -> SimpleNamespace:
         Split(f"patients/{i}", patients != name, patients == name)
         for i, name in enumerate(np.unique(patients))
     ]
+    samples = adata.obs["sample"]
     return SimpleNamespace(
-        path="her2st", obs=adata.obs, splits=splits, adata=lambda join: adata
-    )  # the outer join
+        path="her2st",
+        obs=adata.obs,
+        splits=splits,
+        adata=lambda join, genes: adata[:, genes].copy(),  # the outer join
+        by_section=lambda join: (adata[samples == name].copy() for name in samples.unique()),
+    )
 
 
 def main() -> None:

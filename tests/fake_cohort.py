@@ -31,13 +31,18 @@ class FakeCohort:
     splits: list[Split]  # leave one patient out
     path: Path = Path("fake")
 
-    def adata(self, join="inner"):
+    def adata(self, join="inner", genes=None):
         genes = np.arange(self.counts.shape[1])
         groups = {"group": np.where(genes % 2, "cue", "composition")}
         var = pd.DataFrame(groups, index=[f"G{i:02d}" for i in genes])
         counts = sparse.csr_matrix(self.counts, dtype=np.float32)
         obs = self.obs.assign(total_counts=self.counts.sum(1).astype(float))
-        return anndata.AnnData(counts, obs, var, obsm={"spatial": self.spatial})
+        adata = anndata.AnnData(counts, obs, var, obsm={"spatial": self.spatial})
+        return adata if genes is None else adata[:, genes].copy()
+
+    def by_section(self, join="inner"):
+        adata = self.adata()
+        return (adata[adata.obs["sample"] == name].copy() for name in adata.obs["sample"].unique())
 
 
 def sklearn_head(x, y, new, alpha=1.0):

@@ -56,13 +56,17 @@ def cohort(golden, shared) -> SimpleNamespace:
     sides = enumerate(patients == name for name in np.unique(patients))
     splits = [Split(f"patients/{i}", ~test, test) for i, test in sides]
     path = shared / "data/her2st"
-    return SimpleNamespace(path=path, obs=counts.obs, splits=splits, adata=lambda join: counts)
+    names = counts.obs["sample"]
+    return SimpleNamespace(
+        path=path, obs=counts.obs, splits=splits, adata=lambda join, genes: counts[:, genes].copy(),
+        by_section=lambda join: (counts[names == name].copy() for name in names.unique()),
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def tasks_of(cohort, golden):
     """Tasks of a rule by its name, made once; spots and genes are those of the golden file."""
-    genes = authors_genes(cohort.adata("outer"), 50)
+    genes = authors_genes(cohort, 50)
     assert len(cohort.obs) == golden["n_spots"] and cohort.obs["group"].nunique() == 8
     assert sorted(genes) == sorted(golden["genes"])
     return cache(lambda rule: make_tasks(cohort, replace(RULES[rule], genes_from=tuple(genes))))
