@@ -23,6 +23,7 @@ from .losses import batch_losses
 from .recipe import Recipe
 from .student import Student
 from .training_data import TrainingData
+from .training_parts import workers
 from .training_parts.batches import batches, pieces
 from .training_parts.checkpoint import TrainingState
 from .training_parts.means import epoch_means, results_of_batch
@@ -49,6 +50,10 @@ def align(
     eligible if this loss is finite and AdaLoRA's ranks are down to their target. The last epoch
     is kept if no epoch is eligible, if there are no validation spots, or if the recipe says
     `keep: last`.
+
+    Under torchrun, each worker computes the gradients of its part of each batch, and their mean is
+    that of the whole batch (`training_parts/workers.py`). So the result is the same as of one
+    process with the same batch size, up to rounding. With dropout it is another draw.
 
     Args:
         seed: random seed for the draw of validation spots, the order and orientation of tiles, the
@@ -89,6 +94,7 @@ def align(
         classifier = fit_classifier(data.targets[train], data.labels[train], recipe, seed)
     else:  # single phase: it is trained together with the student
         classifier = nn.Linear(student.d_teacher, recipe.k).to(student.device)
+        classifier.requires_grad_(recipe.lambda_struct > 0)
     trained = [p for p in [*student.parameters(), *classifier.parameters()] if p.requires_grad]
     optimiser = torch.optim.Adam(trained, lr=recipe.lr, fused=True)
     steps = recipe.epochs * math.ceil(len(train) / recipe.batch_size)
@@ -98,29 +104,32 @@ def align(
     state = TrainingState(student, classifier, optimiser, generator, made_for)
     if checkpoint is not None and Path(checkpoint).exists():
         state.load(checkpoint)
-    name, disable_bar = f"align {student.method}", not progress
+    name, disable_bar = f"align {student.method}", not progress or workers.rank() > 0
     bar = tqdm(total=steps, initial=state.step, desc=name, unit="step", disable=disable_bar)
+    networks = workers.sharing_gradients(student), workers.sharing_gradients(classifier)
     read_ahead = torch.device(student.device).type == "cuda"
 
     for epoch in range(len(state.history) + 1, recipe.epochs + 1):
         # Train on every training spot once.
         started, batch_results = time.perf_counter(), []
         student.train()
+        workers.own_random_numbers(seed, epoch)
         size, flips = recipe.batch_size, recipe.flips
-        for rows, batch in batches(data.tiles, train, size, flips, generator, read_ahead):
+        for rows, batch, weight in batches(data.tiles, train, size, flips, generator, read_ahead):
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(state.step, steps, recipe)
             optimiser.zero_grad(set_to_none=True)
             rows = rows.to(student.device, non_blocking=True)
             targets, labels = data.targets[rows], data.labels[rows]
-            losses, projected = batch_losses(student, classifier, batch, targets, labels, recipe)
-            (losses["total"] + student.rank_schedule.penalty()).backward()
+            losses, projected = batch_losses(*networks, batch, targets, labels, recipe)
+            (weight * losses["total"] + student.rank_schedule.penalty()).backward()
             clip_gradients(trained, recipe)
             optimiser.step()
             student.rank_schedule.after_step(state.step)
 
             state.step += 1
-            batch_results.append(results_of_batch(losses, projected, targets))
+            if weight:  # it is 0 for a worker that has no rows of a small batch
+                batch_results.append(results_of_batch(losses, projected, targets))
             bar.update()
             if len(batch_results) % LOOK_EVERY == 0:  # a GPU waits at each look, so there are few
                 look(batch_results, epoch, recipe, bar)
@@ -158,9 +167,9 @@ def validate(
 ) -> dict[str, float]:
     """Losses and r2 of the validation spots as `validation_...`; NaN if there are none."""
     student.eval()
-    batch_results = []
-    for piece in pieces(len(rows), recipe.batch_size):
-        tiles, targets, labels = (x[rows[piece]] for x in (data.tiles, data.targets, data.labels))
+    batch_results, mine = [], rows[workers.part(len(rows))]
+    for piece in pieces(len(mine), recipe.batch_size):
+        tiles, targets, labels = (x[mine[piece]] for x in (data.tiles, data.targets, data.labels))
         losses, projected = batch_losses(student, classifier, tiles, targets, labels, recipe)
         batch_results.append(results_of_batch(losses, projected, targets))
     means = epoch_means(batch_results, data.targets[rows])
@@ -169,6 +178,8 @@ def validate(
 
 def look(batch_results: list[Tensor], epoch: int, recipe: Recipe, bar: tqdm) -> None:
     """Show the last loss of an epoch beside the bar, and refuse a loss that is not finite."""
+    if not batch_results:
+        return  # a worker without rows
     n, *_, total, _ = torch.stack(batch_results).T.tolist()  # one value for each batch
     losses = [t / count for t, count in zip(total, n, strict=True)]
     for number, loss in enumerate(losses, 1):

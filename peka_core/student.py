@@ -192,6 +192,8 @@ def embed_tiles(
     A batch that does not fit into the GPU's memory is halved without a message, because the
     features of a tile do not depend on the batch.
 
+    Under torchrun, each worker computes its part of the features, and then has all of them.
+
     Args:
         student: a student, or an encoder for frozen features.
         tiles: uint8 (n, h, w, 3), an array or a reader that takes slices.

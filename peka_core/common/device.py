@@ -23,19 +23,22 @@ def versions() -> dict[str, str]:
 
 
 def best_device() -> str:
-    """`cuda` if torch sees a GPU, otherwise `cpu`."""
-    return "cuda" if _has_gpu() else "cpu"
+    """`cuda` if torch sees a GPU, otherwise `cpu`; under torchrun, `cuda:N` of this worker."""
+    own = f":{os.environ['LOCAL_RANK']}" if "TORCHELASTIC_RUN_ID" in os.environ else ""
+    return f"cuda{own}" if _has_gpu() else "cpu"
 
 
 def check_device(device: str) -> str:
     """Return the name of a device that this machine has; `auto` becomes the best one.
 
+    Under torchrun, `cuda` becomes the GPU of this worker.
+
     Raises:
         PekaError: the machine does not have it, or it is none of `cpu`, `cuda` and `cuda:N`.
     """
+    if device == "auto" or (device == "cuda" and _has_gpu()):
+        device = best_device()
     kind, _, number = str(device).partition(":")
-    if kind == "auto":
-        return best_device()
     if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
         raise PekaError(f"device {device!r} is unknown; expected cpu, cuda, or cuda:N for GPU N")
     if kind == "cuda" and not _has_gpu():

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -22,12 +23,17 @@ from ..common.errors import PekaError
 from ..common.files import TEMPORARY, alone, link_whole, not_readable, told_when_full, write_json
 from ..common.progress import say_once
 from ..recipe import Recipe
+from ..training_parts import workers
 from .code import code_of
 from .cost import Cost
 from .provenance import provenance
 
 AGAIN = "+"  # the end of a folder's name, if its unit was made again for a file that was missing
 SHARED = ("teacher", "embedding", "hashes")  # runs share units of these stages, and frozen features
+
+# The workers that torchrun starts make units of these stages together. The first worker makes
+# all other units, and the others wait.
+TOGETHER = ("alignment", "features")
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,8 @@ def make(
     run leaves nothing that looks finished. A lock makes a second process wait for the first. A
     finished unit never changes. If it lacks the file `needs` (the repository leaves out large
     files), the unit is made again beside it, in a folder whose name ends with `AGAIN`. Units that
-    runs share (`SHARED`) are linked from another run.
+    runs share (`SHARED`) are linked from another run. Under torchrun, only the first worker writes
+    into the run's folder; all workers call this function for the same units in the same order.
 
     Args:
         needs: a file that must be there.
@@ -130,20 +137,62 @@ def make(
     Raises:
         PekaError: the folder cannot be written, or the disk is full.
     """
-    if (found := find(run, unit, needs)) is None:
-        target = Path(run) / "units" / (unit.name + AGAIN * bool(find(run, unit)))
-        with told_when_full(target), alone(target):
-            found = (
-                find(run, unit, needs)
-                or _taken(run, unit, needs, target)
-                or _make(target, unit, write, device)
-            )
+    if workers.rank():
+        return _follow(unit, write)
+    with _leading(unit, write) as write:
+        if (found := find(run, unit, needs)) is None:
+            target = Path(run) / "units" / (unit.name + AGAIN * bool(find(run, unit)))
+            with told_when_full(target), alone(target):
+                found = (
+                    find(run, unit, needs)
+                    or _taken(run, unit, needs, target)
+                    or _make(target, unit, write, device)
+                )
+    workers.told(found)
     here = versions()
     for name, then in facts_of(found)["packages"].items():
         if here.get(name, then) != then:
             text = f"{name} {then} made a unit that is read here, and {here[name]} is installed"
             say_once(f"{text}: numbers may differ in their last digits", notice=True)
     return found
+
+
+@contextlib.contextmanager
+def _leading(unit: Unit, write: Callable[[Path], None]):
+    """The `write` of the first worker, which the others are told of. They are told of errors too.
+
+    They are not told of an error in a unit that all make together, because they are at work then.
+    This process ends with the error, and torchrun ends the others.
+    """
+    others_work = False
+
+    def announced(folder: Path) -> None:
+        nonlocal others_work
+        workers.told("make it")
+        others_work = unit.stage in TOGETHER
+        with contextlib.nullcontext() if others_work else workers.alone():
+            write(folder)
+        others_work = False
+
+    try:
+        yield announced
+    except Exception as error:
+        if not others_work:
+            workers.told(PekaError(f"the first worker failed: {error}"))
+        raise
+
+
+def _follow(unit: Unit, write: Callable[[Path], None]) -> Path:
+    """What the other workers do in `make`: their part of a unit, or wait. Return its folder."""
+    said = workers.told()
+    if said == "make it":
+        if unit.stage in TOGETHER:
+            with tempfile.TemporaryDirectory() as folder:  # the first worker's files are kept
+                write(Path(folder))
+        said = workers.told()
+    if isinstance(said, PekaError):
+        raise said
+    return said
 
 
 @contextlib.contextmanager
@@ -240,6 +289,8 @@ def _make(target: Path, unit: Unit, write: Callable[[Path], None], device: str) 
         with cost:
             write(folder)
         facts = {"unit": dataclasses.asdict(unit), **cost.facts(), **provenance(device)}
+        if workers.count() > 1 and unit.stage in TOGETHER:
+            facts["workers"] = workers.count()
         write_json(folder / "unit.json", facts)
     shutil.rmtree(target.with_name(f".{target.name}.partial"), ignore_errors=True)
     return target

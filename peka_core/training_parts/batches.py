@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from ..common.device import autocast
 from ..common.errors import PekaError
+from . import workers
 from .speed import at_hardware_speed
 
 if TYPE_CHECKING:
@@ -25,8 +26,11 @@ def batches(
     flips: bool,
     generator: torch.Generator,
     ahead: bool = False,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch of shuffled batches: row numbers (b,) and tiles uint8 (b, h, w, 3).
+) -> Iterator[tuple[Tensor, Tensor, float]]:
+    """One epoch of shuffled batches: row numbers (b,), tiles uint8 (b, h, w, 3), and a weight.
+
+    Under torchrun, each worker gets its part of each batch, and the weight of that part's loss
+    (`workers.part_of_batch`). Otherwise the weight is 1.
 
     Args:
         tiles: uint8 (n, h, w, 3), an array or a reader that takes an array of row numbers; or a
@@ -41,20 +45,21 @@ def batches(
     turns = torch.randint(8 if flips else 1, (len(rows),), generator=generator).numpy()
     pin = ahead and torch.cuda.is_available()  # page-locked memory is copied faster to a GPU
 
-    def read(piece: slice) -> tuple[Tensor, Tensor]:
+    def read(whole: slice) -> tuple[Tensor, Tensor, float]:
+        piece, weight = workers.part_of_batch(whole)
         rows = torch.from_numpy(order[piece])
         if hasattr(tiles, "oriented"):  # a `TokenCache` has the tokens of each orientation
             batch = tiles.oriented(order[piece], turns[piece])
         else:
             batch = torch.from_numpy(oriented(tiles[order[piece]], turns[piece]))
-        return (rows.pin_memory(), batch.pin_memory()) if pin else (rows, batch)
+        return (rows.pin_memory(), batch.pin_memory(), weight) if pin else (rows, batch, weight)
 
     yield from in_turn(read, pieces(len(rows), batch_size), ahead)
 
 
-def pieces(n: int, size: int) -> list[slice]:
-    """Slices of at most `size` that cover 0..n."""
-    return [slice(start, min(start + size, n)) for start in range(0, n, max(1, size))]
+def pieces(n: int, size: int, start: int = 0) -> list[slice]:
+    """Slices of at most `size` that cover `start`..n."""
+    return [slice(first, min(first + size, n)) for first in range(start, n, max(1, size))]
 
 
 def in_turn(read: Callable, chunks: list, ahead: bool) -> Iterator:
@@ -95,6 +100,8 @@ def in_batches(
 ) -> list[np.ndarray]:
     """Each output of `forward(x)` for all tiles, float32, computed without gradients.
 
+    Under torchrun, each worker computes its part, and all of them get the whole.
+
     The encoder gives x and the precision of `forward`. If the GPU has too little memory for a
     batch, this batch and all later ones are halved without a message, because the outputs of a tile
     do not depend on its batch.
@@ -107,13 +114,15 @@ def in_batches(
         raise PekaError("there are no tiles to embed")
     on_cpu = torch.device(encoder.device).type == "cpu"
     size = min(batch_size, 32) if on_cpu else batch_size  # small batches stay in a CPU's cache
-    parts, title = [], f"embed with {encoder.name}"
-    bar = tqdm(total=len(tiles), desc=title, unit="tile", disable=not progress)
-    chunks = in_turn(lambda piece: tiles[piece], pieces(len(tiles), size), ahead=not on_cpu)
+    parts, title, n = [], f"embed with {encoder.name}", len(tiles)
+    shared = n >= workers.count()  # otherwise each worker computes all of these few
+    mine = workers.part(n) if shared else slice(0, n)
+    hidden, length = not progress or workers.rank() > 0, mine.stop - mine.start
+    bar = tqdm(total=length, desc=title, unit="tile", disable=hidden)
+    of_mine = pieces(mine.stop, size, mine.start)
+    chunks = in_turn(lambda piece: tiles[piece], of_mine, ahead=not on_cpu)
     network, choice = encoder.model, encoder.compile
-    with at_hardware_speed(
-        network, encoder.device, encoder.precision, len(tiles), choice
-    ) as compiled:
+    with at_hardware_speed(network, encoder.device, encoder.precision, length, choice) as compiled:
         for chunk in chunks:
             while len(chunk):
                 batch, outputs = chunk[:size], []
@@ -138,4 +147,5 @@ def in_batches(
                         f"{device} has too little memory for a single tile: use another"
                     )
     bar.close()
-    return [np.concatenate(part) for part in zip(*parts, strict=True)]
+    outputs = [np.concatenate(part) for part in zip(*parts, strict=True)]
+    return [workers.gathered(output, n) for output in outputs] if shared else outputs

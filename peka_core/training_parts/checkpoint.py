@@ -10,6 +10,7 @@ from torch import nn
 from ..common.errors import PekaError
 from ..common.files import write_whole
 from ..models.weight_files import load_safely
+from . import workers
 
 if TYPE_CHECKING:
     from ..student import Student
@@ -57,7 +58,12 @@ class TrainingState:
         return self.kept
 
     def save(self, path: str | Path) -> None:
-        """Write everything that `load` needs. A killed process leaves the previous file."""
+        """Write everything that `load` needs. A killed process leaves the previous file.
+
+        Under torchrun, only the first worker writes; the others have the same state.
+        """
+        if workers.rank():
+            return
         device = self.student.device
         on_gpu = torch.device(device).type == "cuda"
         state = {name: getattr(self, name) for name in NUMBERS} | {

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from . import workers
+
 LOSSES = ("kd", "struct", "total")
 
 
@@ -17,10 +19,16 @@ def results_of_batch(losses: dict[str, Tensor], projected: Tensor, targets: Tens
 
 
 def epoch_means(batch_results: list[Tensor], targets: Tensor) -> dict[str, float]:
-    """Losses and r2, averaged over the spots of all batches; NaN if there was no batch."""
-    if not batch_results:
+    """Losses and r2, averaged over the spots of all batches; NaN if there are no spots.
+
+    Args:
+        batch_results: of this worker's batches.
+        targets: of the spots of all workers' batches, (n, d_t).
+    """
+    if not len(targets):
         return dict.fromkeys((*LOSSES, "r2"), math.nan)
-    n, *losses, error = torch.stack(batch_results).sum(0).tolist()
+    none = targets.new_zeros(len(LOSSES) + 2)  # for a worker that has no batch
+    n, *losses, error = workers.summed(torch.stack([none, *batch_results]).sum(0)).tolist()
     centred = _centred(targets)
     spread = (centred - centred.mean(0)).square().sum().item()
     means = {name: loss / n for name, loss in zip(LOSSES, losses, strict=True)}

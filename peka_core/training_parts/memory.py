@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from ..common.errors import PekaError
+from . import workers
 
 
 def advise_batch_size(align: Callable[..., pd.DataFrame]) -> Callable[..., pd.DataFrame]:
@@ -26,6 +27,11 @@ def advise_batch_size(align: Callable[..., pd.DataFrame]) -> Callable[..., pd.Da
             pass  # the failed attempt keeps its memory until this block is left
         size = min(recipe.batch_size, len(data.rows))
         no_memory = f"there is no memory on {student.device} for"
+        if workers.count() > 1:  # a trial would wait for the other workers, which do not try
+            raise PekaError(
+                f"{no_memory} its part of a batch of {size} tiles: take more GPUs, or a smaller "
+                "batch with -p batch_size=N --run NAME"
+            )
         fits = _largest_that_fits(align, student, data, replace(recipe, batch_size=size))
         if not fits:
             raise PekaError(

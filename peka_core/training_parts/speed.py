@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..common.device import has_bfloat16
+from . import workers
 
 # Compiling takes about 15 s on a GPU and saves a seventh to a quarter of the time. So it pays from
 # this many tiles times parameters on: 13,000 passes of H-optimus-0, 50,000 of UNI.
@@ -107,7 +108,7 @@ def trained_at_hardware_speed(align: Callable[..., pd.DataFrame]) -> Callable[..
 
     @functools.wraps(align)
     def fast(student, data, recipe, *arguments, **options) -> pd.DataFrame:
-        passes, encoder = recipe.epochs * len(data.rows), student.encoder
+        passes, encoder = recipe.epochs * len(data.rows) // workers.count(), student.encoder
         with at_hardware_speed(
             student.network, student.device, "bfloat16", passes, encoder.compile
         ):
