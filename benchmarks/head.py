@@ -27,6 +27,7 @@ from sklearn.pipeline import make_pipeline
 from peka_core.common.files import write_whole
 from peka_core.head import fit_predict
 from peka_core.runner.cost import Cost
+from peka_core.runner.provenance import provenance
 
 TABLE = Path(__file__).with_suffix(".csv")
 GENES, SPLITS, TIMED, WIDTH = 50, 5, 3, 1_536
@@ -119,6 +120,7 @@ def hardware() -> dict:
         python=platform.python_version(),
         numpy=np.__version__,
         sklearn=sklearn.__version__,
+        commit=provenance()["commit"],
     )
 
 

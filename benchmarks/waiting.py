@@ -51,7 +51,9 @@ def run(policy: str) -> float:
 
 def main() -> None:
     """Measure the four combinations and write them."""
-    from peka_core.common.device import device_name
+    from peka_core.runner.provenance import provenance
+
+    facts = provenance("cpu")
 
     rows = []
     for beside in (0, 1):
@@ -66,7 +68,8 @@ def main() -> None:
                 "busy processes": beside,
                 **{f"{k.lower()}, tiles/s": round(v) for k, v in speed.items()},
                 "ratio": round(speed["PASSIVE"] / speed["ACTIVE"], 2),
-                "device": device_name(),
+                "device": facts["device"],
+                "commit": facts["commit"],
             }
         )
     table = pd.DataFrame(rows)

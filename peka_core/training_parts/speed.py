@@ -1,7 +1,7 @@
 """A network at the speed of its hardware: compiled blocks, frozen weights in bfloat16, TF32.
 
 Nothing of this changes a result by more than rounding, and nothing stays behind: after the context
-the network is as before. benchmarks/README.md has what each part brings.
+the network is as before. benchmarks/README.md has the measurements.
 """
 
 import contextlib
