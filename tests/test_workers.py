@@ -23,6 +23,7 @@ from peka_core import alignment, losses
 from peka_core.alignment import align
 from peka_core.common import folders
 from peka_core.common.errors import PekaError
+from peka_core.encoders import load_encoder
 from peka_core.protocols import PROTOCOLS
 from peka_core.recipe import Recipe
 from peka_core.runner import stages, units
@@ -54,12 +55,13 @@ def drawn_data() -> TrainingData:
     return TrainingData(tiles, x_teacher, colour.argmax(1), np.arange(N) // 8)
 
 
-def train(method, recipe, data=None, checkpoint=None):
+def train(method, recipe, data=None, checkpoint=None, encoder=None):
     """Weights and losses of an alignment, and the student."""
-    student = Student(tiny_encoder(64), method, 4, recipe)
+    student = Student(encoder or tiny_encoder(64), method, 4, recipe)
     history = align(student, data or drawn_data(), recipe, 0, checkpoint, progress=False)
     numbers = history.drop(columns=["seconds", "choice"]).to_numpy(float)
-    return {name: p.numpy() for name, p in trained(student).items()} | {"history": numbers}, student
+    weights = {name: p.cpu().numpy() for name, p in trained(student).items()}
+    return weights | {"history": numbers}, student
 
 
 def learn(folder: Path) -> None:
@@ -121,6 +123,18 @@ def go_on(folder: Path) -> None:
 
     train("bat", RECIPE, replace(drawn_data(), tiles=Tiles()))
     print("a worker went on without the other")
+
+
+def learn_on_gpus(folder: Path) -> None:
+    """Train with `mini` on the worker's GPU and embed; without a GPU on the CPU."""
+    found, data = {}, drawn_data()
+    data = replace(data, tiles=data.tiles[:, :56, :56].repeat(4, 1).repeat(4, 2))
+    for method in ("bat", "lora", "adalora"):
+        recipe, encoder = replace(RECIPE, block=16), load_encoder("mini")
+        weights, student = train(method, recipe, data, encoder=encoder)
+        found[f"{method}: history"] = weights["history"]
+        found[f"{method}: features"] = embed_tiles(student, data.tiles, progress=False)["encoder"]
+    np.savez(folder / f"gpu-{workers.count()}-{workers.rank()}.npz", **found)
 
 
 def torchrun(task, folder: Path) -> subprocess.CompletedProcess:
@@ -200,6 +214,21 @@ def test_the_parts_of_all_workers_are_the_whole_and_their_weights_are_its_mean(m
         assert rows == list(range(n)) and mean == pytest.approx(losses[40 : 40 + n].mean())
 
 
+def test_each_worker_has_random_numbers_of_its_own_in_each_epoch_and_the_first_goes_on(monkeypatch):
+    drawn = {}
+    for rank, epoch in ((0, 1), (1, 1), (2, 1), (1, 2)):
+        monkeypatch.setattr(workers, "rank", lambda rank=rank: rank)
+        for before in (3, 4):
+            torch.manual_seed(before)
+            workers.own_random_numbers(0, epoch)
+            drawn[rank, epoch, before] = torch.rand(1).item()
+    assert all(drawn[1, e, 3] == drawn[1, e, 4] for e in (1, 2)), "a resumed epoch would differ"
+    torch.manual_seed(3)
+    assert drawn[0, 1, 3] == torch.rand(1).item()
+    assert len(set(drawn.values())) == 5
+
+
 if __name__ == "__main__":
     losses.autocast = lambda _: contextlib.nullcontext()
-    {"be_killed": be_killed, "go_on": go_on}[sys.argv[1]](Path(sys.argv[2]))
+    tasks = {task.__name__: task for task in (be_killed, go_on, learn_on_gpus)}
+    tasks[sys.argv[1]](Path(sys.argv[2]))
