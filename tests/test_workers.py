@@ -21,6 +21,7 @@ from test_encoders import tiny_encoder
 
 from peka_core import alignment, losses
 from peka_core.alignment import align
+from peka_core.commands.command_line import main
 from peka_core.common import folders
 from peka_core.common.errors import PekaError
 from peka_core.encoders import load_encoder
@@ -226,6 +227,11 @@ def test_each_worker_has_random_numbers_of_its_own_in_each_epoch_and_the_first_g
     torch.manual_seed(3)
     assert drawn[0, 1, 3] == torch.rand(1).item()
     assert len(set(drawn.values())) == 5
+
+
+def test_torchrun_does_not_execute_notebooks(monkeypatch, capsys):
+    monkeypatch.setattr(workers, "count", lambda: 2)
+    assert main(["run", "smoke"]) == 1 and "torchrun" in capsys.readouterr().err
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from ..runner.cohort_folder import has_cohort
 from ..runner.profile import Profile, load_profile, profile_titles
 from ..runner.profile_checks import check_complete, source_of
 from ..runner.run import Run, open_run, run_folder
+from ..training_parts import workers
 from .interrupts import LastingStream, interrupted_once
 from .notebooks import CHAPTERS, execute
 
@@ -179,6 +180,11 @@ def _run(arguments: argparse.Namespace) -> int:
         profile, weights, _ = _named(arguments)
         print(plan(profile, arguments.gpu, weights))
         return 0
+    if workers.count() > 1:
+        raise PekaError(
+            "torchrun cannot execute notebooks. Make the units that need several GPUs in a script "
+            "(CONTRIBUTING.md, Several GPUs), then give this command without torchrun."
+        )
     work = _open(arguments)
     parameters = {
         "profile": work.profile.file,
