@@ -87,7 +87,9 @@ def align(
     train, validation = data.draw_validation(recipe, generator)
     data = data.on(student.device)
     if recipe.last_blocks:  # the blocks below them give the same tokens in each epoch
-        data = replace(data, tiles=TokenCache(student, data.tiles, recipe.flips))
+        used = len(data.rows)
+        tokens = TokenCache(student, data.tiles, recipe, used, checkpoint, progress)
+        data = replace(data, tiles=tokens)
 
     classifier: nn.Module
     if recipe.classifier_epochs:  # two phases: it is trained now and then frozen
@@ -156,6 +158,8 @@ def align(
         choice = "last epoch, no validation spots"
     else:
         choice = "lowest validation_total" if state.kept else "last epoch, no epoch was eligible"
+    if recipe.last_blocks:
+        tokens.remove()
     kept = state.restore_kept()
     student.eval()
     return pd.DataFrame(state.history).assign(kept=lambda h: h["epoch"] == kept, choice=choice)

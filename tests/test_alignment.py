@@ -212,34 +212,6 @@ def test_a_killed_alignment_goes_on_from_the_last_epoch_with_the_same_result(
     assert same(trained(undisturbed), trained(resumed))
 
 
-@pytest.mark.parametrize("flips", [False, True])
-@pytest.mark.parametrize("method", ["bat", "lora", "full"])
-def test_the_last_blocks_learn_the_same_from_cached_tokens_as_from_tiles(
-    data, monkeypatch, method, flips
-):
-    recipe = replace(RECIPE, last_blocks=1, flips=flips, rank=2, epochs=3)
-    student, history = train(data, method, recipe)
-    moved = {name for name, p in student.named_parameters() if p.requires_grad}
-    assert {name.split(".")[2] for name in moved if name.startswith("network.")} == {"1"}
-    monkeypatch.setattr(alignment, "TokenCache", lambda student, tiles, flips: tiles)
-    uncached, expected = train(data, method, recipe)
-    for name in ("total", "validation_total"):
-        np.testing.assert_allclose(history[name], expected[name], rtol=1e-4)
-    for (name, p), q in zip(student.named_parameters(), uncached.parameters(), strict=True):
-        np.testing.assert_allclose(p.detach(), q.detach(), atol=1e-4, err_msg=name)
-    with pytest.raises(PekaError, match="last_blocks is 3"):
-        train(data, method, replace(recipe, last_blocks=3))
-
-
-def test_each_tile_passes_the_frozen_blocks_once(data):
-    recipe, seen = replace(RECIPE, last_blocks=1, flips=False, epochs=3), []
-    student = Student(tiny_encoder(64), "bat", 4, recipe)
-    count = lambda _, given, __: seen.append(len(given[0]))
-    student.network.blocks[0].register_forward_hook(count)
-    align(student, data, recipe, progress=False)
-    assert sum(seen) == N
-
-
 @pytest.mark.parametrize(("by", "count"), [("group", 8), ("spot", 6)])
 def test_whole_patients_validate_or_single_spots_and_none_of_them_trains(data, by, count):
     given, recipe = replace(data, rows=data.groups != 4), replace(RECIPE, validation_by=by)

@@ -44,17 +44,22 @@ def batches(
     order = rows[torch.randperm(len(rows), generator=generator).numpy()]
     turns = torch.randint(8 if flips else 1, (len(rows),), generator=generator).numpy()
     pin = ahead and torch.cuda.is_available()  # page-locked memory is copied faster to a GPU
+    chunks = pieces(len(rows), batch_size)
+    has_tokens = hasattr(tiles, "oriented")  # a `TokenCache`
+    if has_tokens:  # it computes here what is missing, because `read` may run in a thread
+        mine = np.concatenate([np.r_[workers.part_of_batch(whole)[0]] for whole in chunks])
+        tiles.fill(order[mine], turns[mine])
 
     def read(whole: slice) -> tuple[Tensor, Tensor, float]:
         piece, weight = workers.part_of_batch(whole)
         rows = torch.from_numpy(order[piece])
-        if hasattr(tiles, "oriented"):  # a `TokenCache` has the tokens of each orientation
-            batch = tiles.oriented(order[piece], turns[piece])
-        else:
-            batch = torch.from_numpy(oriented(tiles[order[piece]], turns[piece]))
-        return (rows.pin_memory(), batch.pin_memory(), weight) if pin else (rows, batch, weight)
+        rows = rows.pin_memory() if pin else rows
+        if has_tokens:
+            return rows, tiles.oriented(order[piece], turns[piece]), weight
+        batch = torch.from_numpy(oriented(tiles[order[piece]], turns[piece]))
+        return rows, batch.pin_memory() if pin else batch, weight
 
-    yield from in_turn(read, pieces(len(rows), batch_size), ahead)
+    yield from in_turn(read, chunks, ahead)
 
 
 def pieces(n: int, size: int, start: int = 0) -> list[slice]:
