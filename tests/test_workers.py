@@ -33,6 +33,7 @@ from peka_core.runner.units import Unit
 from peka_core.student import Student, embed_tiles
 from peka_core.training_data import TrainingData
 from peka_core.training_parts import workers
+from peka_core.training_parts.memory import advise_batch_size
 
 N = 40  # spots, of which 32 are trained on: in batches of 31, so the second worker has no row of 1
 RECIPE = Recipe(**{**SMALL, "batch_size": 31}, validation_share=0.2)
@@ -227,6 +228,19 @@ def test_each_worker_has_random_numbers_of_its_own_in_each_epoch_and_the_first_g
     torch.manual_seed(3)
     assert drawn[0, 1, 3] == torch.rand(1).item()
     assert len(set(drawn.values())) == 5
+
+
+def test_no_worker_tries_smaller_batches_while_the_others_wait(monkeypatch):
+    monkeypatch.setattr(workers, "count", lambda: 2)
+    tried = []
+
+    def align(student, data, recipe):
+        tried.append(recipe.batch_size)
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(PekaError, match="batch_size"):
+        advise_batch_size(align)(Student(tiny_encoder(64), "bat", 4), drawn_data(), RECIPE)
+    assert tried == [31]
 
 
 def test_torchrun_does_not_execute_notebooks(monkeypatch, capsys):
