@@ -86,7 +86,7 @@ class Evaluation:
 
 def evaluate(
     cohort: Cohort,
-    features: np.ndarray | dict[str, np.ndarray] | Predictor,
+    features: np.ndarray | dict[str, np.ndarray | Callable[[], np.ndarray]] | Predictor,
     protocol: Protocol | str,
     tasks: list[Task] | None = None,
     alpha: float | None = None,
@@ -96,7 +96,8 @@ def evaluate(
     Args:
         cohort: the cohort.
         features: `(n, d)` over all spots of `cohort.obs`; or a dict from the name of a split to
-            such an array, for encoders aligned per split; or a `Predictor` that needs no head.
+            such an array, or to a function that gives it, for encoders aligned per split; or a
+            `Predictor` that needs no head. With functions, one array is in memory at a time.
         protocol: a protocol or its name.
         tasks: the result of `make_tasks(cohort, protocol)`, if it is there already.
         alpha: one ridge penalty instead of the protocol's.
@@ -134,7 +135,7 @@ def _predict(features, task: Task, alpha: float | None) -> ByAlpha:
         if name not in features:
             raise PekaError(f"split {name} has no features; there are {', '.join(features)}.")
         features = features[name]
-    features = np.asarray(features)
+    features = np.asarray(features() if callable(features) else features)
     if features.ndim != 2 or len(features) != len(task.obs):
         raise PekaError(
             f"features of split {name} have the shape {features.shape}; expected (n, d) with n = "

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from .common.errors import PekaError
-from .layout.patches import TILE, TILE_UM_PER_PX, as_pixels, read_rows
+from .layout.patches import CHUNK, TILE, TILE_UM_PER_PX, as_pixels, read_rows
 
 KEEP_IN_MEMORY = 2e9  # bytes
 
@@ -85,13 +85,19 @@ class TileReader:
         Tiles stay in memory once as many were read as there are, if they fit.
         """
         spots = np.atleast_1d(np.arange(len(self))[which])
-        if self._kept is None:
-            self._seen += len(spots)
-            again = len(spots) == len(self) or self._seen > len(self)
-            if not again or math.prod(self.shape) >= KEEP_IN_MEMORY:
-                return self._read(spots)
-            self._kept = self._read(np.arange(len(self)))
-        return self._kept[spots]
+        self._seen += len(spots)
+        if self._kept is None and (len(spots) == len(self) or self._seen > len(self)):
+            self.keep()
+        return self._read(spots) if self._kept is None else self._kept[spots]
+
+    def keep(self) -> None:
+        """Read all tiles into memory, if they take less than `KEEP_IN_MEMORY` bytes."""
+        if self._kept is None and math.prod(self.shape) < KEEP_IN_MEMORY:
+            kept = np.empty(self.shape, self.dtype)
+            for start in range(0, len(self), CHUNK):  # no second copy of all tiles
+                rows = slice(start, min(start + CHUNK, len(self)))
+                kept[rows] = self._read(np.arange(rows.start, rows.stop))
+            self._kept = kept
 
     def _read(self, spots: np.ndarray) -> np.ndarray:
         tiles = np.empty((len(spots), TILE, TILE, 3), dtype=np.uint8)

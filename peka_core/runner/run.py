@@ -209,12 +209,10 @@ class Run:
         """Tiles of all spots, `(n, 224, 224, 3)`, in memory where they fit."""
         if self.world.same_tissue:
             return self.at(OWN).tiles()
-        from ..tiles import KEEP_IN_MEMORY
 
         def read():
             reader = self.cohort(tiles=True).tiles()
-            if np.prod(reader.shape) < KEEP_IN_MEMORY:
-                reader[:]  # after one full pass they are in memory
+            reader.keep()
             return reader
 
         return self._once(("tiles", self.folder, self.world), read)

@@ -43,6 +43,9 @@ if TYPE_CHECKING:  # torch and timm take seconds to import, and only new student
     from ..student import Student
 
 
+TABLES_KEPT = 3  # features or teachers in memory: the frozen ones, and those of one or two splits
+
+
 def teacher(work: Run, split: Split | str, rung: Rung | str = "bat") -> ad.AnnData:
     """X_teacher and pseudo-labels of all spots, fitted on the training spots of `split`.
 
@@ -260,13 +263,14 @@ def _predictor(work: Run, predictor: Rung | str, sees: dict[str, Split]):
     if predictor == "permuted_targets":
         return permuted_targets(space_of(work, "frozen"), seed=work.profile.seed)
     if predictor == "teacher":
-        as_features = targets.teacher_as_features
-        return {name: as_features(teacher(work, split)) for name, split in sees.items()}
+        of_split = lambda split: targets.teacher_as_features(teacher(work, split))
+        return {name: functools.partial(of_split, split) for name, split in sees.items()}
     if predictor in CONTROLS or predictor in REFERENCES:
         return (CONTROLS | REFERENCES)[predictor](work.cohort(tiles=predictor == "colour"))
     if as_rung(predictor).method == "none":
         return space_of(work, predictor)
-    return {name: space_of(work, predictor, split) for name, split in sees.items()}
+    of_split = functools.partial(space_of, work, predictor)  # tables of all splits may not fit
+    return {name: functools.partial(of_split, split) for name, split in sees.items()}
 
 
 def umap(work: Run, rung: Rung | str, split: Split | str, labels_of: Split | str) -> pd.DataFrame:
@@ -304,7 +308,7 @@ def _file(work: Run, unit: Unit, name: str, write: Callable[[Path], None]) -> Pa
     return make(work.folder, unit, write, name, work.device) / name
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=TABLES_KEPT)
 def _read(path: Path) -> ad.AnnData:
     """A unit's table, with what made it in uns["made"]. Callers share it and must not change it."""
     with told_of_damage(path):

@@ -62,7 +62,7 @@ def teacher_audit(work: Run, split: Split | str, k: int = K) -> pd.DataFrame:
     clusters = fit_kmeans(counts[fitted], n_labels, work.profile.seed)
     count_labels = np.where(usable, clusters.predict(counts), -1)
     table, of_counts = (
-        audit(x[used], of_spot[used], embedded.obs[used], log[used], k)
+        audit(x[used], of_spot[used], embedded.obs[used], _rows(log, used), k)
         for x, of_spot in ((x_teacher, labels), (counts, count_labels))
     )
     table = pd.concat([table.assign(counts=of_counts["value"], unit="spot"), genes])
@@ -122,7 +122,7 @@ def audit(
         effective, participation = ranks(values)
         rows[f"effective rank{name}"] = effective, np.nan, len(x)
         rows[f"participation ratio{name}"] = participation, np.nan, len(x)
-    rows |= _neighbours(x, log_counts[usable], section, patient, k)
+    rows |= _neighbours(x, _rows(log_counts, usable), section, patient, k)
     rows["dimensions"] = x.shape[1], np.nan, len(x)
     rows["spots left out"] = len(usable) - len(x), np.nan, len(usable)
     table = pd.DataFrame.from_dict(rows, "index", columns=["value", "chance", "n"])
@@ -137,6 +137,11 @@ def count_components(log_counts: sparse.csr_matrix, train: np.ndarray, d: int) -
     """
     d = min(d, train.sum() - 1, log_counts.shape[1] - 1)
     return PCA(d, svd_solver="arpack", random_state=0).fit(log_counts[train]).transform(log_counts)
+
+
+def _rows(values, mask: np.ndarray):
+    """`values[mask]`; without a copy if the mask takes all, because log counts may be large."""
+    return values if mask.all() else values[mask]
 
 
 def ranks(x: np.ndarray) -> tuple[float, float]:
