@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from damage import edit_h5, edit_h5ad, edit_samples, keep_tiles
 
+from peka_core import genes
 from peka_core.cohort import open_cohort
 from peka_core.common.errors import PekaError
 from peka_core.common.files import sha256
@@ -69,6 +70,30 @@ def test_genes_are_joined_inner_or_outer_with_totals_over_all_genes(tiny_cohort)
     assert outer.shape == (96, 30) and outer[:12, "G01"].X.sum() == 0
     assert (outer[12:, before.var_names].X != before[12:].X).nnz == 0
     assert inner.obs.total_counts[12:].equals(before.obs.total_counts[12:])
+
+
+def test_some_genes_and_single_sections_are_those_of_the_whole_table(tiny_cohort):
+    edit_h5ad(tiny_cohort / "adata/P1A.h5ad", lambda a: a[:, ["G29", "G00", "G07"]].copy())
+    cohort = open_cohort(tiny_cohort)
+    for join, names in (("inner", ["G07", "G29"]), ("outer", ["G01", "G07"])):
+        whole, some = cohort.adata(join=join), cohort.adata(join=join, genes=names)
+        assert list(some.var_names) == names and (some.X != whole[:, names].X).nnz == 0
+        assert some.obs.equals(whole.obs) and some.var.equals(whole[:, names].var)
+        sections = list(cohort.by_section(join))
+        assert all(section.var_names.equals(whole.var_names) for section in sections)
+        joined = ad.concat(sections)
+        assert (joined.X != whole.X).nnz == 0 and joined.obs.equals(whole.obs)
+    with pytest.raises(PekaError, match="G01"):
+        cohort.adata(genes=["G01"])
+
+
+def test_log_counts_of_blocks_of_spots_are_those_of_all(tiny_cohort, monkeypatch):
+    adata = open_cohort(tiny_cohort).adata()
+    before, whole = adata.X.copy(), log_cp10k(adata)
+    monkeypatch.setattr(genes, "BLOCK", 7)
+    np.testing.assert_array_equal(log_cp10k(adata), whole)
+    np.testing.assert_array_equal(log_cp10k(adata[5:20]), whole[5:20])
+    assert (adata.X != before).nnz == 0
 
 
 def test_log_cp10k_is_the_formula_and_its_totals_are_sums_of_counts(tiny_cohort):

@@ -1,6 +1,7 @@
 """Scores of features and predictors against plain loops of scikit-learn and scipy."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,15 @@ def strict():
 def of_sections(result):
     """Scores of all genes in each section, P0A first."""
     return result.scores.query("pooling == 'section' and genes == 'all' and alpha == 'chosen'")
+
+
+def test_features_of_each_split_may_be_given_by_a_function(strict):
+    cohort, tasks, expected = strict
+    asked = []
+    give = lambda name: asked.append(name) or cohort.features
+    names = [task.split.name for task in tasks]
+    found = evaluate(cohort, {n: partial(give, n) for n in names}, STRICT, tasks)
+    assert asked == names and found.scores.equals(expected.scores)
 
 
 def per_gene_loop(cohort, protocol, alpha):
