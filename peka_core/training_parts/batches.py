@@ -159,5 +159,5 @@ def in_batches(
                     )
     bar.close()
     # Outputs stay on the device until the end, so that a GPU does not wait after each batch.
-    outputs = [torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True)]
-    return [workers.gathered(output, n) for output in outputs] if shared else outputs
+    mine_of_each = [torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True)]
+    return [workers.gathered(made, n) for made in mine_of_each] if shared else mine_of_each
