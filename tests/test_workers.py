@@ -70,7 +70,8 @@ def learn(folder: Path) -> None:
     """Train each of `CASES`, embed 37 tiles and one, and make units of a run."""
     found = {}
     for method, change in CASES.items():
-        weights, student = train(method, replace(RECIPE, **change))
+        checkpoint = folder / f"{method}-{workers.count()}.pt"  # the tokens' file is beside it
+        weights, student = train(method, replace(RECIPE, **change), checkpoint=checkpoint)
         found |= {f"{method}: {name}": value for name, value in weights.items()}
         for n in (37, 1):
             made = embed_tiles(student, drawn_data().tiles[:n], progress=False)
@@ -144,7 +145,7 @@ def torchrun(task, folder: Path) -> subprocess.CompletedProcess:
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
     paths = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *words, task.__name__, str(folder)]
-    options = {"capture_output": True, "text": True, "timeout": 300}
+    options = {"capture_output": True, "text": True, "timeout": 600}
     return subprocess.run(command, env=os.environ | paths, **options)
 
 
@@ -159,6 +160,7 @@ def ran(tmp_path_factory):
     return folder, torchrun(be_killed, folder), torchrun(go_on, folder)
 
 
+@pytest.mark.slow
 def test_two_workers_learn_and_embed_what_one_process_does(ran):
     """In float32: losses and features within 1e-5 of the largest value, weights within 1e-4.
 
