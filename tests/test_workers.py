@@ -22,7 +22,7 @@ from test_encoders import tiny_encoder
 from peka_core import alignment, losses
 from peka_core.alignment import align
 from peka_core.commands.command_line import main
-from peka_core.common import folders
+from peka_core.common import device, folders
 from peka_core.common.errors import PekaError
 from peka_core.encoders import load_encoder
 from peka_core.protocols import PROTOCOLS
@@ -230,6 +230,18 @@ def test_each_worker_has_random_numbers_of_its_own_in_each_epoch_and_the_first_g
     torch.manual_seed(3)
     assert drawn[0, 1, 3] == torch.rand(1).item()
     assert len(set(drawn.values())) == 5
+
+
+def test_each_worker_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(device, "_has_gpu", lambda: True)
+    monkeypatch.setattr(device, "_count_gpus", lambda: 2)
+    assert device.check_device("auto") == device.check_device("cuda") == "cuda"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "drawn")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert device.check_device("auto") == device.check_device("cuda") == "cuda:1"
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(PekaError, match="2 GPU"):
+        device.check_device("auto")
 
 
 def test_no_worker_tries_smaller_batches_while_the_others_wait(monkeypatch):
