@@ -96,7 +96,7 @@ def align(
         classifier = fit_classifier(data.targets[train], data.labels[train], recipe, seed)
     else:  # single phase: it is trained together with the student
         classifier = nn.Linear(student.d_teacher, recipe.k).to(student.device)
-        classifier.requires_grad_(recipe.lambda_struct > 0)
+        classifier.requires_grad_(recipe.lambda_struct > 0)  # else no loss moves it
     trained = [p for p in [*student.parameters(), *classifier.parameters()] if p.requires_grad]
     optimiser = torch.optim.Adam(trained, lr=recipe.lr, fused=True)
     steps = recipe.epochs * math.ceil(len(train) / recipe.batch_size)
