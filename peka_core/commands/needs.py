@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..common.device import best_device, has_bfloat16
 from ..common.errors import PekaError
 from ..downloads.manifest import source_files
 from ..drawn.worlds import OWN
@@ -19,6 +20,7 @@ from ..runner.rungs import as_rung
 from ..sources.hest_files import COUNT_BYTES, TILE_BYTES
 from ..teachers import TEACHERS
 from ..tiles import KEEP_IN_MEMORY
+from ..training_parts.tokens import orientations_seen, shape_of_tokens
 
 TOKENS = 2_500  # expressed genes of a spot, for the teacher's cost: an assumption
 PROCESS_GB = 1.9  # Python with torch, figures, a small student; `demo` took 2.35 with its data
@@ -134,6 +136,8 @@ class Work(NamedTuple):
     method: str
     trained: int  # tiles in all epochs
     embedded: int  # tiles
+    last_blocks: int = 0  # of the recipe
+    tokens: int = 0  # tiles, in each orientation, that pass the frozen blocks once for the cache
 
 
 def work_of(profile: Profile, spots: int, splits: int) -> Iterator[Work]:
@@ -149,9 +153,22 @@ def work_of(profile: Profile, spots: int, splits: int) -> Iterator[Work]:
             rung = as_rung(what)
             recipe = rung.change(profile.recipe).for_split(mixes_patients(split))
             share = 1.0 if split == "all" else 0.8 if mixes_patients(split) else 1 - 1 / splits
-            trained = round(recipe.epochs * spots * share * (1 - recipe.validation_share))
-            encoder = rung.encoder or profile.encoder
-            yield Work(f"align {rung.method} on {split}", encoder, rung.method, trained, spots)
+            validate = spots * share * recipe.validation_share
+            train = spots * share - validate
+            encoder, trained = rung.encoder or profile.encoder, round(recipe.epochs * train)
+            tokens = round(train * orientations_seen(recipe) + validate)
+            yield Work(
+                f"align {rung.method} on {split}", encoder, rung.method, trained, spots,
+                recipe.last_blocks, tokens if recipe.last_blocks else 0,
+            )  # fmt: skip
+
+
+def token_bytes(work: Work, encoder: Encoder, bfloat16: bool) -> int:
+    """Bytes of the file of tokens while an alignment runs; 0 without `last_blocks`."""
+    if not work.last_blocks:
+        return 0
+    t, d = shape_of_tokens(encoder.model)
+    return work.tokens * t * d * (2 if bfloat16 else 4)
 
 
 def meta_encoder(name: str) -> Encoder:
@@ -200,7 +217,8 @@ def needs(profile: Profile, weights: dict[str, str] | None = None) -> Needs:
     RAM contains the process, the largest network in float32, the tiles if they stay in memory
     (below `KEEP_IN_MEMORY`), and the larger of two needs. The targets need `TOKENS` stored counts
     for each spot and a dense section (for the pca teacher: all spots dense). The head needs the
-    tables of features that chapters keep, and two more.
+    tables of features that chapters keep, and two more. With `last_blocks`, the disk holds the
+    tokens of one alignment at a time.
 
     Args:
         weights: the user's own files by encoder, which need no download.
@@ -223,7 +241,9 @@ def needs(profile: Profile, weights: dict[str, str] | None = None) -> Needs:
     in_memory = tiles if tiles < KEEP_IN_MEMORY else 0
     ram = max(networks.values()) + in_memory + max(counts, features)
     drawn = 0 if profile.source == "hest" else tiles + stored * 8  # HEST's files are linked
-    runs = drawn + sum(tables) + 4 * spots * dim * (1 + len(work))
+    half = has_bfloat16(best_device())
+    tokens = max(token_bytes(w, encoders[w.encoder], half) for w in work)
+    runs = drawn + sum(tables) + 4 * spots * dim * (1 + len(work)) + tokens
     downloads = _downloads(profile, spots, networks, weights or {})
     return Needs(ram / 1e9 + PROCESS_GB, runs / 1e9 + SMALL_GB, downloads / 1e9)
 

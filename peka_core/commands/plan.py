@@ -6,13 +6,14 @@ otherwise in float32; other encoders embed in float32. `MEASURED` is the share o
 GPU reached (benchmarks/alignment.csv).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from ..bone import last
 from ..common.errors import PekaError
 from ..encoders import Encoder, embeds_in_bfloat16
 from ..models import own_file
@@ -27,11 +28,13 @@ from .needs import (
     GENES,
     OTHER_GENES,
     TOKENS,
+    Work,
     bytes_of,
     meta_encoder,
     size_of,
     teacher_bytes,
     teacher_dim,
+    token_bytes,
     work_of,
 )
 
@@ -90,10 +93,11 @@ class StudentCost:
 
     Attributes:
         forward: FLOPs of one tile, with the adapters.
-        step: FLOPs of a training step for each tile.
+        step: FLOPs of a training step for each tile, without `frozen`.
         batch: FLOPs of a training step that do not depend on the number of tiles (Bat's W_g B_g).
         fixed: bytes of weights, gradients and Adam's moments, which do not depend on the batch.
         tile: bytes that each tile of the batch needs between forward and backward.
+        frozen: FLOPs of a tile below the last blocks, once in each orientation (`last_blocks`).
     """
 
     forward: int
@@ -101,6 +105,7 @@ class StudentCost:
     batch: int
     fixed: int
     tile: int
+    frozen: int = 0
 
 
 def cost_of(
@@ -120,10 +125,11 @@ def cost_of(
         f1, f2 = (_flops(student, x, train=False) for x in (one, two))
         s1, s2 = (_flops(student, x, train=True) for x in (one, two))
         b1, b2 = (_saved_bytes(student, x, bfloat16) for x in (one, two))
+        frozen = _frozen_flops(student, two) - _frozen_flops(student, one)
     # b1 and b2 both hold the weights that were cast to bfloat16
     trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
     fixed = 4 * sum(p.numel() for p in student.parameters()) + 12 * trained + 2 * b1 - b2
-    return StudentCost(f2 - f1, s2 - s1, 2 * s1 - s2, fixed, b2 - b1)
+    return StudentCost(f2 - f1, s2 - s1 - frozen, 2 * s1 - s2, fixed, b2 - b1, frozen)
 
 
 def _flops(student: Student, x: torch.Tensor, train: bool) -> int:
@@ -133,6 +139,19 @@ def _flops(student: Student, x: torch.Tensor, train: bool) -> int:
         if train and projected.requires_grad:
             projected.sum().backward()
     return counter.get_total_flops()
+
+
+def _frozen_flops(student: Student, x: torch.Tensor) -> int:
+    """FLOPs below the last blocks; 0 if all blocks have an adapter."""
+    if not student.recipe.last_blocks or student.method == "none":
+        return 0
+    counter, seen = FlopCounterMode(display=False, custom_mapping=ATTENTION), []
+    first = last(student.network, student.recipe.last_blocks)[0]
+    hook = first.register_forward_pre_hook(lambda *_: seen.append(counter.get_total_flops()))
+    with counter, torch.no_grad():
+        student.encode(x)
+    hook.remove()
+    return seen[0]
 
 
 def _saved_bytes(student: Student, x: torch.Tensor, bfloat16: bool) -> int:
@@ -176,15 +195,18 @@ def plan(profile: Profile, gpu: str = "A100", weights: dict[str, str] | None = N
     dim, work = teacher_dim(profile), list(work_of(profile, spots, splits))
     encoders = {name: meta_encoder(name) for name in dict.fromkeys(w.encoder for w in work)}
     costs = {
-        (name, method): cost_of(encoders[name], method, profile.recipe, dim, card.bfloat16 > 0)
-        for name, method in dict.fromkeys((w.encoder, w.method) for w in work)
-    }
+        (name, method, blocks): cost_of(
+            encoders[name], method, replace(profile.recipe, last_blocks=blocks), dim,
+            card.bfloat16 > 0,
+        )
+        for name, method, blocks in dict.fromkeys(map(_student_of, work))
+    }  # fmt: skip
     fixed = 4 * spots * dim  # X_teacher lies on the device whole
     batch = profile.recipe.batch_size
     memory = [
-        f"{name}, {method} ({METHODS[method].split(',')[0]}), batch {batch}: "
+        f"{name}, {method} ({METHODS[method].split(',')[0]}){_blocks(blocks)}, batch {batch}: "
         + fit(cost, batch, card.gb, fixed)
-        for (name, method), cost in costs.items()
+        for (name, method, blocks), cost in costs.items()
         if method != "none"
     ]
     checks = (f"{state:<8} {name:<18} {found}" for state, name, found in room(profile, weights))
@@ -204,6 +226,7 @@ def plan(profile: Profile, gpu: str = "A100", weights: dict[str, str] | None = N
             *checks,
             "\nmemory of a training step",
             *(memory or ["nothing is trained"]),
+            *_tokens(profile, work, encoders, costs, card),
             "\ntokens, gates and weights",
             *_gates(profile, encoders, weights),
         )
@@ -213,12 +236,14 @@ def plan(profile: Profile, gpu: str = "A100", weights: dict[str, str] | None = N
 def _hours(profile: Profile, work: list, encoders: dict, costs: dict, card: Gpu) -> list[str]:
     """FLOPs and hours of each piece of `work_of`, of the teacher, and of all together."""
     table = []  # what, FLOPs, seconds at the whole peak
-    for what, name, method, trained, embedded in work:
-        cost, half = costs[name, method], embeds_in_bfloat16(name, encoders[name].model)
-        learn = trained * cost.step + trained / profile.recipe.batch_size * cost.batch
-        embed = embedded * cost.forward
+    for w in work:
+        cost, half = costs[_student_of(w)], embeds_in_bfloat16(w.encoder, encoders[w.encoder].model)
+        learn = w.trained * cost.step + w.trained / profile.recipe.batch_size * cost.batch
+        learn += w.tokens * cost.frozen
+        embed = w.embedded * cost.forward
         seconds = learn / card.peak() + embed / card.peak(half)
-        table.append((f"{what}, {name}", learn + embed, seconds))
+        title = f"{w.what}{_blocks(w.last_blocks)}, {w.encoder}"
+        table.append((title, learn + embed, seconds))
     if profile.teacher in TEACHER_NETWORKS:
         options = profile.teacher_options
         precision = options.get("precision", "float32")
@@ -235,6 +260,31 @@ def _hours(profile: Profile, work: list, encoders: dict, costs: dict, card: Gpu)
         f"{title:<56} {f'{flops / 1e15:,.3g}':>10} PFLOP {f'{seconds / SHARE / 3600:.2g}':>8} h"
         for title, flops, seconds in table
     ]
+
+
+def _student_of(work: Work) -> tuple[str, str, int]:
+    """What decides the cost of a piece of work: encoder, method and last_blocks."""
+    return work.encoder, work.method, work.last_blocks
+
+
+def _blocks(last_blocks: int) -> str:
+    return f", last {last_blocks} blocks" if last_blocks else ""
+
+
+def _tokens(profile: Profile, work: list, encoders: dict, costs: dict, card: Gpu) -> list[str]:
+    """Disk and time of the tokens below the last blocks; nothing if all blocks have an adapter."""
+    half, lines = card.bfloat16 > 0, []
+    for student in dict.fromkeys(_student_of(w) for w in work if w.last_blocks):
+        most = max((w for w in work if _student_of(w) == student), key=lambda w: w.tokens)
+        size = token_bytes(most, encoders[most.encoder], half)
+        hours = most.tokens * costs[student].frozen / card.peak() / SHARE / 3600
+        flips = ", one for each orientation that is drawn" if profile.recipe.flips else ""
+        lines.append(
+            f"{most.encoder}, {most.method}{_blocks(most.last_blocks)}: {size / 1e9:,.3g} GB, "
+            f"{size / most.tokens / 1e6:.2f} MB a tile{flips}; {hours:.2g} of the hours above"
+        )
+    title = "\ntokens on the disk while an alignment runs, at most"
+    return [title, *dict.fromkeys(lines)] if lines else []
 
 
 def _scvi_minutes(profile: Profile, spots: int) -> list[str]:

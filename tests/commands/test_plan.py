@@ -77,6 +77,40 @@ def test_what_a_tile_holds_is_what_autograd_saves():
     assert relu.tile < cost.tile and relu.step == cost.step  # ReLU keeps only its output
 
 
+def test_with_last_blocks_a_step_costs_its_blocks_and_the_tokens_are_computed_once():
+    recipe = replace(RECIPE, last_blocks=1)
+    student = Student(tiny_encoder(64), "bat", 4, recipe)
+    tiles = torch.randint(0, 256, (6, 64, 64, 3), dtype=torch.uint8)
+    count = lambda: FlopCounterMode(display=False, custom_mapping=plan.ATTENTION)
+    with count() as below, torch.no_grad():
+        tokens = student.tokens(tiles)
+    with count() as above:
+        student(tokens)[1].sum().backward()
+    cost, whole = plan.cost_of(tiny(), "bat", recipe, 4), plan.cost_of(tiny(), "bat", RECIPE, 4)
+    assert 6 * cost.frozen == below.get_total_flops() and whole.frozen == 0
+    assert 6 * cost.step + cost.batch == pytest.approx(above.get_total_flops(), rel=0.01)
+
+
+def test_a_plan_names_the_disk_and_the_time_of_tokens(monkeypatch):
+    for module in (plan, needs):
+        monkeypatch.setattr(module, "meta_encoder", tiny)
+    monkeypatch.setattr(needs, "has_bfloat16", lambda _: False)
+    options = {"block": 8, "last_blocks": 1, "epochs": 3, "methods": [], "all_methods": ["bat"]}
+    plain, flips = (load_profile("demo", {**options, "flips": flips}) for flips in (False, True))
+    size = 2_400 * 5 * 32 * 2  # tiles, four patches and the class token, width, bfloat16
+    for profile, times in ((plain, 1), (flips, 8 * (1 - (7 / 8) ** 3))):
+        text = plan.plan(profile, "H100")
+        line = next(row for row in text.splitlines() if row.startswith("mini, bat, last 1 b"))
+        expected = size * times
+        assert f"{expected / 1e9:.3g} GB, {size / 2_400 / 1e6:.2f} MB a tile" in line
+        without = needs.needs(replace(profile, recipe=replace(profile.recipe, last_blocks=0)))
+        on_disk = needs.needs(profile).runs - without.runs
+        assert on_disk == pytest.approx(2 * expected / 1e9, rel=1e-3)  # in float32 here
+    per_tile = plan.cost_of(tiny(), "bat", flips.recipe, 4).frozen
+    hours = 2_400 * times * per_tile / 989e12 / plan.SHARE / 3600
+    assert f"; {hours:.2g} of the hours" in line
+
+
 def test_the_papers_kidney_has_a_plan(papers_index, monkeypatch):
     for module in (plan, needs):
         monkeypatch.setattr(module, "meta_encoder", tiny)
@@ -85,6 +119,7 @@ def test_the_papers_kidney_has_a_plan(papers_index, monkeypatch):
         text = plan.plan(load_profile("hest-kidney", {"block": 8, "precision": precision}))
         line = next(line for line in text.splitlines() if line.startswith("scFoundation in"))
         assert line.split()[-2] == f"{expected:.2g}"
+    assert "tokens on the disk" not in text
     assert 2.2 < needs.needs(load_profile("demo")).ram < 3  # 2.35 GB were measured
     for part in ("24 slides, 74,220 spots", "73,813", "13.0 GB", "1.43 GB", "align bat on all"):
         assert part in text, part
@@ -96,3 +131,6 @@ def test_work_is_what_chapter_3_trains():
     rows = [f"patients/{i}" for i in range(4)] + ["all", "spots/0"]
     assert [w.what for w in work[1:]] == [f"align bat on {name}" for name in rows]
     assert [w.trained for w in work] == [0] + [50 * 750] * 4 + [50 * 1000, 50 * 800]
+    profile = load_profile("demo", {"last_blocks": 1, "epochs": 10})  # flips; 15 % validate
+    tokens = next(w.tokens for w in needs.work_of(profile, 1000, 4) if w.last_blocks)
+    assert tokens == round(750 * (0.85 * 8 * (1 - (7 / 8) ** 10) + 0.15))
