@@ -189,7 +189,7 @@ class Run:
         name = "cohort" if self.world == OWN else f"cohort_{self.world.name}"
         path = self.folder / name
         tiles = tiles and not self.world.same_tissue
-        return self._once(
+        return self.once(
             ("cohort", path, self.world.options, tiles),
             lambda: build_cohort(
                 path, self.profile.source, self._source_options, tiles, self.world.options
@@ -215,14 +215,14 @@ class Run:
             reader.keep()
             return reader
 
-        return self._once(("tiles", self.folder, self.world), read)
+        return self.once(("tiles", self.folder, self.world), read)
 
     def tasks(self, protocol: "Protocol") -> list:
         """A protocol's splits with their target genes and values."""
         from ..tasks import make_tasks
 
         key = ("tasks", self.folder, self.world, protocol)
-        return self._once(key, lambda: make_tasks(self.cohort(), protocol))
+        return self.once(key, lambda: make_tasks(self.cohort(), protocol))
 
     def encoder(self, name: str = "") -> "Encoder":
         """The profile's encoder, or another by name, on this run's device."""
@@ -230,12 +230,12 @@ class Run:
 
         name = name or self.profile.encoder
         weights, compile = self.weights.get(name), self.profile.compile
-        return self._once(
+        return self.once(
             ("encoder", name, weights, self.device),
             lambda: load_encoder(name, weights, self.device, compile=compile),
         )
 
-    def _once(self, key: tuple, make: Callable[[], Any]) -> Any:
+    def once(self, key: tuple, make: Callable[[], Any]) -> Any:
         """What `make` returns, kept in memory under everything that it depends on."""
         if key not in self.opened:
             self.opened[key] = make()
