@@ -258,17 +258,17 @@ def adapters_of(
 
 def _predictor(work: Run, predictor: Rung | str, sees: dict[str, Split]):
     """What `evaluate` scores: features or a function. `sees`: scored split -> aligned split."""
+    here = predictor, work.folder, work.world
     if predictor == "oracle":  # it keeps what it has drawn, for the next protocol
-        return work.once(("oracle", work.world), lambda: oracle(work.cohort()))
+        return work.once(here, lambda: oracle(work.cohort()))
     if predictor == "permuted_targets":
         return permuted_targets(space_of(work, "frozen"), seed=work.profile.seed)
     if predictor == "teacher":
         of_split = lambda split: targets.teacher_as_features(teacher(work, split))
         return {name: functools.partial(of_split, split) for name, split in sees.items()}
-    if make_control := (CONTROLS | REFERENCES).get(predictor if isinstance(predictor, str) else ""):
-        needs_tiles = predictor == "colour"
-        key = ("control", predictor, work.world)
-        return work.once(key, lambda: make_control(work.cohort(tiles=needs_tiles)))
+    if predictor in CONTROLS or predictor in REFERENCES:
+        control, tiles = (CONTROLS | REFERENCES)[predictor], predictor == "colour"
+        return work.once(here, lambda: control(work.cohort(tiles=tiles)))
     if as_rung(predictor).method == "none":
         return space_of(work, predictor)
     of_split = functools.partial(space_of, work, predictor)  # tables of all splits may not fit
