@@ -5,6 +5,7 @@
 # make her2st   the same experiment on real public tissue, in runs/her2st
 # make smoke    all chapters on very little tissue in a minute, in runs/smoke
 # make ladder   which part of PEKA did the work? all studies on the demo, about an hour
+# make grid     the profile smoke as jobs, two at a time, and its tables against peka run smoke
 # make scvi     install the library of the teacher scvi: peka run demo --run scvi -p teacher=scvi
 # make lab      open the notebooks in JupyterLab
 # make publish  run demo and her2st again, and put their notebooks and tables into the repository
@@ -16,7 +17,7 @@ ARGS ?=
 WORKERS ?= 2
 BIN := .venv/bin
 
-.PHONY: help demo test lint weekly her2st smoke ladder scvi lab publish clean
+.PHONY: help demo test lint weekly her2st smoke ladder grid scvi lab publish clean
 .DEFAULT_GOAL := help
 
 help:
@@ -32,6 +33,9 @@ ladder: .venv/.core
 	$(BIN)/peka ladder demo --run ladder $(ARGS)
 	cp runs/ladder/results/ladder*.csv results/
 	$(BIN)/python scripts/cite.py --write
+
+grid: .venv/.grid
+	$(BIN)/python workflow/check.py $(ARGS)
 
 scvi: .venv/.core
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[scvi]'
@@ -55,7 +59,7 @@ lint: .venv/.test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-weekly: .venv/.test scvi
+weekly: .venv/.test .venv/.grid scvi
 	$(BIN)/python -m pytest -m weekly $(ARGS)
 	$(BIN)/python -m pytest tests/models/test_scvi.py $(ARGS)
 
@@ -67,6 +71,11 @@ weekly: .venv/.test scvi
 .venv/.test: .venv/.core
 	@echo "installing the test extras ..."
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+.venv/.grid: .venv/.core
+	@echo "installing Snakemake ..."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[grid]'
 	@touch $@
 
 .venv/bin/python:

@@ -4,7 +4,9 @@ peka list
 peka run PROFILE [--plan] [--device DEVICE] [--weights ENCODER=PATH] [-p NAME=VALUE] [--run NAME]
 peka run own --cohort DIR [the same options]
 peka ladder PROFILE [the same options]
-peka fetch PROFILE [--dry-run]
+peka fetch PROFILE [--dry-run] [-p NAME=VALUE]
+peka plan-grid GRID.yaml [--json FILE]
+peka make PROFILE JOB [the options of peka run]
 peka score TASK_DIR --embeddings DIR [--protocol NAME] [--set NAME=VALUE] [--json OUT]
 peka doctor [PROFILE]
 """
@@ -97,6 +99,14 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("profile")
     dry = "show files and sizes, download nothing"
     fetch.add_argument("--dry-run", action="store_true", help=dry)
+    _add_changes(fetch)
+    grid = command("plan-grid", _plan_grid, "print units and GPU hours of a grid of runs")
+    grid.add_argument("grid", type=absolute, help="a file as in workflow/grids")
+    listed = "write the jobs to this file, for workflow/Snakefile, and print nothing"
+    grid.add_argument("--json", type=absolute, metavar="FILE", help=listed)
+    make = command("make", _make, "make the units of one job of a grid (peka plan-grid)")
+    _add_run_options(make)
+    make.add_argument("job", help="cohort, teacher, frozen-ENCODER or align-METHOD-SPLIT")
     task = "score embeddings of a HEST-Benchmark task directory under a protocol"
     _add_score_options(command("score", _score, task))
     machine = "Python, packages, device, memory, disk, mirror and tokens of this machine"
@@ -111,16 +121,22 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("profile")
     device = "auto, cpu, cuda or cuda:N (default: %(default)s)"
     parser.add_argument("--device", default="auto", help=device)
-    many = {"action": "append", "default": []}
     weights = "a local file of weights, which is used instead of a download"
-    parser.add_argument("--weights", **many, metavar="ENCODER=PATH", help=weights)
-    parser.add_argument("-p", **many, metavar="NAME=VALUE", help="change a value of the profile")
+    parser.add_argument(
+        "--weights", action="append", default=[], metavar="ENCODER=PATH", help=weights
+    )
+    _add_changes(parser)
     run = "folder under runs/ (default: the profile's name; own-DIR with --cohort)"
     parser.add_argument("--run", default="", metavar="NAME", help=run)
     encoder = "another encoder than the profile's: a name of `peka list`, or FILE.py:FUNCTION"
     parser.add_argument("--encoder", default="", metavar="NAME", help=encoder)
     cohort = "your own cohort directory, for a profile with `source: directory`, such as own"
     parser.add_argument("--cohort", type=absolute, metavar="DIR", help=cohort)
+
+
+def _add_changes(parser: argparse.ArgumentParser) -> None:
+    change = {"action": "append", "default": [], "help": "change a value of the profile"}
+    parser.add_argument("-p", metavar="NAME=VALUE", **change)
 
 
 def _add_score_options(parser: argparse.ArgumentParser) -> None:
@@ -260,6 +276,26 @@ def _ladder(arguments: argparse.Namespace) -> None:
         print(f"{path}: {time.perf_counter() - started:.0f} s", flush=True)
 
 
+def _plan_grid(arguments: argparse.Namespace) -> None:
+    """Print the plan of a grid, or write its jobs as JSON."""
+    from .grid import in_words, planned, read_grid
+
+    grid = read_grid(arguments.grid)
+    jobs = planned(grid)
+    if arguments.json:
+        write_json(arguments.json, jobs)
+    else:
+        print(*in_words(grid, jobs), sep="\n")
+
+
+def _make(arguments: argparse.Namespace) -> None:
+    """Make the units of one job of a run; finished ones are found and kept."""
+    from .grid import job_named, make_units
+
+    job = job_named(_named(arguments)[0], arguments.job)
+    make_units(_open(arguments), job)
+
+
 def _score(arguments: argparse.Namespace) -> None:
     """Score the given embeddings, print the means, and write the score of each gene."""
     from ..studies.scoring import in_words, score_embeddings
@@ -316,7 +352,8 @@ def _fetch(arguments: argparse.Namespace) -> None:
     """Download and verify slides, encoders and teacher of a profile; --dry-run only shows them."""
     from ..models.encoder_files import find_weights, location, manifest_entries
 
-    profile, dry_run = load_profile(arguments.profile), arguments.dry_run
+    profile = load_profile(arguments.profile, _values(arguments.p, "-p"))
+    dry_run = arguments.dry_run
     _fetch_teacher(profile, dry_run)
     source = source_of(profile.source)
     if hasattr(source, "fetch"):

@@ -1,5 +1,6 @@
 """What a profile needs: slides, spots, networks, RAM, disk and downloads; it downloads nothing."""
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from ..models import backbones, own_file
 from ..models.encoder_files import BUNDLED, location, manifest_entries
 from ..recipe import mixes_patients
 from ..runner.profile import Profile
-from ..runner.rungs import as_rung
+from ..runner.rungs import Rung, as_rung
 from ..sources.hest_files import COUNT_BYTES, TILE_BYTES
 from ..teachers import TEACHERS
 from ..tiles import KEEP_IN_MEMORY
@@ -150,17 +151,24 @@ def work_of(profile: Profile, spots: int, splits: int) -> Iterator[Work]:
         yield Work("frozen features", name, "none", 0, spots)
     for what, split, world in profile.alignments([f"patients/{i}" for i in range(splits)]):
         if world == OWN:
-            rung = as_rung(what)
-            recipe = rung.change(profile.recipe).for_split(mixes_patients(split))
-            share = 1.0 if split == "all" else 0.8 if mixes_patients(split) else 1 - 1 / splits
-            validate = spots * share * recipe.validation_share
-            train = spots * share - validate
-            encoder, trained = rung.encoder or profile.encoder, round(recipe.epochs * train)
-            tokens = round(train * orientations_seen(recipe) + validate)
-            yield Work(
-                f"align {rung.method} on {split}", encoder, rung.method, trained, spots,
-                recipe.last_blocks, tokens if recipe.last_blocks else 0,
-            )  # fmt: skip
+            yield work_of_alignment(profile, what, split, spots, splits)
+
+
+def work_of_alignment(
+    profile: Profile, what: Rung | str, split: str, spots: int, splits: int
+) -> Work:
+    """The work of aligning a method or a rung on one split, and of embedding with it."""
+    rung = as_rung(what)
+    recipe = rung.change(profile.recipe).for_split(mixes_patients(split))
+    share = 1.0 if split == "all" else 0.8 if mixes_patients(split) else 1 - 1 / splits
+    validate = spots * share * recipe.validation_share
+    train = spots * share - validate
+    encoder, trained = rung.encoder or profile.encoder, round(recipe.epochs * train)
+    tokens = round(train * orientations_seen(recipe) + validate)
+    return Work(
+        f"align {rung.method} on {split}", encoder, rung.method, trained, spots,
+        recipe.last_blocks, tokens if recipe.last_blocks else 0,
+    )  # fmt: skip
 
 
 def token_bytes(work: Work, encoder: Encoder, bfloat16: bool) -> int:
@@ -171,6 +179,7 @@ def token_bytes(work: Work, encoder: Encoder, bfloat16: bool) -> int:
     return work.tokens * t * d * (2 if bfloat16 else 4)
 
 
+@functools.cache
 def meta_encoder(name: str) -> Encoder:
     """An encoder without weights on the meta device."""
     half = (0.5, 0.5, 0.5)

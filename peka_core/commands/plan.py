@@ -237,29 +237,51 @@ def _hours(profile: Profile, work: list, encoders: dict, costs: dict, card: Gpu)
     """FLOPs and hours of each piece of `work_of`, of the teacher, and of all together."""
     table = []  # what, FLOPs, seconds at the whole peak
     for w in work:
-        cost, half = costs[_student_of(w)], embeds_in_bfloat16(w.encoder, encoders[w.encoder].model)
-        learn = w.trained * cost.step + w.trained / profile.recipe.batch_size * cost.batch
-        learn += w.tokens * cost.frozen
-        embed = w.embedded * cost.forward
-        seconds = learn / card.peak() + embed / card.peak(half)
-        title = f"{w.what}{_blocks(w.last_blocks)}, {w.encoder}"
-        table.append((title, learn + embed, seconds))
-    if profile.teacher in TEACHER_NETWORKS:
-        options = profile.teacher_options
-        precision = options.get("precision", "float32")
-        longest = getattr(TEACHERS[profile.teacher], "max_length", TOKENS)
-        tokens = min(TOKENS, options.get("max_length", longest))
-        model = options.get("model")
-        model = model if model in TEACHER_NETWORKS else profile.teacher
-        flops = work[0].embedded * teacher_flops(model, tokens)
-        name = TEACHER_NETWORKS[model][0]
-        title = f"{name} in {precision}, {tokens} genes a spot assumed"
-        table.append((title, flops, flops / card.peak(precision == "bfloat16")))
+        cost = costs[_student_of(w)]
+        found = cost_of_work(w, profile.recipe, encoders[w.encoder], cost, card)
+        table.append((f"{w.what}{_blocks(w.last_blocks)}, {w.encoder}", *found))
+    if found := cost_of_teacher(profile, work[0].embedded, card):
+        table.append(found)
     table.append(("together", sum(row[1] for row in table), sum(row[2] for row in table)))
     return [
         f"{title:<56} {f'{flops / 1e15:,.3g}':>10} PFLOP {f'{seconds / SHARE / 3600:.2g}':>8} h"
         for title, flops, seconds in table
     ]
+
+
+def cost_of_work(
+    work: Work, recipe: Recipe, encoder: Encoder, cost: StudentCost, card: Gpu
+) -> tuple[float, float]:
+    """FLOPs of a piece of work, and its seconds at the whole peak of a GPU."""
+    half = embeds_in_bfloat16(work.encoder, encoder.model)
+    learn = work.trained * cost.step + work.trained / recipe.batch_size * cost.batch
+    learn += work.tokens * cost.frozen
+    embed = work.embedded * cost.forward
+    return learn + embed, learn / card.peak() + embed / card.peak(half)
+
+
+def cost_of_teacher(profile: Profile, spots: int, card: Gpu) -> tuple[str, float, float] | None:
+    """Title, FLOPs and seconds at the whole peak of a teacher; None if its network is small."""
+    if profile.teacher not in TEACHER_NETWORKS:
+        return None
+    options = profile.teacher_options
+    precision = options.get("precision", "float32")
+    longest = getattr(TEACHERS[profile.teacher], "max_length", TOKENS)
+    tokens = min(TOKENS, options.get("max_length", longest))
+    model = options.get("model")
+    model = model if model in TEACHER_NETWORKS else profile.teacher
+    flops = spots * teacher_flops(model, tokens)
+    name = TEACHER_NETWORKS[model][0]
+    title = f"{name} in {precision}, {tokens} genes a spot assumed"
+    return title, flops, flops / card.peak(precision == "bfloat16")
+
+
+def scvi_seconds(profile: Profile, spots: int) -> float:
+    """Seconds in which one core trains the teacher scvi on all spots; 0 for other teachers."""
+    if profile.teacher != "scvi":
+        return 0.0
+    epochs, (base, each) = profile.teacher_options.get("max_epochs", MAX_EPOCHS), SCVI_SECONDS
+    return spots * epochs * (base + each * GENES.get(profile.source, OTHER_GENES))
 
 
 def _student_of(work: Work) -> tuple[str, str, int]:
@@ -289,11 +311,9 @@ def _tokens(profile: Profile, work: list, encoders: dict, costs: dict, card: Gpu
 
 def _scvi_minutes(profile: Profile, spots: int) -> list[str]:
     """A line with the minutes of the teacher scvi, which is trained on a CPU; none for others."""
-    if profile.teacher != "scvi":
+    if not (seconds := scvi_seconds(profile, spots)):
         return []
     epochs = profile.teacher_options.get("max_epochs", MAX_EPOCHS)
-    base, each = SCVI_SECONDS
-    seconds = spots * epochs * (base + each * GENES.get(profile.source, OTHER_GENES))
     most = f"at most {seconds / 60:,.1f} minutes on one core for each set of training spots"
     return [f"the teacher scvi, {epochs} epochs: {most}"]
 
