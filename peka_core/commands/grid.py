@@ -250,12 +250,12 @@ def _run_of(grid: Grid, profile: str, encoder: str | None, seed: int | None) -> 
     changes = grid.values | {name: value for name, value in given.items() if value is not None}
     loaded = load_profile(profile, changes)
     check_complete(loaded)
-    words = [grid.name, Path(profile).stem, _words(Rung("none", encoder=encoder or ""))]
-    name = "-".join(filter(None, [*words, "" if seed is None else f"s{seed}"]))
+    parts = [grid.name, Path(profile).stem, _words(Rung("none", encoder=encoder or ""))]
+    name = "-".join(filter(None, [*parts, "" if seed is None else f"s{seed}"]))
     run_folder(name, loaded)  # refuses what cannot be the name of a folder
-    words = [
-        word for key, value in changes.items() for word in ("-p", f"{key}={json.dumps(value)}")
-    ]
+    words: list[str] = []
+    for key, value in changes.items():
+        words += ["-p", f"{key}={json.dumps(value)}"]
     device = "cpu" if grid.gpu == NO_GPU else "auto"
     return GridRun(name, loaded, words, ["--run", name, "--device", device])
 
