@@ -321,10 +321,10 @@ def _gpu_seconds(job: Job, profile: Profile, spots: int, gpu: str) -> float:
     if job.work is None or job.work.encoder in BUNDLED:
         return 0.0
     name, half = job.work.encoder, card.bfloat16 > 0
-    cost = _student_cost(name, job.work.method, profile.recipe, teacher_dim(profile), half)
-    return (
-        plan.cost_of_work(job.work, profile.recipe, meta_encoder(name), cost, card)[1] / plan.SHARE
-    )
+    recipe = dataclasses.replace(profile.recipe, last_blocks=job.work.last_blocks)
+    cost = _student_cost(name, job.work.method, recipe, teacher_dim(profile), half)
+    found = plan.cost_of_work(job.work, recipe, meta_encoder(name), cost, card)
+    return found[1] / plan.SHARE
 
 
 @functools.cache

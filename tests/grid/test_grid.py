@@ -1,5 +1,6 @@
 """The jobs of a grid: they make every unit that chapters read, and Snakemake runs them."""
 
+import functools
 import json
 import os
 import subprocess
@@ -114,7 +115,8 @@ def test_hours_of_jobs_are_those_of_the_plan_and_without_gpu_no_job_asks_for_one
 ):
     for module in (needs, cost, grid):  # the real networks take half a minute
         monkeypatch.setattr(module, "meta_encoder", tiny)
-    monkeypatch.setattr(grid, "_student_cost", grid._student_cost.__wrapped__)
+    fresh = functools.cache(grid._student_cost.__wrapped__)
+    monkeypatch.setattr(grid, "_student_cost", fresh)
     plan = plan_of(tmp_path, profiles=["her2st-real"], values={"block": 8}, gpu="A100")
     asked = {name.split("/")[1] for name, job in plan.items() if job["gpu"]}
     assert {"frozen-kaiko-vits16", "frozen-resnet50", "align-bat-0"} <= asked
