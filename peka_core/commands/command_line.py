@@ -198,8 +198,8 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     if workers.count() > 1:
         raise PekaError(
-            "torchrun cannot execute notebooks. Make the units that need several GPUs in a script "
-            "(CONTRIBUTING.md, Several GPUs), then give this command without torchrun."
+            "torchrun cannot execute notebooks. Give it `peka make` with the jobs that need several "
+            "GPUs (CONTRIBUTING.md, Several GPUs), and then `peka run` without torchrun."
         )
     work = _open(arguments)
     parameters = {
