@@ -198,7 +198,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     if workers.count() > 1:
         raise PekaError(
-            "torchrun cannot execute notebooks. Give it `peka make` with the jobs that need several "
+            "torchrun cannot execute notebooks. Give it `peka make` for the jobs that need several "
             "GPUs (CONTRIBUTING.md, Several GPUs), and then `peka run` without torchrun."
         )
     work = _open(arguments)
