@@ -147,16 +147,15 @@ def _encoder(name: str) -> Line:
 
 def room(profile: Profile, weights: dict[str, str] | None = None) -> Iterator[Line]:
     """RAM and disk that a profile needs and that this machine has; `weights` as in `needs`."""
-    from .needs import GENES, OTHER_GENES, TOKENS, needs  # imports torch, which takes seconds
+    from .needs import needs  # imports torch, which takes seconds
 
     try:
         need = needs(profile, weights)
     except PekaError as unknown:
         yield "note", "profile: needs", f"unknown: {unknown}"
         return
-    genes, memory = GENES.get(profile.source, OTHER_GENES), memory_gb()
-    assumed = f"an estimate, for {min(TOKENS, genes):,} counted of {genes:,} genes a spot"
-    found = f"about {need.ram:.1f} GB; {memory:.0f} GB are here ({assumed})"
+    memory = memory_gb()
+    found = f"about {need.ram:.1f} GB; {memory:.0f} GB are here ({need.counts})"
     yield "ok" if memory >= need.ram else "problem", "profile: memory", found
     mirror = os.environ.get("PEKA_MIRROR")
     runs, downloads = folders.root() / "runs", Path(mirror or folders.cache_folder())

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -13,34 +14,48 @@ from ..common.errors import PekaError
 from ..downloads.manifest import source_files
 from ..drawn.worlds import OWN
 from ..encoders import Encoder, load_encoder
+from ..layout.sections import stored_counts
 from ..models import backbones, own_file
 from ..models.encoder_files import BUNDLED, location, manifest_entries
 from ..recipe import mixes_patients
 from ..runner.profile import Profile
 from ..runner.rungs import Rung, as_rung
+from ..runner.stages import TABLES_KEPT
 from ..sources.hest_files import COUNT_BYTES, TILE_BYTES
 from ..teachers import TEACHERS
 from ..tiles import KEEP_IN_MEMORY
 from ..training_parts.tokens import orientations_seen, shape_of_tokens
 
 TOKENS = 2_500  # expressed genes of a spot, for the teacher's cost: an assumption
-PROCESS_GB = 1.9  # Python with torch, figures, a small student; `demo` took 2.35 with its data
+PROCESS_GB = 1.5  # Python with torch, figures, a small student
 GENES = {"demo": 600, "her2st": 12_000}  # genes that a cohort measures
 OTHER_GENES = 18_000  # genes of other sources: an assumption
-COUNT_PEAK = 48  # bytes for each stored count while targets are made: 44 measured at 5,000 x 18,000
-DENSE_PEAK = 16  # bytes for each dense value: of one section, or of all spots for the pca teacher
-TABLES_KEPT = 8  # features that chapters keep in memory at once (stages._read)
+COUNT_BYTES_HELD = 8  # bytes of a stored count, CSR: chapters 1, 2 and 4 hold all counts once
+COUNT_PEAK = 28  # bytes for each stored count while a teacher is fitted in chapter 2
+DENSE_PEAK = 16  # bytes for each dense value of one section, while target genes are chosen
 SMALL_GB = 0.3  # adapters, scores, notebooks and figures of a run
 HER2ST_SPOTS = 13_620 / 36  # of a section
+# Seconds on one core of an AMD EPYC, measured with the demo and with benchmarks/rehearsal.py
+CPU_SHARE = 0.5  # of the speed of a large product: .4 embedding with mini, .7 training it
+TILE_SECONDS = 1.1e-3  # of reading and transforming a tile once
+TILE_PASSES = 8  # over all tiles beside the networks of `work_of`: digests, hashes, colours, random
+COUNT_SECONDS = 1.5e-7  # of each stored count in one pass over all counts
+COUNT_PASSES = 25  # beside the teachers: checks, digest, targets of each protocol, ceilings
+SPOT_SECONDS = 0.04  # of a spot for everything else: about 50 scores and three UMAPs
 
 
 class Size(NamedTuple):
-    """The size of a profile's cohort, and lines for the plan about its downloads."""
+    """The size of a profile's cohort, and lines for the plan about its downloads.
+
+    `stored` counts of all spots and `genes` of a section are 0 where they are not known.
+    """
 
     slides: int
     spots: int
     splits: int
     lines: list[str]
+    stored: int = 0
+    genes: int = 0
 
 
 def size_of(profile: Profile) -> Size:
@@ -72,7 +87,9 @@ def _directory(profile: Profile) -> Size:
     path = profile.source_options["path"]
     cohort = preflight(path)
     line = f"nothing to download: the run links to {path}"
-    return Size(len(cohort.samples), len(cohort), len(cohort.split_ids), [line])
+    stored = sum(stored_counts(section) or 0 for section in cohort.sections)
+    genes = max(len(section.genes) for section in cohort.sections)
+    return Size(len(cohort.samples), len(cohort), len(cohort.split_ids), [line], stored, genes)
 
 
 def _her2st(profile: Profile) -> Size:
@@ -213,21 +230,25 @@ def bytes_of(encoder: Encoder) -> int:
 
 @dataclass(frozen=True)
 class Needs:
-    """Estimated GB of a run: RAM of its process, its files under runs/, and its downloads."""
+    """Estimated GB of a run: RAM of its process, its files under runs/, and its downloads.
+
+    `counts` says in words with which numbers of counts and genes.
+    """
 
     ram: float
     runs: float
     downloads: float
+    counts: str
 
 
 def needs(profile: Profile, weights: dict[str, str] | None = None) -> Needs:
     """RAM and disk of a profile. Training on the CPU needs further RAM.
 
     RAM contains the process, the largest network in float32, the tiles if they stay in memory
-    (below `KEEP_IN_MEMORY`), and the larger of two needs. The targets need `TOKENS` stored counts
-    for each spot and a dense section (for the pca teacher: all spots dense). The head needs the
-    tables of features that chapters keep, and two more. With `last_blocks`, the disk holds the
-    tokens of one alignment at a time.
+    (below `KEEP_IN_MEMORY`), and the largest of three needs: a teacher and all stored counts
+    (`TOKENS` a spot where the number is not known); the targets, all counts and a dense section;
+    the head, all counts, the tables of features that stay in memory, and two more. With
+    `last_blocks`, the disk holds the tokens of one alignment at a time.
 
     Args:
         weights: the user's own files by encoder, which need no download.
@@ -235,26 +256,63 @@ def needs(profile: Profile, weights: dict[str, str] | None = None) -> Needs:
     Raises:
         PekaError: as `size_of`.
     """
-    slides, spots, splits, _ = size_of(profile)
-    dim, genes = teacher_dim(profile), GENES.get(profile.source, OTHER_GENES)
+    slides, spots, splits, *_ = size = size_of(profile)
+    dim, (stored, genes) = teacher_dim(profile), counts_of(profile, size)
     work = list(work_of(profile, spots, splits))
     encoders = {name: meta_encoder(name) for name in dict.fromkeys(w.encoder for w in work)}
     networks = {name: bytes_of(encoder) for name, encoder in encoders.items()}
     dims = (encoders[w.encoder].dim + (w.method != "none") * dim for w in work)
     tables = [4 * spots * width for width in dims]
     tiles = spots * TILE_BYTES
-    stored, section = spots * min(TOKENS, genes), min(4_992, 3 * spots // slides)
-    dense = genes * (spots if profile.teacher == "pca" else section)
-    counts = stored * COUNT_PEAK + dense * DENSE_PEAK
-    features = stored * 16 + (min(TABLES_KEPT, len(tables)) + 2) * max(tables)
+    section, held = min(4_992, 3 * spots // slides), stored * COUNT_BYTES_HELD
+    targets = held + section * genes * DENSE_PEAK
+    features = held + (min(TABLES_KEPT, len(tables)) + 2) * max(tables)
     in_memory = tiles if tiles < KEEP_IN_MEMORY else 0
-    ram = max(networks.values()) + in_memory + max(counts, features)
-    drawn = 0 if profile.source == "hest" else tiles + stored * 8  # HEST's files are linked
+    ram = max(networks.values()) + in_memory + max(stored * COUNT_PEAK, targets, features)
+    drawn = 0 if profile.source in ("hest", "directory") else tiles + held  # those files are linked
     half = has_bfloat16(best_device())
     tokens = max(token_bytes(w, encoders[w.encoder], half) for w in work)
     runs = drawn + sum(tables) + 4 * spots * dim * (1 + len(work)) + tokens
     downloads = _downloads(profile, spots, networks, weights or {})
-    return Needs(ram / 1e9 + PROCESS_GB, runs / 1e9 + SMALL_GB, downloads / 1e9)
+    counts = f"an estimate, for {stored / spots:,.0f} counted of {genes:,} genes a spot"
+    return Needs(ram / 1e9 + PROCESS_GB, runs / 1e9 + SMALL_GB, downloads / 1e9, counts)
+
+
+def counts_of(profile: Profile, size: Size) -> tuple[int, int]:
+    """Stored counts of all spots and number of genes, assumed where they are not known."""
+    genes = size.genes or GENES.get(profile.source, OTHER_GENES)
+    return size.stored or size.spots * min(TOKENS, genes), genes
+
+
+def cpu_hours(profile: Profile, flops: float) -> float:
+    """Hours of all chapters on this machine's CPU, right within a factor of about two.
+
+    Args:
+        flops: of all networks, on all cores; everything else is counted as on one core.
+    """
+    size = size_of(profile)
+    work, (stored, _) = list(work_of(profile, size.spots, size.splits)), counts_of(profile, size)
+    tiles = sum(w.trained + w.embedded for w in work) + TILE_PASSES * size.spots
+    seconds = flops / (CPU_SHARE * product_speed()) + tiles * TILE_SECONDS
+    seconds += stored * COUNT_SECONDS * (COUNT_PASSES + 2 * size.splits)
+    return (seconds + size.spots * SPOT_SECONDS) / 3600
+
+
+def product_speed(n: int = 1024) -> float:
+    """FLOP/s of a float32 product (n, n)(n, n) on all cores that torch uses, while they are quiet.
+
+    One thread is measured by its own CPU time, so other work on the machine hardly matters.
+    """
+    threads, a = torch.get_num_threads(), torch.ones(n, n)
+    torch.set_num_threads(1)
+    try:
+        a @ a  # the first product also starts the library
+        started = time.process_time()
+        for _ in range(5):
+            a @ a
+        return threads * 5 * 2 * n**3 / (time.process_time() - started)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _downloads(profile: Profile, spots: int, networks: dict, weights: dict[str, str]) -> int:

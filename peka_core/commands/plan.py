@@ -30,6 +30,7 @@ from .needs import (
     TOKENS,
     Work,
     bytes_of,
+    cpu_hours,
     meta_encoder,
     size_of,
     teacher_bytes,
@@ -191,7 +192,7 @@ def plan(profile: Profile, gpu: str = "A100", weights: dict[str, str] | None = N
         )
     card, weights = GPUS[gpu], weights or {}
     check_names(profile.encoders, weights)
-    slides, spots, splits, lines = size_of(profile)
+    slides, spots, splits, lines, *_ = size_of(profile)
     dim, work = teacher_dim(profile), list(work_of(profile, spots, splits))
     encoders = {name: meta_encoder(name) for name in dict.fromkeys(w.encoder for w in work)}
     costs = {
@@ -243,10 +244,12 @@ def _hours(profile: Profile, work: list, encoders: dict, costs: dict, card: Gpu)
     if found := cost_of_teacher(profile, work[0].embedded, card):
         table.append(found)
     table.append(("together", sum(row[1] for row in table), sum(row[2] for row in table)))
+    hours = cpu_hours(profile, table[-1][1])
+    cpu = f"on the CPU of this machine, all chapters, if it is quiet: about {hours:.2g} h"
     return [
         f"{title:<56} {f'{flops / 1e15:,.3g}':>10} PFLOP {f'{seconds / SHARE / 3600:.2g}':>8} h"
         for title, flops, seconds in table
-    ]
+    ] + [cpu]
 
 
 def cost_of_work(

@@ -193,6 +193,13 @@ def read_counts(section: Section) -> sparse.csr_matrix:
     return counts.astype(np.float32)
 
 
+def stored_counts(section: Section) -> int | None:
+    """How many counts a section's h5ad stores, read from its head; None if they are not sparse."""
+    with open_h5(section.h5ad) as file:
+        x = file.get("X")
+        return len(x["data"]) if isinstance(x, h5py.Group) and "data" in x else None
+
+
 def _check_counts(values: np.ndarray, path: Path) -> None:
     for what, is_bad in (
         ("NaN or infinite", lambda: ~np.isfinite(values)),
