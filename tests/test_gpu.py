@@ -14,6 +14,7 @@ from test_geneformer import teacher as geneformer
 from test_scfoundation import CHECKPOINT, LIMIT, cells, near_in_bfloat16
 from test_scfoundation import vocabulary as vocabulary  # a fixture
 from test_speed import aligned, near
+from test_tokens import NoCache
 from test_workers import learn_on_gpus, torchrun
 
 from peka_core import alignment, losses
@@ -26,6 +27,7 @@ from peka_core.student import Student, embed_tiles
 from peka_core.teachers import load_teacher
 from peka_core.training_data import TrainingData
 from peka_core.training_parts.batches import batches
+from peka_core.training_parts.tokens import TokenCache
 
 pytestmark = [
     pytest.mark.gpu,
@@ -175,3 +177,39 @@ def test_two_gpus_learn_what_one_does(tmp_path, monkeypatch):
         np.testing.assert_array_equal(second[name], first[name], err_msg=name)
         if "adalora" not in name:
             np.testing.assert_allclose(first[name], one[name], atol=1e-3, err_msg=name)
+
+
+@pytest.mark.parametrize("flips", [False, True])
+@pytest.mark.parametrize("compile", ["never", "always"])
+def test_cached_tokens_train_as_all_blocks_do_under_bf16(data, tmp_path, compile, flips):
+    """Up to the rounding of tokens to bfloat16; killed, it goes on with the tokens of the file."""
+    recipe = replace(RECIPE, last_blocks=2, flips=flips, epochs=4)
+    encoder = replace(load_encoder("mini", device="cuda"), compile=compile)
+
+    def train(path=None):
+        student = Student(encoder, "bat", 4, recipe, seed=0)
+        return align(student, data, recipe, checkpoint=path, progress=False)["total"]
+
+    cached, path = train(), tmp_path / "progress.pt"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(alignment, "TokenCache", NoCache)
+        np.testing.assert_allclose(cached, train(), rtol=0.01)
+    with pytest.MonkeyPatch.context() as patch:
+        kill_in_epoch(3, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train(path)
+    assert path.with_suffix(".tokens").exists()
+    np.testing.assert_allclose(train(path), cached, rtol=1e-3)
+    assert not path.with_suffix(".tokens").exists()
+
+
+def test_tokens_are_read_ahead_into_page_locked_memory(data, tmp_path):
+    recipe = replace(RECIPE, last_blocks=2, flips=False)
+    cache = TokenCache(student_of("bat", recipe), data.tiles, recipe, 48, tmp_path / "progress.pt")
+    rows = np.arange(9)
+    assert cache[rows].is_cuda and cache.file.tokens.dtype == torch.bfloat16
+    assert cache.file.read(rows, page_locked=True).is_pinned()
+    with torch.no_grad(), autocast("cuda"):
+        expected = cache.student.tokens(torch.from_numpy(data.tiles[rows]))
+    assert cache[rows].dtype == expected.dtype
+    torch.testing.assert_close(cache[rows], expected, rtol=0.02, atol=0.02)

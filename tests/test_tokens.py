@@ -159,6 +159,16 @@ def test_tokens_of_something_else_and_damaged_tokens_are_made_again(data, tmp_pa
     assert sum(seen) == CHANGES[change] + (N if recipe is LAST else 0)  # and N directly
 
 
+def test_two_workers_of_a_machine_share_a_file(data, tmp_path):
+    """Both open it before either writes; each then takes the other's tokens."""
+    both = [cache_of(data, tmp_path / "progress.pt") for _ in range(2)]
+    rows, zero = np.arange(N), np.zeros(N, int)
+    for (cache, _), mine in zip(both, np.array_split(rows, 2), strict=True):
+        cache.fill(mine, zero[mine])
+    assert torch.equal(both[0][0][rows], both[1][0][rows])
+    assert [sum(seen) for _, seen in both] == [N // 2, N // 2]
+
+
 def test_a_disk_that_is_too_full_is_refused_before_the_work(data, monkeypatch, tmp_path):
     size = 5 * 32 * tokens.trained_in("cpu").itemsize  # of four patches and the class token
     for free, recipe, fits in (
