@@ -60,6 +60,8 @@ def differences(one: Path, other: Path) -> list[str]:
 
 
 def _read(path: Path) -> pd.DataFrame:
+    if not path.read_text(encoding="utf-8").strip():  # a study that a profile leaves out
+        return pd.DataFrame()
     return pd.read_csv(path).drop(columns=MADE, errors="ignore")
 
 

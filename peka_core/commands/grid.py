@@ -50,7 +50,7 @@ MOST_SPLITS = 100  # more than a cohort has; see `job_named`
 # and Snakemake starts it again with more.
 LEAST_MINUTES = 30
 SPOTS_A_MINUTE = 500  # of everything that no GPU does
-GPU_MARGIN = 3  # over the hours of the plan, which training exceeds 1.3 to 1.7 times
+GPU_MARGIN = 2  # over the hours of the plan, which training exceeds 1.3 to 1.7 times
 
 
 class Job(NamedTuple):

@@ -122,5 +122,8 @@ def test_a_table_that_is_missing_or_differs_in_one_digit_is_noticed(check, tmp_p
     assert check.differences(one, other) == []
     (other / "scores.csv").write_text("label,mean,commit\nbat,0.123457,b\n")
     assert len(check.differences(one, other)) == 1
-    (one / "steps.csv").write_text("a\n1\n")
+    (one / "steps.csv").write_text("")  # of a study that is left out
+    (other / "steps.csv").write_text("a\n1\n")
+    assert len(check.differences(one, other)) == 2
+    (other / "steps.csv").unlink()
     assert len(check.differences(one, other)) == 2
