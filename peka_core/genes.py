@@ -85,9 +85,7 @@ def best_genes(tables: list[pd.DataFrame], names: pd.Index, n_genes: int) -> lis
     return list(names[names.isin(best)])
 
 
-def section_table(
-    log: np.ndarray | sparse.csr_matrix, names: pd.Index, n_genes: int
-) -> pd.DataFrame:
+def section_table(log: sparse.csr_matrix, names: pd.Index, n_genes: int) -> pd.DataFrame:
     """The first step of `variable_genes`: scanpy's table of one section, one row a gene.
 
     Genes that the section does not express count as 0, as in scanpy's batches. All genes count as 0
@@ -97,18 +95,17 @@ def section_table(
         log: log counts (n, G) of the section's spots.
         names: names of the genes (G,).
     """
-    log = log if isinstance(log, np.ndarray) else log.toarray()
-    expressed = log.any(0)
+    expressed = log.max(axis=0).toarray().ravel() > 0  # (G,)
     section = ad.AnnData(log[:, expressed], var=pd.DataFrame(index=names[expressed]))
     silent = pd.DataFrame(0.0, index=names, columns=["highly_variable", "dispersions_norm"])
-    if len(log) < 2 or not expressed.any():
+    if log.shape[0] < 2 or not expressed.any():
         return silent
     try:
         table = sc.pp.highly_variable_genes(
             section, n_top_genes=n_genes, flavor="seurat", inplace=False
         )
     except (ValueError, IndexError):  # scanpy's errors if all dispersions (variance / mean) agree
-        counts = np.expm1(log[:, expressed])
+        counts = np.expm1(log[:, expressed].toarray())
         dispersion = counts.var(0) / counts.mean(0)  # (expressed,)
         if dispersion.max() > dispersion.min() * (1 + 1e-5):
             raise

@@ -32,7 +32,6 @@ GENES = {"demo": 600, "her2st": 12_000}  # genes that a cohort measures
 OTHER_GENES = 18_000  # genes of other sources: an assumption
 COUNT_BYTES_HELD = 8  # bytes of a stored count, CSR: chapters 1, 2 and 4 hold all counts once
 COUNT_PEAK = 28  # bytes for each stored count while a teacher is fitted in chapter 2
-DENSE_PEAK = 16  # bytes for each dense value of one section, while target genes are chosen
 SMALL_GB = 0.3  # adapters, scores, notebooks and figures of a run
 HER2ST_SPOTS = 13_620 / 36  # of a section
 # Seconds on one core of an AMD EPYC, measured with the demo and with benchmarks/rehearsal.py
@@ -245,9 +244,9 @@ def needs(profile: Profile, weights: dict[str, str] | None = None) -> Needs:
     """RAM and disk of a profile. Training on the CPU needs further RAM.
 
     RAM contains the process, the largest network in float32, the tiles if they stay in memory
-    (below `KEEP_IN_MEMORY`), and the largest of three needs: a teacher and all stored counts
-    (`TOKENS` a spot where the number is not known); the targets, all counts and a dense section;
-    the head, all counts, the tables of features that stay in memory, and two more. With
+    (below `KEEP_IN_MEMORY`), and the larger of two needs: a teacher and all stored counts (`TOKENS`
+    a spot where the number is not known), or the head, all stored counts, the tables of features
+    that stay in memory, and two more. With
     `last_blocks`, the disk holds the tokens of one alignment at a time.
 
     Args:
@@ -256,7 +255,7 @@ def needs(profile: Profile, weights: dict[str, str] | None = None) -> Needs:
     Raises:
         PekaError: as `size_of`.
     """
-    slides, spots, splits, *_ = size = size_of(profile)
+    _, spots, splits, *_ = size = size_of(profile)
     dim, (stored, genes) = teacher_dim(profile), counts_of(profile, size)
     work = list(work_of(profile, spots, splits))
     encoders = {name: meta_encoder(name) for name in dict.fromkeys(w.encoder for w in work)}
@@ -264,11 +263,10 @@ def needs(profile: Profile, weights: dict[str, str] | None = None) -> Needs:
     dims = (encoders[w.encoder].dim + (w.method != "none") * dim for w in work)
     tables = [4 * spots * width for width in dims]
     tiles = spots * TILE_BYTES
-    section, held = min(4_992, 3 * spots // slides), stored * COUNT_BYTES_HELD
-    targets = held + section * genes * DENSE_PEAK
+    held = stored * COUNT_BYTES_HELD
     features = held + (min(TABLES_KEPT, len(tables)) + 2) * max(tables)
     in_memory = tiles if tiles < KEEP_IN_MEMORY else 0
-    ram = max(networks.values()) + in_memory + max(stored * COUNT_PEAK, targets, features)
+    ram = max(networks.values()) + in_memory + max(stored * COUNT_PEAK, features)
     drawn = 0 if profile.source in ("hest", "directory") else tiles + held  # those files are linked
     half = has_bfloat16(best_device())
     tokens = max(token_bytes(w, encoders[w.encoder], half) for w in work)
