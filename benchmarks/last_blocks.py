@@ -11,8 +11,9 @@ of both alignments are measured in turn. From their medians, 50 epochs are compu
     cached_s   passes x the first pass (the frozen blocks of each tile) + 50 x an epoch of the last
                blocks, which reads the file of tokens
     passes     1, or with flips the mean number of orientations in which a tile is seen, 7.99
-    floor      the same quotient all_s / cached_s in FLOPs, as the plan counts them. With W' of few
-               rows a batch, and with reading, an epoch cannot be faster than its products.
+    flops      the same quotient all_s / cached_s in FLOPs, as the plan counts them: what it would
+               be if everything but products were free, and all products were equally fast. The
+               first pass is faster than that, because it has no backward pass.
 
 On a CPU, seconds are CPU time of this process with one thread, because the machine has other work.
 """
@@ -108,7 +109,7 @@ def measure(encoder: Encoder, recipe: Recipe, last_blocks: int, n: int, repeats:
             "batch": recipe.batch_size, "compile": encoder.compile, "last_blocks": last_blocks,
             "tiles": n, "flips": flips, "epoch_all_s": whole, "epoch_last_s": last,
             "pass_s": first - last, "passes": passes, "all_s": all_s, "cached_s": cached_s,
-            "ratio": all_s / cached_s, "floor": EPOCHS * flops["all"] / in_flops,
+            "ratio": all_s / cached_s, "flops": EPOCHS * flops["all"] / in_flops,
             "mb_a_tile": passes * t * d * trained_in(encoder.device).itemsize / 1e6,
         })  # fmt: skip
     return rows

@@ -7,6 +7,7 @@ import cohorts
 import components
 import head
 import ladder
+import last_blocks
 import numpy as np
 import pandas as pd
 import pytest
@@ -29,6 +30,16 @@ def test_what_is_timed_computes_the_same(tmp_path):
     assert head.measure(400, 300)["largest_difference"] < 1e-6
     row = teacher.measure("small", 3, 30, 1, tmp_path)
     assert row["difference_plain"] < 1e-4 and row["cosine_bfloat16"] > 0.99
+
+
+def test_last_blocks_on_cached_tokens_are_timed_beside_all_blocks():
+    recipe = Recipe(batch_size=8, k=4, block=16, hidden=8, flips=False, validation_share=0.0)
+    plain, flips = last_blocks.measure(last_blocks.deep_encoder("cpu", 4), recipe, 1, 16, 1)
+    assert plain["passes"] == 1 and flips["passes"] == pytest.approx(8 * (1 - (7 / 8) ** 50))
+    for row in (plain, flips):
+        cached = row["passes"] * row["pass_s"] + 50 * row["epoch_last_s"]
+        assert row["all_s"] / cached == row["ratio"] and row["epoch_last_s"] > 0
+    assert 4 < plain["flops"] < 6 and flips["flops"] < plain["flops"]  # one of four blocks
 
 
 def test_seeds_train_again_on_the_same_tissue_and_are_compared_by_patient(tmp_path, monkeypatch):
