@@ -105,11 +105,11 @@ def drawn_student(encoder: Encoder, method: str, recipe: Recipe) -> Student:
 def planned(encoder: Encoder, method: str, recipe: Recipe) -> StudentCost:
     """What the plan says of a method; peft's are like ours, and the floor is like bone."""
     known = "bone" if method == "floor" else method.removeprefix("peft ")
-    meta = replace(encoder, model=_on_meta(encoder.model), device="meta")
+    meta = replace(encoder, model=on_meta(encoder.model), device="meta")
     return cost_of(meta, known, recipe, D_TEACHER)
 
 
-def _on_meta(model: nn.Module) -> nn.Module:
+def on_meta(model: nn.Module) -> nn.Module:
     """A copy of a network without values."""
     shapes = {
         id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()

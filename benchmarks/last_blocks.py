@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 import timm
 import torch
-from alignment import _on_meta, drawn_encoder
+from alignment import on_meta, drawn_encoder
 
 from peka_core import alignment
 from peka_core.commands.plan import cost_of
@@ -95,7 +95,7 @@ def measure(encoder: Encoder, recipe: Recipe, last_blocks: int, n: int, repeats:
     whole = np.median([epochs["all"] for epochs in made])
 
     bfloat16 = trained_in(encoder.device) == torch.bfloat16
-    meta = replace(encoder, model=_on_meta(encoder.model), device="meta")
+    meta = replace(encoder, model=on_meta(encoder.model), device="meta")
     costs = {name: cost_of(meta, "bat", r, d_teacher, bfloat16) for name, r in recipes.items()}
     flops = {name: cost.step + cost.batch / recipe.batch_size for name, cost in costs.items()}
     t, d = shape_of_tokens(encoder.model)
