@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 import timm
 import torch
-from alignment import on_meta, drawn_encoder
+from alignment import drawn_encoder, on_meta
 
 from peka_core import alignment
 from peka_core.commands.plan import cost_of

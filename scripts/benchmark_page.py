@@ -141,21 +141,6 @@ def last_blocks(table: pd.DataFrame) -> Iterator[Claim]:
         yield Claim(what, ours, other, times(row["all_s"], row["cached_s"]), *end)
 
 
-def last_blocks(table: pd.DataFrame) -> Iterator[Claim]:
-    """The last blocks on cached tokens, beside all blocks, over 50 epochs."""
-    for _, row in table.iterrows():
-        seen = f"{row['passes']:.3g} orientations" if row["flips"] else "one orientation"
-        what = f"{row['encoder']}, the last {row['last_blocks']} blocks trained, {seen} of a tile"
-        ours = f"{number(row['cached_s'])} s, {row['mb_a_tile']:.2g} MB a tile on disk"
-        alternative = f"all blocks trained: {number(row['all_s'])} s"
-        if name := "" if " " in row["encoder"] else row["encoder"]:
-            name = f" --encoder {name}"
-        yield Claim(
-            what, ours, alternative, times(row["all_s"], row["cached_s"]),
-            f"{row['flops']:.3g} times by FLOPs", place(row), row["commit"], f"last_blocks.py{name}",
-        )  # fmt: skip
-
-
 def waiting(table: pd.DataFrame) -> Iterator[Claim]:
     """OpenMP threads that sleep while they wait, beside threads that spin."""
     for _, row in table.iterrows():
@@ -171,7 +156,6 @@ SECTIONS: dict[str, tuple[str, Callable[[pd.DataFrame], Iterator[Claim]]]] = {
     "The scFoundation teacher": ("teacher", teacher),
     "An alignment, and embedding": ("alignment", alignment),
     "The last blocks on cached tokens": ("last_blocks", last_blocks),
-    "Only the last blocks": ("last_blocks", last_blocks),
     "Threads that wait": ("waiting", waiting),
 }
 NOTES = {
@@ -185,9 +169,6 @@ NOTES = {
     "count; the first pass is faster than that, because it has no backward pass. The file is small "
     "here. H-optimus-0 needs 0.80 MB a tile, so a file that does not fit into memory needs a disk "
     "that reads 0.8 GB for each 1,000 tiles.",
-    "last_blocks": "50 epochs, from a few measured ones and one pass of the frozen blocks over all "
-    "tiles for each orientation. Products are not all equally fast, and a pass without gradients "
-    "is faster than its FLOPs say, so ours can lie above the quotient of FLOPs.",
     "waiting": "`peka_core` sets `OMP_WAIT_POLICY=PASSIVE` if you did not set it, because on a "
     "machine that also does other work a spinning thread waits for a thread that is not running. "
     "`OMP_WAIT_POLICY=ACTIVE make demo` turns it off.",
