@@ -57,6 +57,8 @@ def umap_points(features: np.ndarray, spots: pd.Index) -> pd.DataFrame:
     import scanpy as sc
 
     table = ad.AnnData(obs=pd.DataFrame(index=spots), obsm={"X_features": features})
-    sc.pp.neighbors(table, use_rep="X_features", random_state=0)
+    # exact neighbours at any size: scanpy 1.11 cannot read those of pynndescent 0.7, which it takes
+    # by itself from 8,192 spots on
+    sc.pp.neighbors(table, use_rep="X_features", random_state=0, transformer="sklearn")
     sc.tl.umap(table, random_state=0)
     return pd.DataFrame(table.obsm["X_umap"], index=spots, columns=["x", "y"]).round(3)

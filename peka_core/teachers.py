@@ -171,7 +171,8 @@ def fit_leiden(x_teacher: np.ndarray, k: int, seed: int = 0) -> KNeighborsClassi
     PekaError if there are more than k communities.
     """
     spots = anndata.AnnData(obsm={"X_teacher": x_teacher}, shape=(len(x_teacher), 0))
-    sc.pp.neighbors(spots, 15, use_rep="X_teacher", random_state=seed)
+    # exact neighbours at any size, as in `quality.umap_points`
+    sc.pp.neighbors(spots, 15, use_rep="X_teacher", random_state=seed, transformer="sklearn")
     sc.tl.leiden(spots, flavor="igraph", n_iterations=2, random_state=seed)
     labels = spots.obs["leiden"].astype(int).to_numpy()
     if labels.max() >= k:

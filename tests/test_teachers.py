@@ -8,7 +8,7 @@ from scipy import sparse
 
 from peka_core.common.errors import PekaError
 from peka_core.targets import training_spots, validation_groups
-from peka_core.teachers import PrecomputedTeacher, embed_spots, fit_kmeans, load_teacher
+from peka_core.teachers import PrecomputedTeacher, embed_spots, fit_kmeans, fit_leiden, load_teacher
 
 N = 60
 
@@ -89,3 +89,12 @@ def test_patients_validate_and_sections_only_where_one_patient_trains():
 def test_a_published_teacher_refuses_a_choice_that_does_not_exist(name):
     with pytest.raises(PekaError, match="unusable"):
         load_teacher(name, unusable="maybe")
+
+
+@pytest.mark.weekly
+def test_leiden_keeps_groups_apart_in_a_cohort_of_many_spots():
+    """From 8,192 spots on, scanpy looks for neighbours in another way if nothing is said."""
+    groups = np.arange(8_200) % 3
+    x = np.random.default_rng(0).normal(size=(8_200, 2)) + 100 * groups[:, None]
+    labels = fit_leiden(x.astype(np.float32), k=200).predict(x)
+    assert (pd.crosstab(labels, groups) > 0).sum(axis=1).eq(1).all() and len(set(labels)) >= 3
