@@ -1,8 +1,7 @@
 """Stubs of SLURM's commands for Snakemake's plugin. sbatch really runs the job, on this machine.
 
 `install(folder)` puts them into a folder for PATH; states and job numbers are kept beside them.
-With STUB_KILL=GLOB, the first job of rule align is killed as soon as a file of this pattern exists
-below its working directory, so when it is half-way.
+With STUB_KILL=TEXT, the first job of rule align whose log has this text is killed: half-way.
 """
 
 import os
@@ -58,17 +57,19 @@ def job(state: Path, words: list[str]) -> None:
             script, shell=True, cwd=value("-D"), env=variables, stdout=out, stderr=out
         )
         (state / f"{number}.pid").write_text(str(running.pid))
-        if "rule_align" in value("--comment") and os.environ.get("STUB_KILL"):
-            _kill_half_way(running, Path(value("-D")), state / "killed")
+        rule, _, wildcards = value("--comment").partition("_wildcards_")
+        if rule == "rule_align" and os.environ.get("STUB_KILL"):
+            run, name = wildcards.split("_")
+            _kill_half_way(running, Path(value("-D"), "runs", run, "grid", f"{name}.log"), state)
         ended = running.wait()
     _end(state, number, "FAILED" if ended else "COMPLETED")
 
 
-def _kill_half_way(running: subprocess.Popen, folder: Path, mark: Path) -> None:
-    while running.poll() is None and not mark.exists():
-        if found := next(folder.glob(os.environ["STUB_KILL"]), None):
+def _kill_half_way(running: subprocess.Popen, log: Path, state: Path) -> None:
+    while running.poll() is None and not (state / "killed").exists():
+        if log.exists() and os.environ["STUB_KILL"] in log.read_text():
             try:
-                mark.open("x").write(str(found))
+                (state / "killed").open("x").write(log.stem)
             except FileExistsError:
                 return
             _kill(running.pid)
