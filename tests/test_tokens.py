@@ -239,7 +239,9 @@ def test_tokens_are_stored_as_the_student_is_trained_and_come_back_as_its_blocks
         expected = cache.student.tokens(torch.from_numpy(data.tiles[rows]))
     stored = torch.float32 if half == "nothing" else torch.bfloat16
     assert cache.file.tokens.dtype == stored and cache[rows].dtype == expected.dtype == weights
-    assert torch.equal(cache[rows], expected.to(stored).to(weights))
+    step = 1e-5 if half == "nothing" else 0.02  # a batch of another size rounds differently
+    assert torch.allclose(cache[rows], expected, atol=step)
+    assert torch.equal(cache[rows], cache[rows].to(stored).to(weights))
 
 
 def test_each_batch_of_a_gpu_is_whole_because_its_code_is_compiled_for_one_size(data):

@@ -158,7 +158,7 @@ def test_list_dry_run_and_doctor_write_nothing_and_room_is_counted_together(
     said = capsys.readouterr().out
     assert "hf_very_secret" not in said and "HF_TOKEN" in said and "problem" not in said
     assert "Apache-2.0; gated" in said and "ST-cnts/B4.tsv.gz" in said
-    monkeypatch.setattr(needs, "needs", lambda *_: needs.Needs(1, 4, 8))
+    monkeypatch.setattr(needs, "needs", lambda *_: needs.Needs(1, 4, 8, ""))
     monkeypatch.setattr(doctor, "memory_gb", lambda: 0.9)
     monkeypatch.setattr(doctor, "free_gb", lambda _: 10)  # each fits alone, together they do not
     found = [state for state, *_ in doctor.room(load_profile("smoke"))]
