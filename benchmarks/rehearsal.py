@@ -18,6 +18,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -165,6 +166,17 @@ def stage(name: str, cohort: Path, run: str) -> None:
     print(json.dumps({"seconds": time.perf_counter() - started}), flush=True)
 
 
+def said_before(cohort: Path) -> dict:
+    """What `peka run own --plan` and `peka doctor` say of the whole run, before it starts."""
+    from peka_core.commands.needs import needs
+    from peka_core.commands.plan import plan
+    from peka_core.runner.profile import load_profile
+
+    profile = load_profile("own", overrides(cohort))
+    hours = re.search(r"on the CPU of this machine.* about (\S+) h", plan(profile))
+    return {"planned_gb": round(needs(profile).ram, 2), "planned_hours": float(hours[1])}
+
+
 def in_own_process(kind: str, name: str, cohort: Path, run: str) -> dict:
     """Seconds and peak GB of a chapter or a stage, with those of its own processes."""
     words = [sys.executable, __file__, str(cohort), "--one", kind, name, "--run", run]
@@ -211,6 +223,7 @@ def main() -> None:
         kind, names = "stage", STAGES if asked.stages == ["all"] else asked.stages
         in_own_process("stage", "cohort", cohort, run)  # links and digests, which are made once
     facts = {"spots": asked.spots, "cpu": device_name("cpu"), "commit": commit()}
+    facts |= said_before(cohort)
     for name in names:
         done = asked.folder / f"{run}-{kind}-{name}.json"
         if done.exists() and kind == "chapter":

@@ -22,6 +22,7 @@ from ..runner.profile import Profile
 from ..runner.rungs import Rung, as_rung
 from ..runner.stages import TABLES_KEPT
 from ..sources.hest_files import COUNT_BYTES, TILE_BYTES
+from ..studies.excerpt import WHOLE
 from ..teachers import TEACHERS
 from ..tiles import KEEP_IN_MEMORY
 from ..training_parts.tokens import orientations_seen, shape_of_tokens
@@ -32,6 +33,7 @@ GENES = {"demo": 600, "her2st": 12_000}  # genes that a cohort measures
 OTHER_GENES = 18_000  # genes of other sources: an assumption
 COUNT_BYTES_HELD = 8  # bytes of a stored count, CSR: chapters 1, 2 and 4 hold all counts once
 COUNT_PEAK = 28  # bytes for each stored count while a teacher is fitted in chapter 2
+DENSE_PEAK = 30  # bytes for each dense value of chapter 2's lesson, where it takes all spots
 SMALL_GB = 0.3  # adapters, scores, notebooks and figures of a run
 HER2ST_SPOTS = 13_620 / 36  # of a section
 # Seconds on one core of an AMD EPYC, measured with the demo and with benchmarks/rehearsal.py
@@ -243,11 +245,11 @@ class Needs:
 def needs(profile: Profile, weights: dict[str, str] | None = None) -> Needs:
     """RAM and disk of a profile. Training on the CPU needs further RAM.
 
-    RAM contains the process, the largest network in float32, the tiles if they stay in memory
-    (below `KEEP_IN_MEMORY`), and the larger of two needs: a teacher and all stored counts (`TOKENS`
-    a spot where the number is not known), or the head, all stored counts, the tables of features
-    that stay in memory, and two more. With
-    `last_blocks`, the disk holds the tokens of one alignment at a time.
+    RAM contains the process and the larger of two needs. Chapter 2 needs all stored counts
+    (`TOKENS` a spot where the number is not known) while a teacher is fitted, or a dense table of a
+    small cohort. Chapter 4 needs all stored counts, the largest network in float32, the tiles if
+    they stay in memory (below `KEEP_IN_MEMORY`), the tables of features that stay, and two more.
+    With `last_blocks`, the disk holds the tokens of one alignment at a time.
 
     Args:
         weights: the user's own files by encoder, which need no download.
@@ -266,7 +268,8 @@ def needs(profile: Profile, weights: dict[str, str] | None = None) -> Needs:
     held = stored * COUNT_BYTES_HELD
     features = held + (min(TABLES_KEPT, len(tables)) + 2) * max(tables)
     in_memory = tiles if tiles < KEEP_IN_MEMORY else 0
-    ram = max(networks.values()) + in_memory + max(stored * COUNT_PEAK, features)
+    lesson = spots * genes * DENSE_PEAK if spots <= WHOLE else 0
+    ram = max(stored * COUNT_PEAK, lesson, max(networks.values()) + in_memory + features)
     drawn = 0 if profile.source in ("hest", "directory") else tiles + held  # those files are linked
     half = has_bfloat16(best_device())
     tokens = max(token_bytes(w, encoders[w.encoder], half) for w in work)
