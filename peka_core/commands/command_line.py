@@ -29,6 +29,7 @@ from ..runner.profile import Profile, load_profile, profile_titles
 from ..runner.profile_checks import check_complete, source_of
 from ..runner.run import Run, open_run, run_folder
 from ..training_parts import workers
+from .ahead import units_made_ahead
 from .interrupts import LastingStream, interrupted_once
 from .notebooks import CHAPTERS, execute
 
@@ -210,8 +211,13 @@ def _run(arguments: argparse.Namespace) -> int:
         "overrides": work.profile.overrides,
     }
     started, folder = time.perf_counter(), folders.bundled("notebooks")
-    for chapter in CHAPTERS:
-        if not execute(folder / f"{chapter}.ipynb", work.folder / "notebooks", parameters):
+    run_chapter = lambda name: execute(
+        folder / f"{name}.ipynb", work.folder / "notebooks", parameters
+    )
+    if not run_chapter(CHAPTERS[0]):  # it builds the cohort
+        return 1
+    with units_made_ahead(work, parameters):
+        if not all(map(run_chapter, CHAPTERS[1:])):
             return 1
     _report(work.folder, time.perf_counter() - started)
     return 0
