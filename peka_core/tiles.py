@@ -15,12 +15,9 @@ KEEP_IN_MEMORY = 2e9  # bytes
 def cut_tile(
     image: np.ndarray, centre_xy: tuple[float, float], um_per_px: float
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Cut the 112 um window around a spot and resize it to 224 px, as hestcore does.
+    """Cut the 112 um window around a spot (`window`) and resize it to 224 px, as hestcore does.
 
-    The rule (mahmoodlab/HEST since August 2024, slides at full resolution): with
-    s = 112 / um_per_px, the top-left corner is centre - floor(s / 2), truncated towards zero, and
-    the side is round(s). Pixels outside the image are black. OpenCV resizes bilinearly, without
-    antialiasing.
+    Pixels outside the image are black.
 
     Args:
         image: uint8 (H, W, 3) RGB.
@@ -31,19 +28,37 @@ def cut_tile(
         tile uint8 (224, 224, 3), and the (x, y) of its top-left corner in `image`.
     """
     as_pixels(image, "the image", 3)
-    centre = np.asarray(centre_xy, dtype=np.float64)
-    if centre.shape != (2,) or not np.isfinite(centre).all() or not 0 < um_per_px < math.inf:
-        found = f"{centre_xy} and {um_per_px}"
-        raise PekaError(f"a tile needs a centre (x, y) and a pixel size in um above 0, not {found}")
-    s = TILE * TILE_UM_PER_PX / um_per_px
-    side = round(s)
-    x, y = (math.trunc(c - math.floor(s / 2)) for c in centre.tolist())
+    x, y, side = window(centre_xy, um_per_px)
     height, width = image.shape[:2]
     crop = np.zeros((side, side, 3), dtype=np.uint8)
     x0, x1, y0, y1 = max(x, 0), min(x + side, width), max(y, 0), min(y + side, height)
     if x0 < x1 and y0 < y1:
         crop[y0 - y : y1 - y, x0 - x : x1 - x] = image[y0:y1, x0:x1]
-    return cv2.resize(crop, (TILE, TILE), interpolation=cv2.INTER_LINEAR), (x, y)
+    return resize(crop), (x, y)
+
+
+def window(centre_xy: tuple[float, float], um_per_px: float) -> tuple[int, int, int]:
+    """The square of 112 um around a spot: (x, y) of its top-left corner, and its side, in px.
+
+    HEST's rule (mahmoodlab/HEST since August 2024, slides at full resolution): with
+    s = 112 / um_per_px, the corner is centre - floor(s / 2), truncated towards zero, and the side
+    is round(s).
+
+    Raises:
+        PekaError: the centre is not two finite numbers, or the pixel size is not above 0.
+    """
+    centre = np.asarray(centre_xy, dtype=np.float64)
+    if centre.shape != (2,) or not np.isfinite(centre).all() or not 0 < um_per_px < math.inf:
+        found = f"{centre_xy} and {um_per_px}"
+        raise PekaError(f"a tile needs a centre (x, y) and a pixel size in um above 0, not {found}")
+    s = TILE * TILE_UM_PER_PX / um_per_px
+    x, y = (math.trunc(c - math.floor(s / 2)) for c in centre.tolist())
+    return x, y, round(s)
+
+
+def resize(crop: np.ndarray) -> np.ndarray:
+    """Resize a window uint8 (s, s, 3) to a tile: bilinearly, without antialiasing, as hestcore."""
+    return cv2.resize(crop, (TILE, TILE), interpolation=cv2.INTER_LINEAR)
 
 
 def cut_tiles(

@@ -11,12 +11,12 @@ from test_alignment import RECIPE, N, kill_in_epoch, same, train, trained
 from test_alignment import data as data  # a fixture
 from test_encoders import tiny_encoder
 
-from peka_core import alignment, losses
+from peka_core import alignment
 from peka_core.alignment import align
 from peka_core.common import device
 from peka_core.common.errors import PekaError
 from peka_core.student import Student
-from peka_core.training_parts import token_file, tokens
+from peka_core.training_parts import token_file
 from peka_core.training_parts.batches import batches, oriented
 from peka_core.training_parts.tokens import TokenCache, orientations_seen
 
@@ -61,9 +61,7 @@ def test_the_last_blocks_learn_the_same_from_cached_tokens_as_from_tiles(
     data, monkeypatch, method, flips, half
 ):
     """Up to the rounding of tokens to bfloat16, where training is in bfloat16."""
-    for module in (losses, tokens):
-        context = lambda _: torch.autocast("cpu", torch.bfloat16, enabled=half)
-        monkeypatch.setattr(module, "autocast", context)
+    monkeypatch.setattr(device, "has_bfloat16", lambda _: half)
     recipe = replace(LAST, flips=flips)
     student, history = train(data, method, recipe)
     moved = {name for name in trained(student) if name.startswith("network.")}
@@ -170,7 +168,7 @@ def test_two_workers_of_a_machine_share_a_file(data, tmp_path):
 
 
 def test_a_disk_that_is_too_full_is_refused_before_the_work(data, monkeypatch, tmp_path):
-    size = 5 * 32 * tokens.trained_in("cpu").itemsize  # of four patches and the class token
+    size = 5 * 32 * device.product_type("cpu").itemsize  # of four patches and the class token
     for free, recipe, fits in (
         (N * size + 4096, LAST, True),
         (N * size - 1, LAST, False),
@@ -231,11 +229,10 @@ def test_tokens_are_computed_in_the_thread_that_trains_also_where_batches_are_re
 def test_tokens_are_stored_as_the_student_is_trained_and_come_back_as_its_blocks_expect(
     data, monkeypatch, half
 ):
-    context = lambda _: torch.autocast("cpu", torch.bfloat16, enabled=half != "nothing")
-    monkeypatch.setattr(tokens, "autocast", context)
+    monkeypatch.setattr(device, "has_bfloat16", lambda _: half != "nothing")
     weights = torch.bfloat16 if "weights" in half else torch.float32
     (cache, _), rows = cache_of(data, dtype=weights), np.arange(9)
-    with context(""), torch.no_grad():
+    with device.autocast("cpu"), torch.no_grad():
         expected = cache.student.tokens(torch.from_numpy(data.tiles[rows]))
     stored = torch.float32 if half == "nothing" else torch.bfloat16
     assert cache.file.tokens.dtype == stored and cache[rows].dtype == expected.dtype == weights

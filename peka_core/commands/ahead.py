@@ -16,8 +16,8 @@ from collections.abc import Iterator
 
 import psutil
 
+from ..common.device import cores
 from ..common.errors import PekaError
-from ..drawn.worlds import OFF
 from ..protocols import PROTOCOLS
 from ..runner import stages
 from ..runner.run import Run, open_run
@@ -33,7 +33,7 @@ def units_made_ahead(work: Run, parameters: dict) -> Iterator[None]:
     if not _has_room(work):
         yield
         return
-    os.environ["OMP_NUM_THREADS"] = str((os.cpu_count() or 2) // 2)  # of the chapters, too
+    os.environ["OMP_NUM_THREADS"] = str(cores() // 2)  # of the chapters, too
     command = [sys.executable, "-m", __name__, json.dumps(parameters)]
     with open(work.folder / "ahead.log", "wb") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -47,7 +47,7 @@ def units_made_ahead(work: Run, parameters: dict) -> Iterator[None]:
 
 def _has_room(work: Run) -> bool:
     """Whether the run is on a CPU that has cores and memory for two processes."""
-    if work.device != "cpu" or (os.cpu_count() or 1) < 2 or "OMP_NUM_THREADS" in os.environ:
+    if work.device != "cpu" or cores() < 2 or "OMP_NUM_THREADS" in os.environ:
         return False
     if not (work.profile.methods or work.profile.all_methods):
         return False
@@ -61,18 +61,19 @@ def _has_room(work: Run) -> bool:
 
 
 def make_ahead(parameters: dict) -> None:
-    """Align and embed from the last student to the first, then score; stop if the run has ended."""
+    """Align, embed and score from the last to the first; stop if the run has ended."""
     from ..studies import tables
 
     work, chapters = open_run(**parameters), os.getppid()
-    own = [split.name for split in work.cohort().splits]
-    cues_off = work.profile.chapters.cues_off_splits
-    off = [split.name for split in work.at(OFF).cohort().splits] if cues_off else []
-    for rung, split, world in reversed(work.profile.alignments(own, off)):
+    for rung, split, world in reversed(work.alignments()):
         if os.getppid() != chapters:
             return
         stages.features(work.at(world), rung, split)
-    tables.score_table(work, PROTOCOLS["strict"])
+    for protocol in (PROTOCOLS[name] for name in ("strict", "peka_paper")):
+        for _, predictor in reversed(tables.predictors(work, protocol)):
+            if os.getppid() != chapters:
+                return
+            stages.score(work, predictor, protocol)
 
 
 if __name__ == "__main__":

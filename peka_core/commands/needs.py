@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..common.device import best_device, has_bfloat16
+from ..common.device import best_device, product_type
 from ..common.errors import PekaError
 from ..downloads.manifest import source_files
 from ..drawn.worlds import OWN
@@ -271,7 +271,7 @@ def needs(profile: Profile, weights: dict[str, str] | None = None) -> Needs:
     lesson = spots * genes * DENSE_PEAK if spots <= WHOLE else 0
     ram = max(stored * COUNT_PEAK, lesson, max(networks.values()) + in_memory + features)
     drawn = 0 if profile.source in ("hest", "directory") else tiles + held  # those files are linked
-    half = has_bfloat16(best_device())
+    half = product_type(best_device()) == torch.bfloat16
     tokens = max(token_bytes(w, encoders[w.encoder], half) for w in work)
     runs = drawn + sum(tables) + 4 * spots * dim * (1 + len(work)) + tokens
     downloads = _downloads(profile, spots, networks, weights or {})

@@ -10,8 +10,12 @@ import os
 import platform
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import PekaError
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ("torch", "timm", "scanpy", "anndata", "scikit-learn", "numpy", "pandas")
 
@@ -79,7 +83,13 @@ def device_name(device: str = "") -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     model = models[0] if models else platform.processor() or platform.machine()
-    return f"{model}, {os.cpu_count()} cores"
+    return f"{model}, {cores()} cores"
+
+
+def cores() -> int:
+    """Number of CPU cores that this process may use, which a scheduler may have limited."""
+    limited = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if limited else os.cpu_count() or 1
 
 
 def has_bfloat16(device) -> bool:
@@ -92,8 +102,16 @@ def has_bfloat16(device) -> bool:
     return any(getattr(torch.cpu, check, bool)() for check in checks)
 
 
+def product_type(device, precision: str = "bfloat16") -> "torch.dtype":
+    """Type of products under `autocast`: bfloat16 if asked for and the device has it."""
+    import torch
+
+    half = precision == "bfloat16" and has_bfloat16(device)
+    return torch.bfloat16 if half else torch.float32
+
+
 def autocast(device, precision: str = "bfloat16") -> contextlib.AbstractContextManager:
-    """bfloat16 autocast if it is asked for and the device has it, otherwise full float32.
+    """bfloat16 autocast where `product_type` says so, otherwise full float32.
 
     On a GPU, cuDNN's convolutions round to TF32 (ten bits) by default, which changes features by
     1e-3. This function switches that off.
@@ -101,8 +119,8 @@ def autocast(device, precision: str = "bfloat16") -> contextlib.AbstractContextM
     import torch
 
     kind = torch.device(device).type
-    if precision == "bfloat16" and has_bfloat16(device):
-        return torch.autocast(kind, dtype=torch.bfloat16)
+    if (dtype := product_type(device, precision)) != torch.float32:
+        return torch.autocast(kind, dtype=dtype)
     return (
         torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
         if kind == "cuda"

@@ -21,7 +21,7 @@ from ..common.device import check_device
 from ..common.errors import PekaError
 from ..common.files import write_json, write_whole
 from ..common.typed_values import absolute
-from ..drawn.worlds import OWN, World
+from ..drawn.worlds import OFF, OWN, World
 from ..models import own_file
 from ..models.encoder_files import weights_digest
 from .code import code_of, code_of_source
@@ -255,6 +255,12 @@ class Run:
         parts = ("network", "layout", "transform", "pooling")
         entry = digest_of({part: getattr(found, part) for part in parts})[:6] if found else ""
         return f"{own_file.short(name)}@{digest[:12]}{entry}"
+
+    def alignments(self) -> list:
+        """(rung or method, split's name, world) of each alignment of the chapters, in order."""
+        cues_off = self.profile.chapters.cues_off_splits
+        off = [s.name for s in self.at(OFF).cohort().splits] if cues_off else []
+        return self.profile.alignments([s.name for s in self.cohort().splits], off)
 
     def split(self, split: "Split | str") -> "Split":
         """A split by its name (`protocols.split_named`); a `Split` is returned as it is."""

@@ -43,7 +43,7 @@ def batches(
     """
     order = rows[torch.randperm(len(rows), generator=generator).numpy()]
     turns = torch.randint(8 if flips else 1, (len(rows),), generator=generator).numpy()
-    pin = ahead and torch.cuda.is_available()  # page-locked memory is copied faster to a GPU
+    pin = ahead and torch.cuda.is_available()
     chunks = pieces(len(rows), batch_size)
     has_tokens = hasattr(tiles, "oriented")  # a `TokenCache`
     if has_tokens:  # it computes here what is missing, because `read` may run in a thread
@@ -52,12 +52,10 @@ def batches(
 
     def read(whole: slice) -> tuple[Tensor, Tensor, float]:
         piece, weight = workers.part_of_batch(whole)
-        rows = torch.from_numpy(order[piece])
-        rows = rows.pin_memory() if pin else rows
+        rows = as_tensor(order[piece], pin)
         if has_tokens:
             return rows, tiles.oriented(order[piece], turns[piece]), weight
-        batch = torch.from_numpy(oriented(tiles[order[piece]], turns[piece]))
-        return rows, batch.pin_memory() if pin else batch, weight
+        return rows, as_tensor(oriented(tiles[order[piece]], turns[piece]), pin), weight
 
     yield from in_turn(read, chunks, ahead)
 
@@ -81,10 +79,10 @@ def in_turn(read: Callable, chunks: list, ahead: bool) -> Iterator:
             yield batch
 
 
-def _pinned(tiles: np.ndarray, on_cpu: bool) -> Tensor:
-    """Tiles as a tensor, for a GPU in page-locked memory, which is copied to it faster."""
-    batch = torch.from_numpy(np.ascontiguousarray(tiles))  # torch cannot read negative strides
-    return batch if on_cpu or not torch.cuda.is_available() else batch.pin_memory()
+def as_tensor(array: np.ndarray, page_locked: bool) -> Tensor:
+    """An array as a tensor; page-locked memory is copied faster to a GPU."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))  # torch cannot read negative strides
+    return tensor.pin_memory() if page_locked else tensor
 
 
 def orient(tile: np.ndarray, turn: int) -> np.ndarray:
@@ -131,7 +129,8 @@ def in_batches(
     hidden, length = not progress or workers.rank() > 0, mine.stop - mine.start
     bar = tqdm(total=length, desc=title, unit="tile", disable=hidden)
     of_mine = pieces(mine.stop, size, mine.start)
-    chunks = in_turn(lambda piece: _pinned(tiles[piece], on_cpu), of_mine, ahead=not on_cpu)
+    pin = not on_cpu and torch.cuda.is_available()
+    chunks = in_turn(lambda piece: as_tensor(tiles[piece], pin), of_mine, ahead=not on_cpu)
     network, choice = encoder.model, encoder.compile
     with at_hardware_speed(network, encoder.device, encoder.precision, length, choice) as compiled:
         for chunk in chunks:

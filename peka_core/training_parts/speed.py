@@ -14,7 +14,7 @@ import timm
 import torch
 from torch import nn
 
-from ..common.device import has_bfloat16
+from ..common.device import product_type
 from . import workers
 
 # Compiling takes about 15 s on a GPU and saves a seventh to a quarter of the time. So it pays from
@@ -44,20 +44,20 @@ def at_hardware_speed(
         yield False
         return
     blocks: Any = network.blocks
-    half = precision == "bfloat16" and has_bfloat16(device)
+    half = product_type(device, precision) == torch.bfloat16
     # A block is compiled once for each method, batch size and mode, and torch's limit is 8.
     limits = {"recompile_limit": 64, "suppress_errors": choice == "auto"}
     tf32 = torch.backends.cuda.matmul.allow_tf32
     with torch._dynamo.config.patch(limits), _weights_in(network, torch.bfloat16, half):
-        torch.backends.cuda.matmul.allow_tf32 = half or tf32
-        for block in blocks:
-            block.forward = torch.compile(block.forward, dynamic=False)
         try:
+            torch.backends.cuda.matmul.allow_tf32 = half or tf32
+            for block in blocks:
+                block.forward = torch.compile(block.forward, dynamic=False)
             yield True
         finally:
             torch.backends.cuda.matmul.allow_tf32 = tf32
             for block in blocks:
-                del block.forward  # the method of its class is seen again
+                vars(block).pop("forward", None)  # the method of its class is seen again
 
 
 def _compiles(network: nn.Module, device: str, passes: int, choice: str) -> bool:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..common.device import autocast
+from ..common.device import autocast, product_type
 from ..common.errors import PekaError
 from ..common.files import told_when_full
 from ..common.progress import say_once
@@ -50,14 +50,6 @@ def shape_of_tokens(network: nn.Module) -> tuple[int, int]:
         found = type(network).__name__
         raise PekaError(f"last_blocks needs a VisionTransformer of timm, not {found}")
     return network.patch_embed.num_patches + network.num_prefix_tokens, network.embed_dim
-
-
-def trained_in(device: str) -> torch.dtype:
-    """The type of products in training on a device: bfloat16 where the device has it."""
-    kind = torch.device(device).type
-    with autocast(device):
-        half = torch.is_autocast_enabled(kind)
-        return torch.get_autocast_dtype(kind) if half else torch.float32
 
 
 class TokenCache:
@@ -97,7 +89,7 @@ class TokenCache:
         self.on_gpu = torch.device(student.device).type == "cuda"
         path = None if checkpoint is None else Path(checkpoint).with_suffix(".tokens")
         count, expected = len(tiles) * self.turns, round(used * orientations_seen(recipe))
-        dtype = trained_in(student.device)
+        dtype = product_type(student.device)
         # As the trained blocks would get them without a cache: their sum with the weights' type.
         self.given_as = torch.promote_types(dtype, next(student.network.parameters()).dtype)
         self.file = TokenFile(path, self._made_of(), count, expected, shape, dtype)

@@ -18,9 +18,8 @@ def test_it_makes_what_chapters_3_and_4_need(work, monkeypatch):
     work.cohort()
     ahead.make_ahead(PARAMETERS)
     monkeypatch.setattr(units, "_make", lambda *_: pytest.fail("a unit was missing"))
-    own = [split.name for split in work.cohort().splits]
-    aligned = work.profile.alignments(own)
-    assert len(aligned) > len(own)
+    aligned = work.alignments()
+    assert len(aligned) > len(work.cohort().splits)
     for rung, split, world in aligned:
         stages.align(work.at(world), rung, split)
         stages.features(work.at(world), rung, split)
@@ -29,7 +28,7 @@ def test_it_makes_what_chapters_3_and_4_need(work, monkeypatch):
 def test_it_ends_with_the_chapters_and_leaves_no_setting(work, monkeypatch):
     monkeypatch.setattr(ahead, "_has_room", lambda work: True)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(ahead, "cores", lambda: 6)
     work.cohort()
     with (
         pytest.raises(PekaError, match="a chapter"),
@@ -50,7 +49,7 @@ def test_it_ends_with_the_chapters_and_leaves_no_setting(work, monkeypatch):
     ],
 )  # fmt: skip
 def test_it_is_there_only_where_cores_and_memory_are(work, monkeypatch, change, room):
-    monkeypatch.setattr(os, "cpu_count", lambda: 1 if change == "one core" else 2)
+    monkeypatch.setattr(ahead, "cores", lambda: 1 if change == "one core" else 2)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if change == "threads are set":
         monkeypatch.setenv("OMP_NUM_THREADS", "2")

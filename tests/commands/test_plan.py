@@ -95,7 +95,7 @@ def test_with_last_blocks_a_step_costs_its_blocks_and_the_tokens_are_computed_on
 def test_a_plan_names_the_disk_and_the_time_of_tokens(monkeypatch):
     for module in (plan, needs):
         monkeypatch.setattr(module, "meta_encoder", tiny)
-    monkeypatch.setattr(needs, "has_bfloat16", lambda _: False)
+    monkeypatch.setattr(needs, "product_type", lambda _: torch.float32)
     options = {"block": 8, "last_blocks": 1, "epochs": 3, "methods": [], "all_methods": ["bat"]}
     plain, flips = (load_profile("demo", {**options, "flips": flips}) for flips in (False, True))
     size = 2_400 * 5 * 32 * 2  # tiles, four patches and the class token, width, bfloat16
