@@ -22,6 +22,7 @@ from safetensors.numpy import load_file
 
 from .common.errors import PekaError
 from .common.files import sha256
+from .common.progress import say_once
 from .encoders import Encoder, load_encoder
 from .head import Head
 from .student import Student, embed_tiles
@@ -193,6 +194,12 @@ def check_encoder(folder: Path, card: dict, encoder: Encoder) -> None:
             f"{folder} was made with the encoder {theirs.get('name')!r}, {name} "
             f"{short(theirs.get(name))}; this encoder is {encoder.name!r}, {name} "
             f"{short(ours[name])}. Use the same encoder with the same weights."
+        )
+    if theirs["precision"] != ours["precision"]:
+        say_once(
+            f"{folder}: the features of training were computed in {theirs['precision']}, and here "
+            f"they are in {ours['precision']}. Predictions differ by rounding.",
+            notice=True,
         )
 
 
