@@ -167,7 +167,8 @@ def _open_with_openslide(
     said = resolution or (says("mpp-x", math.nan), says("mpp-y", math.nan))
     size = agreed_pixel_size(path, said, um_per_px)
     bounds = (int(says("bounds-x", 0)), int(says("bounds-y", 0)))
-    return Slide(path, *source.dimensions, size, bounds, source)
+    width, height = source.dimensions
+    return Slide(path, width, height, size, bounds, source)
 
 
 # ---- tiles --------------------------------------------------------------------------------------

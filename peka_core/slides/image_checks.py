@@ -97,8 +97,8 @@ def _tiff(path: Path) -> Header:
     if not places or end > path.stat().st_size:
         raise _cut_off(path)
     unit = UNIT_UM.get(tags.get(UNIT, 2), math.nan)
-    resolutions = [float(tags.get(tag, 0)) for tag in (X_RESOLUTION, Y_RESOLUTION)]  # px per unit
-    mpp = tuple(unit / pitch if pitch > 0 else math.nan for pitch in resolutions)
+    x, y = (float(tags.get(tag, 0)) for tag in (X_RESOLUTION, Y_RESOLUTION))  # px per unit
+    mpp = (unit / x, unit / y) if x > 0 and y > 0 else (math.nan, math.nan)
     said = mpp if all(SMALLEST <= size <= LARGEST for size in mpp) else (math.nan, math.nan)
     return Header("tiff", tags[WIDTH], tags[HEIGHT], samples == 4, TILES in tags, said)
 
