@@ -33,19 +33,20 @@ def write_tiled(
     """
     sizes = [(level.shape[1], level.shape[0]) for level in levels]
 
-    def tile(level: int, column: int, row: int) -> np.ndarray:
+    def tile(level: int, column: int, row: int) -> bytes:
         pixels = levels[level][row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE]
         whole = np.zeros((TILE, TILE, *pixels.shape[2:]), pixels.dtype)
         whole[: pixels.shape[0], : pixels.shape[1]] = pixels
-        return whole
+        return as_jpeg(whole) if jpeg else whole.tobytes()
 
-    return write_by_tiles(path, sizes, tile, um_per_px, jpeg, photometric, tags)
+    return write_by_tiles(path, sizes, tile, levels[0], um_per_px, jpeg, photometric, tags)
 
 
 def write_by_tiles(
     path: Path,
     sizes: list[tuple[int, int]],
-    tile: Callable[[int, int, int], np.ndarray],
+    tile: Callable[[int, int, int], bytes],
+    like: np.ndarray,
     um_per_px: float | None = None,
     jpeg: bool = False,
     photometric: int = 2,
@@ -54,9 +55,12 @@ def write_by_tiles(
     """`write_tiled` for levels of these sizes (width, height).
 
     Args:
-        tile: gives the pixels (256, 256, channels) at (level, column, row).
+        tile: gives the bytes of a tile of 256 x 256 px at (level, column, row), perhaps `as_jpeg`.
+        like: pixels (H, W, channels) or (H, W) of the same type and colours.
     """
     places: dict[bytes, int] = {}
+    channels = like.shape[2] if like.ndim == 3 else 1
+    bits, kind = [8 * like.dtype.itemsize] * channels, 3 if like.dtype.kind == "f" else 1
     with open(path, "wb") as file:
         file.write(struct.pack("<2sHL", b"II", 42, 0))
         link = 4  # where the place of the next directory is written
@@ -64,16 +68,12 @@ def write_by_tiles(
             offsets, lengths = [], []
             for row in range(-(-height // TILE)):
                 for column in range(-(-width // TILE)):
-                    pixels = tile(level, column, row)
-                    data = _as_jpeg(pixels) if jpeg else pixels.tobytes()
+                    data = tile(level, column, row)
                     if data not in places:
                         places[data] = file.seek(0, 2)
                         file.write(data)
                     offsets.append(places[data])
                     lengths.append(len(data))
-            channels = pixels.shape[2] if pixels.ndim == 3 else 1
-            bits = [8 * pixels.dtype.itemsize] * channels
-            kind = 3 if pixels.dtype.kind == "f" else 1
             entries = {
                 254: (LONG, [int(level > 0)]), 256: (LONG, [width]), 257: (LONG, [height]),
                 258: (SHORT, bits), 259: (SHORT, [JPEG if jpeg else NONE]),
@@ -93,7 +93,8 @@ def write_by_tiles(
     return path
 
 
-def _as_jpeg(pixels: np.ndarray) -> bytes:
+def as_jpeg(pixels: np.ndarray) -> bytes:
+    """The bytes of an RGB tile."""
     return cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
 
 

@@ -8,10 +8,11 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from slide import write_slide
 from tiled_tiff import write_tiled
 
 from peka_core.common.errors import PekaError
-from peka_core.slides.image import open_slide, read_tiles, slide_of, tile_at
+from peka_core.slides.image import Slide, open_slide, read_tiles, slide_of, tile_at
 from peka_core.tiles import cut_tile, cut_tiles
 
 
@@ -101,6 +102,21 @@ def test_a_real_svs_says_its_pixel_size_and_gives_the_tiles_of_its_px(shared):
     tile, corner = tile_at(slide, (2200, 900))
     expected, there = cut_tile(whole, (2200, 900), 0.499)
     assert np.array_equal(tile, expected) and corner == there
+
+
+def test_a_slide_of_40000_px_is_read_in_windows_and_never_whole(tmp_path, pixels, monkeypatch):
+    pytest.importorskip("openslide")
+    saved(tmp_path / "tissue.png", np.tile(pixels, (3, 3, 1)))
+    slide = open_slide(write_slide(tmp_path / "large.tif", tmp_path / "tissue.png"))
+    assert (slide.width, slide.height, slide.um_per_px) == (40_000, 40_000, 0.5)
+    tile, corner = tile_at(slide, (39_000.5, 39_000))
+    again, _ = tile_at(slide, (39_000.5 - 18 * 2048, 39_000 - 18 * 2048))
+    assert corner == (38_888, 38_888) and np.array_equal(tile, again)
+    largest, inside = [], Slide._inside
+    note = lambda *of: largest.append(of[4] * of[5]) or inside(*of)
+    monkeypatch.setattr(Slide, "_inside", note)
+    small, factor = slide.thumbnail(500)
+    assert small.shape == (500, 500, 3) and factor == 80 and max(largest) < 2**24
 
 
 # ---- pixel size -------------------------------------------------------------------------------
