@@ -43,14 +43,16 @@ def fit_array(
 
     Args:
         array_xy: (n, 2) array_col and array_row of each position.
-        pixel_xy: (n, 2) x and y of the same positions, px.
+        pixel_xy: (n, 2) x and y of the same positions, px. Rows with NaN are left out.
         pitch_um: um between neighbouring columns, and between neighbouring rows.
 
     Returns:
         the fit, or None if the positions lie on one line (or are fewer than three), because then
         they do not determine it.
     """
-    array_xy = np.asarray(array_xy, float)
+    array_xy, pixel_xy = np.asarray(array_xy, float), np.asarray(pixel_xy, float)
+    known = np.isfinite(array_xy).all(axis=1) & np.isfinite(pixel_xy).all(axis=1)  # (n,)
+    array_xy, pixel_xy = array_xy[known], pixel_xy[known]
     ones = np.ones((len(array_xy), 1))
     design = np.hstack([array_xy, ones])  # (n, 3)
     solution, _, rank, _ = np.linalg.lstsq(design, pixel_xy, rcond=None)  # (3, 2)
