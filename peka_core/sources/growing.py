@@ -39,17 +39,9 @@ def check_beside(cohort: Path, sample: str, adata: ad.AnnData) -> None:
     if (old := quietly_open(cohort)) is None:
         return
     others = [section for section in old.sections if section.sample != sample]
-    totals = pd.Series(np.asarray(adata.X.sum(axis=1)).ravel(), adata.obs_names)
     for section in others:
         _check_genes(section, sample, adata.var_names)
-        if len(section.barcodes) == len(totals) and set(section.barcodes) == set(totals.index):
-            theirs = np.asarray(read_counts(section).sum(axis=1)).ravel()  # (n,)
-            if np.array_equal(theirs, totals[section.barcodes]):
-                raise PekaError(
-                    f"{section.h5ad}: {sample} has the same {len(totals)} barcodes with the same "
-                    "number of counts, so one of both is a copy; expected another sample. With "
-                    "copies in training and test, scores would be too good. Check the folder."
-                )
+    refuse_copies(others, sample, adata)
     kept = _own_genes(cohort)
     if kept and (absent := [gene for gene in kept if gene not in adata.var_names]):
         raise PekaError(
@@ -57,6 +49,25 @@ def check_beside(cohort: Path, sample: str, adata: ad.AnnData) -> None:
             f"measured in {sample} (first: {absent[0]}); expected all, because this list was not "
             "written by an import and is kept. Edit the list, or use another cohort."
         )
+
+
+def refuse_copies(others: list[Section], sample: str, adata: ad.AnnData) -> None:
+    """Refuse a sample with the barcodes of another section and the same counts for each.
+
+    Raises:
+        PekaError: there is such a section.
+    """
+    totals = pd.Series(np.asarray(adata.X.sum(axis=1)).ravel(), adata.obs_names)
+    for section in others:
+        if len(section.barcodes) != len(totals) or set(section.barcodes) != set(totals.index):
+            continue
+        theirs = np.asarray(read_counts(section).sum(axis=1)).ravel()  # (n,)
+        if np.array_equal(theirs, totals[section.barcodes]):
+            raise PekaError(
+                f"{section.h5ad}: {sample} has the same {len(totals)} barcodes with the same "
+                "number of counts, so one of both is a copy; expected another sample. With copies "
+                "in training and test, scores would be too good. Check the folder."
+            )
 
 
 def _check_genes(section: Section, sample: str, genes: pd.Index) -> None:

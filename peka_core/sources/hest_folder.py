@@ -16,11 +16,12 @@ from ..common.errors import PekaError
 from ..common.files import link_whole, write_whole
 from ..layout.checks import validate
 from ..layout.hdf5 import open_h5
-from ..layout.sections import names_of, open_section
+from ..layout.sections import names_of, open_section, read_counts
 from ..layout.tables import COLUMNS, read_csv
 from ..slides import ruler
-from .growing import check_beside, quietly_open, what_is_missing, write_tables
+from .growing import check_beside, quietly_open, refuse_copies, what_is_missing, write_tables
 from .imported import Imported
+from .raw_sample import counts_table
 from .staging import check_owner, refuse_known, staged
 
 
@@ -48,14 +49,18 @@ def add_hest(
     check_owner(cohort)
     for sample in files:
         refuse_known(cohort, sample, replace)
-    facts, made = {}, []
+    facts, made, sections = {}, [], []
     with staged(cohort) as stage:
         for sample, (h5ad, patches) in files.items():
             renamed = _take(stage, sample, h5ad, patches)
             section = open_section(
                 sample, stage / "adata" / f"{sample}.h5ad", stage / "patches" / f"{sample}.h5"
             )
-            check_beside(cohort, sample, ad.read_h5ad(section.h5ad)[section.h5ad_rows])
+            adata = counts_table(read_counts(section), section.barcodes, section.genes)
+            check_beside(cohort, sample, adata)
+            if not rows.duplicate_of[sample]:  # a copy that is named as one may stay
+                refuse_copies(sections, sample, adata)
+            sections.append(section)
             figure = ruler.draw_tiles(section)
             ruler.save_figure(figure, stage / "ruler" / f"{sample}.png")
             place = cohort / "ruler" / f"{sample}.png"

@@ -8,6 +8,7 @@
 `peka import` does the same. The cohort is what `peka run own --cohort my_cohort` opens.
 """
 
+from dataclasses import replace as replace_fields
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,7 @@ def add_sample(
     check_owner(cohort)
     refuse_known(cohort, sample, replace)
     _refuse_small_image(raw, image)
-    raw = checked(raw)
+    raw = checked(replace_fields(raw, adata=raw.adata.copy(), notes=list(raw.notes)))
     slide = open_slide(image)
     _check_size(raw, slide)
     sizes = _sizes(raw, slide, um_per_px)

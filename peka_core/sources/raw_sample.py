@@ -12,10 +12,9 @@ from scipy import sparse
 
 from ..common.errors import PekaError
 
-HUMAN, MOUSE = (
-    re.compile(r"[A-Z][A-Z0-9.-]+|ENSG\d+.*"),
-    re.compile(r"[A-Z][a-z0-9-]+|ENSMUSG\d+.*"),
-)
+# symbols (ACTB, Actb), and Ensembl ids, which name the species before the G
+HUMAN = re.compile(r"ENSG\d+.*|(?!ENS[A-Z]+G\d)[A-Z][A-Z0-9.-]+")
+MOUSE = re.compile(r"ENSMUSG\d+.*|[A-Z][a-z0-9-]+")
 SOME = 0.2  # share of the genes that a species must have to be in a sample
 
 

@@ -12,15 +12,18 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import SHARED, write_tiny_cohort
+from damage import keep_tiles
 from draw_space_ranger import GENES, HEADER, SIZE, UM_PER_PX, draw, write_h5, write_positions
 from fake_hest import state
+from PIL import Image
 
-from peka_core.cohort import open_cohort
+from peka_core.cohort import open_cohort, write_cohort_tables
 from peka_core.commands.check_command import add_check
 from peka_core.commands.import_command import add_import
 from peka_core.common.errors import PekaError
 from peka_core.slides.orientation import ORIENTATIONS, oriented
 from peka_core.sources import directory, growing, importing, staging
+from peka_core.sources.raw_sample import RawSample, checked, counts_table
 from peka_core.tiles import cut_tiles
 
 REAL = SHARED / "data/visium_1.0.0"
@@ -51,11 +54,18 @@ def files(cohort) -> dict:
     return {f: s for f, s in state(cohort).items() if ".locks" not in f.parts}
 
 
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory):
+    """A cohort with one imported sample, s1 of patient P1; not to be changed."""
+    folder = tmp_path_factory.mktemp("once")
+    assert peka(*draw(folder / "first").words(folder / "cohort")) == 0
+    return folder / "cohort"
+
+
 @pytest.fixture
-def cohort(tmp_path):
-    """A cohort with one imported sample, s1 of patient P1."""
-    assert peka(*draw(tmp_path / "first").words(tmp_path / "cohort")) == 0
-    return tmp_path / "cohort"
+def cohort(tmp_path, made_once):
+    """A copy of it."""
+    return shutil.copytree(made_once, tmp_path / "cohort")
 
 
 # ---- what works -------------------------------------------------------------------------------
@@ -196,6 +206,24 @@ def test_a_directory_in_hests_layout_joins_the_cohort(tmp_path, capsys):
     assert {k: v for k, v in before.items() if k.name != "samples.csv"} == state(theirs)
 
 
+def test_check_says_what_is_odd_and_what_is_missing(tmp_path, capsys):
+    where = write_tiny_cohort(tmp_path / "own", patients=1)
+    keep_tiles(where / "patches/P1A.h5", [0, 1, 2])
+    write_cohort_tables(where, pd.read_csv(where / "samples.csv"), [(["P1A"], ["P1B"])], ["G01"])
+    assert peka("check", where) == 0 and (where / "ruler/P1B.png").exists()
+    assert "note     " + str(where / "patches/P1A.h5") in capsys.readouterr().out
+    shutil.rmtree(where / "splits")
+    assert peka("check", where) == 1 and "splits" in capsys.readouterr().out
+    assert peka("check", tmp_path / "nothing") == 1
+
+
+def test_mouse_genes_alone_are_a_note():
+    for names in ([f"Gene{i}" for i in range(9)], [f"ENSMUSG{i:011d}" for i in range(9)]):
+        adata = counts_table(np.ones((3, 9)), list("abc"), names)
+        adata.obsm["spatial"] = np.zeros((3, 2))
+        assert any("mouse" in note for note in checked(RawSample(adata, "x")).notes)
+
+
 def test_what_a_user_wrote_into_the_tables_stays(tmp_path, cohort):
     table = pd.read_csv(cohort / "samples.csv", dtype=str, keep_default_na=False)
     table.assign(organ="Liver", mine="x").to_csv(cohort / "samples.csv", index=False)
@@ -214,7 +242,7 @@ def test_what_a_user_wrote_into_the_tables_stays(tmp_path, cohort):
     assert made.genes == ["GENE1", "GENE2"] and len(made.splits) == 1 and len(made.samples) == 3
 
 
-@pytest.mark.parametrize("after", range(8))
+@pytest.mark.parametrize("after", [0, 1, 4, 9])
 def test_a_killed_import_leaves_the_cohort_or_is_finished_by_the_next(
     tmp_path, cohort, monkeypatch, after
 ):
@@ -247,6 +275,7 @@ def test_a_killed_import_leaves_the_cohort_or_is_finished_by_the_next(
 # ---- bad input, one by one --------------------------------------------------------------------
 
 BAD = {}
+BESIDE = ("mouse_beside_human", "ids_against_symbols", "no_gene_in_common", "a_copy_of_the_first")
 
 
 def bad(*names):
@@ -464,9 +493,44 @@ def image_of_16_bit(drawn, words):
     cv2.imwrite(str(drawn.image), cv2.imread(str(drawn.image)).astype(np.uint16) * 256)
 
 
+@bad("slide.png", "grey")
+def image_grey(drawn, words):
+    cv2.imwrite(str(drawn.image), cv2.imread(str(drawn.image), cv2.IMREAD_GRAYSCALE))
+
+
+@bad("slide.jpg", "CMYK")
+def image_cmyk(drawn, words):
+    words["image"] = drawn.folder / "slide.jpg"
+    Image.open(drawn.image).convert("CMYK").save(words["image"])
+
+
+@bad("slide.jpg", "EXIF")
+def image_with_exif_rotation(drawn, words):
+    words["image"], exif = drawn.folder / "slide.jpg", Image.Exif()
+    exif[274] = 6
+    Image.open(drawn.image).save(words["image"], exif=exif)
+
+
+@bad("slide.jpg")
+def image_cut_off(drawn, words):
+    words["image"] = drawn.folder / "slide.jpg"
+    Image.open(drawn.image).save(words["image"])
+    words["image"].write_bytes(words["image"].read_bytes()[:20_000])
+
+
+@bad("slide.tif", "4")
+def image_with_an_impossible_pixel_size(drawn, words):
+    words["image"] = drawn.folder / "slide.tif"
+    Image.open(drawn.image).save(
+        words["image"], resolution_unit=3, x_resolution=1e4 / 2.3, y_resolution=1e4 / 2.3
+    )
+
+
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_ends_in_one_message_and_the_cohort_is_as_before(tmp_path, cohort, capsys, name):
-    spoil, names = BAD[name]
+def test_bad_input_ends_in_one_message_and_the_cohort_is_as_before(
+    tmp_path, made_once, capsys, name
+):
+    (spoil, names), cohort = BAD[name], made_once
     drawn, words = draw(tmp_path / "second", seed=1), {"sample": "s2", "patient": "P2"}
     spoil(drawn, words)
     drawn.folder = words.pop("folder", drawn.folder)
@@ -476,10 +540,9 @@ def test_bad_input_ends_in_one_message_and_the_cohort_is_as_before(tmp_path, coh
     err = capsys.readouterr().err
     assert err.count("peka: ") == 1 and all(n in err for n in names), err
     assert files(cohort) == before and not list(cohort.glob(".peka*"))
-    first = drawn.words(tmp_path / "new", **words)  # into a cohort that does not exist
-    if name not in ("mouse_beside_human", "ids_against_symbols", "no_gene_in_common",
-                    "a_copy_of_the_first"):  # fmt: skip
-        assert peka(*first) == 1 and not (tmp_path / "new").exists()
+    if name not in BESIDE:  # also into a cohort that does not exist yet
+        assert peka(*drawn.words(tmp_path / "new", **words)) == 1
+        assert not (tmp_path / "new").exists()
 
 
 def test_a_full_disk_leaves_the_cohort_as_it_was(tmp_path, cohort, capsys, monkeypatch):
