@@ -23,6 +23,8 @@ UNIT = "predicted expression, ln(1 + CP10K)"
 ALPHA = 0.8
 RANGE = (1, 99)  # percentiles of a gene's values at the ends of its colours
 INCHES, DPI = 8.0, 110  # longer side of the slide in a map
+MARGIN = 0.04  # of the length of all tiles, is shown around them
+LIGHTER = 0.6  # of the slide's darkness is left in a map
 BLACK, WHITE = 1, 2  # kinds of lines
 
 
@@ -35,9 +37,10 @@ def write_maps(folder: str | Path, found: ad.AnnData, picture: np.ndarray, px: f
         px: level-0 px of one px of `picture`.
     """
     um_per_px = float(found.uns["peka"]["um_per_px"])
-    grey, px = _small_grey(picture, px)  # (h, w)
-    places = tile_raster(grey.shape, corners_of(found), tile_side(um_per_px), px)
-    lines = hatching(places, found.obs["unfamiliar"].to_numpy(), tile_side(um_per_px) / px)
+    corners, side = corners_of(found), tile_side(um_per_px)
+    grey, start, px = _around(picture, px, corners, side)  # (h, w)
+    places = tile_raster(grey.shape, corners - start, side, px)
+    lines = hatching(places, found.obs["unfamiliar"].to_numpy(), side / px)
     ground, weight = _ground(grey, places, lines)
     figure = Figure((grey.shape[1] / DPI + 1.3, grey.shape[0] / DPI + 0.9), DPI)
     figure.set_layout_engine("constrained")
@@ -68,12 +71,23 @@ def _save(canvas: FigureCanvasAgg, file: Path) -> None:
     file.write_bytes(cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 4])[1].tobytes())
 
 
-def _small_grey(picture: np.ndarray, px: float) -> tuple[np.ndarray, float]:
-    """The slide in grey, 0..1, at most `INCHES` long, and level-0 px of one px of it."""
-    factor = max(1.0, max(picture.shape[:2]) / (INCHES * DPI))
-    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) / np.float32(255)
-    scale = {"fx": 1 / factor, "fy": 1 / factor, "interpolation": cv2.INTER_AREA}
-    return cv2.resize(grey, None, **scale), px * factor
+def _around(
+    picture: np.ndarray, px: float, corners: np.ndarray, side: int
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """The part of the slide around all tiles, in light grey 0..1, about `INCHES` long.
+
+    Returns:
+        grey (h, w), its top-left corner (x, y) in level-0 px, and level-0 px of one px of it.
+    """
+    margin = max(side, MARGIN * np.ptp(corners, axis=0).max())
+    low = np.floor((corners.min(0) - margin) / px).astype(int).clip(0)
+    high = np.ceil((corners.max(0) + side + margin) / px).astype(int)
+    part = picture[low[1] : high[1], low[0] : high[0]]
+    grey = 1 - LIGHTER * (1 - cv2.cvtColor(part, cv2.COLOR_RGB2GRAY) / np.float32(255))
+    factor = max(part.shape[:2]) / (INCHES * DPI)
+    way = cv2.INTER_AREA if factor > 1 else cv2.INTER_LINEAR
+    small = cv2.resize(grey, None, fx=1 / factor, fy=1 / factor, interpolation=way)
+    return small, low * px, px * factor
 
 
 def _ground(
@@ -94,7 +108,9 @@ def _title(found: ad.AnnData, i: int) -> str:
         flags = "no tile is unfamiliar"
     else:
         flags = f"hatched: unfamiliar tiles ({100 * share:.0f} %)"
-    caption = gene_caption(found.var.iloc[i]).replace(": not better", "\ngrey: not better")
+    caption = gene_caption(found.var.iloc[i]).replace(
+        ": not clearly better", "\ngrey: not clearly better"
+    )
     return f"{found.var_names[i]} on {about['slide']}\n{caption}\n{flags}; not for diagnosis"
 
 

@@ -29,7 +29,7 @@ from .parts import begin, check_disk, check_folder, code, make_parts
 from .places import Places, at_spots, on_lattice
 from .trust import NOT_FOR_DIAGNOSIS
 
-PICTURE = 1600  # px, longer side of the slide behind maps and page
+PICTURE = 2000  # px, longer side of the slide behind maps and page
 
 
 def predict_slide(

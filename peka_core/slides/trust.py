@@ -24,7 +24,7 @@ def _unfamiliar(found: ad.AnnData) -> list[str]:
         return [f"No tile is flagged as unfamiliar: {why}."]
     first = (
         f"{_percent(share)} of the {n:,} tiles are unfamiliar: they lie farther from the training "
-        "tiles than 95 % of the tiles of held-out patients do."
+        f"tiles than 95 % of the tiles of held-out {_unit(found.var)} do."
     )
     if share > SLIDE_SHARE:
         first += " So this slide as a whole is unfamiliar, and the expected PCC may not hold on it."
@@ -33,23 +33,23 @@ def _unfamiliar(found: ad.AnnData) -> list[str]:
 
 def _genes(genes: pd.DataFrame) -> str:
     good, n = genes["supported"].astype(bool), len(genes)
-    who = _held_out(genes)
+    than = f"predicted clearly better than by tile colour and the mean{_held_out(genes)}"
     if not good.any():
-        return f"None of the {n} genes was predicted better than by tile colour and the mean{who}."
-    score = genes.loc[good, "pcc"].median()
+        return f"None of the {n} genes was {than}, so all maps are grey."
+    score = number(genes.loc[good, "pcc"].median())
     rest = f" The other {n - good.sum()} are grey." if n > good.sum() else ""
-    return (
-        f"{good.sum()} of {n} genes were predicted better than by tile colour and the mean{who}; "
-        f"their median PCC was {number(score)}.{rest}"
-    )
+    return f"{good.sum()} of {n} genes were {than}; their median PCC was {score}.{rest}"
 
 
 def _held_out(genes: pd.DataFrame) -> str:
-    """` in 4 held-out patients`; the table says whether they are patients or sections."""
-    if "n" not in genes or not len(genes):
-        return ""
-    unit = str(genes["unit"].iloc[0]) if "unit" in genes else "patient"
-    return f" in {int(genes['n'].max())} held-out {unit.rstrip('s')}s"
+    """` in 4 held-out patients`; nothing if the table has no number."""
+    n = genes["n"].max() if "n" in genes else np.nan
+    return f" in {int(n)} held-out {_unit(genes)}" if np.isfinite(n) else ""
+
+
+def _unit(genes: pd.DataFrame) -> str:
+    """What was held out: patients, or sections of one patient."""
+    return f"{genes['unit'].iloc[0]}s" if "unit" in genes else "patients"
 
 
 def gene_caption(gene: pd.Series) -> str:
@@ -62,7 +62,7 @@ def gene_caption(gene: pd.Series) -> str:
     if not gene["supported"]:
         colour = gene.get("pcc_colour", np.nan)
         beside = f", tile colour {number(colour)}" if np.isfinite(colour) else ""
-        text += f"{beside}: not better than tile colour and the mean"
+        text += f"{beside}: not clearly better than tile colour and the mean"
     return text
 
 

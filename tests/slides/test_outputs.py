@@ -55,22 +55,25 @@ def test_detections_are_those_that_qupath_imports(made, tmp_path):
     ).read_bytes()
 
 
-def test_a_map_has_the_colours_of_the_values_and_lines_over_unfamiliar_tiles(made):
+def test_a_map_has_the_colours_of_the_values_and_lines_over_unfamiliar_tiles(
+    made, tmp_path, monkeypatch
+):
     out, found, slide = made
-    assert pd.read_csv(out / "summary.csv", keep_default_na=False)["map"].tolist() == [
+    table = pd.read_csv(out / "summary.csv", keep_default_na=False)
+    assert table["map"].tolist() == [
         "maps/RED.png", "maps/HLA_DRA.png", "maps/gene.png", "maps/__script_.png",
     ]  # fmt: skip
-    page = {name: cv2.imread(str(out / "maps" / name))[..., ::-1] for name in
-            ("RED.png", "gene.png")}  # fmt: skip
-    assert len({image.shape for image in page.values()}) == 1
-    picture, px = slide.thumbnail(880)
-    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
-    area = page["RED.png"]
-    left, top = _place(area, grey)
+    assert all((out / name).exists() for name in table["map"])
+    monkeypatch.setattr(maps, "MARGIN", 10)  # the whole slide is seen
+    maps.write_maps(tmp_path, found, *slide.thumbnail(2000))
+    area, weak = (cv2.imread(str(tmp_path / name))[..., ::-1] for name in ("RED.png", "gene.png"))
+    picture = cv2.resize(slide.thumbnail(2000)[0], None, fx=0.88, fy=0.88)
+    grey = 255 - 0.6 * (255 - cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(float))
+    left, top = _place(area, grey.astype(np.uint8))
     values = found.X[:, 0].astype(float)
     low, high = np.percentile(values, (1, 99))
     for i in range(found.n_obs):
-        x, y = (found.obsm["spatial"][i] / px).astype(int)
+        x, y = (found.obsm["spatial"][i] * 0.88).astype(int)
         tile = np.s_[top + y - 35 : top + y + 35, left + x - 35 : left + x + 35]
         color = np.array(colormaps["cividis"]((values[i] - low) / (high - low))[:3])
         expected = 0.2 * grey[y - 35 : y + 35, x - 35 : x + 35, None] / 255 + 0.8 * color
@@ -78,8 +81,21 @@ def test_a_map_has_the_colours_of_the_values_and_lines_over_unfamiliar_tiles(mad
         hatched = (off > 0.2).mean()
         assert np.median(off) < 0.05
         assert (0.05 < hatched < 0.3) if found.obs["unfamiliar"].iloc[i] else hatched < 0.01
-    inner = page["gene.png"][top + 5 : top + 600, left + 5 : left + 600].astype(int)
+    inner = weak[top + 5 : top + 600, left + 5 : left + 600].astype(int)
     assert np.ptp(inner, axis=2).max() == 0 and np.ptp(area.astype(int), axis=2).max() > 50
+
+
+def test_a_map_shows_the_part_of_the_slide_around_its_tiles():
+    y, x = np.mgrid[:400, :600]
+    picture = np.stack([x // 3] * 3, 2).astype(np.uint8)  # a px knows its x
+    corners = np.array([[2000, 1000], [2100, 1000], [3000, 2000]])
+    grey, start, px = maps._around(picture, 10.0, corners, 100)
+    assert np.array_equal(start, [1900, 900]) and np.isclose(grey.shape[1] * px, 1300, rtol=0.01)
+    seen = (255 * (1 - (1 - grey) / 0.6)) * 3 * 10  # level-0 x of each px
+    expected = start[0] + px * np.arange(grey.shape[1])
+    assert np.abs(seen - expected).max() < 40
+    grey, start, px = maps._around(picture, 10.0, np.array([[0, 0], [5900, 3950]]), 100)
+    assert not start.any() and np.isclose(grey.shape[0] / grey.shape[1], 400 / 600, rtol=0.01)
 
 
 def _place(page, grey):
