@@ -4,7 +4,6 @@ import argparse
 from collections.abc import Callable
 
 from ..common.typed_values import absolute
-from ..slides.orientation import ORIENTATIONS
 
 
 def add_import(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -36,8 +35,8 @@ def _add_sample_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--patient", required=True, help=patient)
     size = "micrometres per pixel of the image; compared with what the files say"
     parser.add_argument("--um-per-px", type=float, metavar="UM", help=size)
-    turn = "orientation of the spots on the image, after a look at the figure"
-    parser.add_argument("--orient", default="", choices=list(ORIENTATIONS), help=turn)
+    turn = "turn the spots on the image: as_given, rot90, ..., as the figure of an import shows"
+    parser.add_argument("--orient", default="", metavar="NAME", help=turn)
     for name in ("organ", "disease", "license"):
         parser.add_argument(f"--{name}", default="", help="for samples.csv")
     _add_cohort_options(parser)

@@ -77,6 +77,8 @@ def add_sample(
     one_name(sample, "sample")
     if not str(patient).strip():
         raise PekaError("patient is empty; expected a name, because splits hold out patients.")
+    if orient and orient not in ORIENTATIONS:
+        raise PekaError(f"--orient {orient}: expected one of {', '.join(ORIENTATIONS)}.")
     check_owner(cohort)
     refuse_known(cohort, sample, replace)
     _refuse_small_image(raw, image)
@@ -176,8 +178,6 @@ def _orientation(
         PekaError: spots lie outside, or the given orientation is not clearly the best and none was
             named.
     """
-    if orient and orient not in ORIENTATIONS:
-        raise PekaError(f"--orient {orient}: expected one of {', '.join(ORIENTATIONS)}.")
     _check_inside(raw, slide, orient)
     try:
         mask = find_tissue(slide, um_per_px)
@@ -197,12 +197,13 @@ def _orientation(
     path = cohort.absolute().parent / f"{cohort.name}-{sample}-orientation.png"
     title = f"{sample}: name one of these with --orient. Given with each: {found.measure}"
     ruler.save_figure(ruler.draw_orientations(slide, spots, found.scores, title), path)
+    best = f" The best is {found.best}." if found.best != "as_given" else ""
     raise PekaError(
         f"{slide.path}: it is not clear that the spots of {raw.place} lie on this image as given. "
         f"Expected as_given to be ahead of the other seven by {found.margin:.2f}; its lead is "
-        f"{found.lead:.3f}.\n{found.in_words()}\n{_cannot_tell(found)}Look at {path}, then repeat "
-        "the command with --orient NAME (--orient as_given keeps the coordinates). Nothing was "
-        "imported."
+        f"{found.lead:.3f}.{best}\n{found.in_words()}\n{_cannot_tell(found)}"
+        f"Look at {path}, then repeat the command with --orient NAME (--orient as_given keeps the "
+        "coordinates). Nothing was imported."
     )
 
 

@@ -4,7 +4,6 @@ import argparse
 import json
 import re
 import shutil
-import sys
 
 import anndata as ad
 import cv2
@@ -18,8 +17,7 @@ from fake_hest import state
 from PIL import Image
 
 from peka_core.cohort import open_cohort, write_cohort_tables
-from peka_core.commands.check_command import add_check
-from peka_core.commands.import_command import add_import
+from peka_core.commands.command_line import main
 from peka_core.common.errors import PekaError
 from peka_core.slides.orientation import ORIENTATIONS, oriented
 from peka_core.sources import directory, growing, importing, staging
@@ -30,23 +28,8 @@ REAL = SHARED / "data/visium_1.0.0"
 
 
 def peka(*words) -> int:
-    """The two commands, with errors as `peka` prints them."""
-    parser = argparse.ArgumentParser()
-    commands = parser.add_subparsers()
-
-    def command(name, function, text):
-        found = commands.add_parser(name, help=text)
-        found.set_defaults(command=function)
-        return found
-
-    add_import(command)
-    add_check(command)
-    arguments = parser.parse_args(list(map(str, words)))
-    try:
-        return arguments.command(arguments) or 0
-    except PekaError as error:
-        print(f"peka: {error}", file=sys.stderr)
-        return 1
+    """The command line; returns its exit code."""
+    return main(list(map(str, words)))
 
 
 def files(cohort) -> dict:
@@ -466,6 +449,11 @@ def no_gene_in_common(drawn, words):
 def a_copy_of_the_first(drawn, words):
     twin = draw(drawn.folder.parent / "twin", seed=0)
     words |= {"folder": twin.folder, "image": twin.image}
+
+
+@bad("--orient", "rot90")
+def an_unknown_orientation(drawn, words):
+    words["orient"] = "rot45"
 
 
 @bad("sample")
