@@ -128,7 +128,10 @@ def test_a_folder_is_written_whole_or_not_at_all_and_never_over_another(tmp_path
     monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(PekaError, match="new"):
         save(tmp_path / "new")
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PekaError, match="file takes"):
+        save(tmp_path / "file/new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "model"]
 
 
 def test_the_penalty_is_in_the_saved_coefficients(tmp_path):

@@ -204,5 +204,6 @@ def _card(work: Run, rung: Rung, task: Task, expected: Expected, alpha: float) -
         "um_per_px": [sizes.min(), sizes.max()] if len(sizes) else None,
         "licences": licences_of(work, rung, samples), "made": provenance(work.device),
         "notes": notes_of(expected, rung.method, task.split.name, left_out),
+        "holds": "adapter and regression; never the weights of the encoder",
         "use": "For research. Not for diagnosis.",
     }  # fmt: skip

@@ -108,14 +108,7 @@ encoder: everyone gets them from their own source, under their own terms.
 
 ## What to expect
 
-The table has the mean Pearson correlation (PCC) over genes, in held-out
-{card["held_out"]["unit"] or "spot"}s, under protocol {card["protocol"]}. `genes.csv` has the PCC of
-each gene.
-
-{_table(card["scores"])}
-{card["supported"]} of {card["genes"]} genes are supported: in what was held out, their PCC is above
-0 and above that of tile colour. Do not read maps of the others.
-
+{_expected(card)}
 {notes}
 ## Unfamiliar tissue
 
@@ -133,8 +126,9 @@ Adapter and head were made from all of these, and their terms hold for this fold
 """
 
 
-def _table(scores: dict) -> str:
-    """A table of Markdown, one row a predictor."""
+def _expected(card: dict) -> str:
+    """Scores beside those of controls, and how many genes are supported."""
+    scores, unit = card["scores"], card["held_out"]["unit"]
     if not scores:
         return ""
     number = lambda value: "" if value is None else f"{value:.3f}"
@@ -143,7 +137,15 @@ def _table(scores: dict) -> str:
         ends = [number(score[key]) for key in ("low", "high")]
         interval = " to ".join(ends) if all(ends) else ""
         rows.append(f"| {name} | {number(score['mean'])} | {interval} | {score['n']} |")
-    return "\n".join(rows) + "\n"
+    table = "\n".join(rows)
+    return f"""Mean Pearson correlation (PCC) over genes, in held-out {unit}s, under protocol
+{card["protocol"]}. `genes.csv` has the PCC of each gene.
+
+{table}
+
+{card["supported"]} of {card["genes"]} genes are supported: in what was held out, their PCC is above
+0 and above that of tile colour. Do not read maps of the others.
+"""
 
 
 def _unfamiliar(threshold: float | None) -> str:

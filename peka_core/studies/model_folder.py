@@ -65,13 +65,16 @@ def save_model(
 
 
 def check_free(folder: str | Path) -> None:
-    """Refuse a folder for a new model that holds files, or a path that is a file."""
-    folder = Path(folder)
+    """Refuse a place for a new model that holds files, that is a file, or that takes no files."""
+    folder = Path(os.path.abspath(folder))
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise PekaError(
             f"{folder} exists and is not empty. A model is written into a new folder, so that "
             "nothing is lost: choose another --out."
         )
+    above = next(parent for parent in folder.parents if parent.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise PekaError(f"{folder}: {above} takes no new files. Choose another --out.")
 
 
 def write_card(

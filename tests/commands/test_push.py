@@ -1,12 +1,11 @@
 """`peka push`: what is said before an upload, what is sent, and what is refused."""
 
-import argparse
 from types import SimpleNamespace
 
 import pytest
 from test_predict import save
 
-from peka_core.commands.push_command import add_push
+from peka_core.commands.command_line import _parser
 from peka_core.common.errors import PekaError
 from peka_core.downloads.network import VARIABLES
 
@@ -56,16 +55,7 @@ def model(tmp_path):
 
 
 def push(*words):
-    parser = argparse.ArgumentParser()
-    commands = parser.add_subparsers()
-
-    def command(name, function, text):
-        found = commands.add_parser(name, help=text)
-        found.set_defaults(command=function)
-        return found
-
-    add_push(command)
-    arguments = parser.parse_args(["push", *map(str, words)])
+    arguments = _parser().parse_args(["push", *map(str, words)])
     return arguments.command(arguments)
 
 

@@ -1,6 +1,5 @@
 """A run's model folder: it repeats chapter 4, and says what was measured on which patients."""
 
-import argparse
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +11,7 @@ from sklearn.covariance import LedoitWolf
 from sklearn.preprocessing import StandardScaler
 
 from peka_core.cohort import Split
-from peka_core.commands.export_command import add_export
+from peka_core.commands.command_line import _parser
 from peka_core.common.errors import PekaError
 from peka_core.evaluation import evaluate
 from peka_core.predict import load_model
@@ -26,16 +25,7 @@ from peka_core.tasks import make_tasks
 
 def run(*words):
     """`peka export` with these words, as the command line would call it."""
-    parser = argparse.ArgumentParser()
-    commands = parser.add_subparsers()
-
-    def command(name, function, text):
-        found = commands.add_parser(name, help=text)
-        found.set_defaults(command=function)
-        return found
-
-    add_export(command)
-    arguments = parser.parse_args(["export", *map(str, words)])
+    arguments = _parser().parse_args(["export", *map(str, words)])
     return arguments.command(arguments)
 
 
