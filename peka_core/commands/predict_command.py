@@ -28,6 +28,8 @@ def add_predict(command) -> None:
     parser.add_argument("--device", default="auto", help=device)
     weights = "a local file of the encoder's weights, which is used instead of a download"
     parser.add_argument("--weights", metavar="ENCODER=PATH", help=weights)
+    encoder = "the encoder of the model, if it is your own"
+    parser.add_argument("--encoder", metavar="FILE.py:FUNCTION", help=encoder)
 
 
 def _predict(arguments: argparse.Namespace) -> None:
@@ -42,7 +44,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     slide = open_slide(arguments.slide, arguments.um_per_px)
     places = find_places(slide, arguments.spots, arguments.mask, arguments.region)
     print(f"{slide.path.name}: {len(places.centres):,} tiles of 112 um", flush=True)
-    model = load_model(arguments.model, arguments.device, weights)
+    model = load_model(arguments.model, arguments.device, weights, arguments.encoder)
     found = predict_slide(model, slide, arguments.out, places)
     print(*trust_sentences(found), sep="\n")
     print(

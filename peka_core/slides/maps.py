@@ -148,7 +148,7 @@ def tile_raster(shape: tuple[int, int], corners: np.ndarray, side: int, px: floa
     raster = np.full(shape, -1, dtype=np.int32)
     begins = np.maximum(np.rint(corners / px), 0).astype(int)
     ends = np.maximum(np.rint((corners + side) / px).astype(int), begins + 1)
-    for i, ((x0, y0), (x1, y1)) in enumerate(zip(begins, ends)):
+    for i, ((x0, y0), (x1, y1)) in enumerate(zip(begins.tolist(), ends.tolist())):
         raster[y0:y1, x0:x1] = i
     return raster
 

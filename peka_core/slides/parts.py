@@ -120,8 +120,15 @@ def make_parts(
                 _write(paths[start], model, np.concatenate(features))
                 features = []
             bar.update(len(tiles))
-    parts = [_read(paths[start], sizes[start]) for start in starts]
+    parts = [_written(paths[start], sizes[start]) for start in starts]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _written(path: Path, n: int) -> dict:
+    """The arrays of a part that was just found or written."""
+    if (part := _read(path, n)) is None:
+        raise PekaError(f"{path} cannot be read back. Check the disk; then run the command again.")
+    return part
 
 
 def _write(path: Path, model: Model, features: np.ndarray) -> None:
