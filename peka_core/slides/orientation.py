@@ -23,8 +23,9 @@ ORIENTATIONS = {
     "transpose": lambda x, y, w, h: (y, x),  # x and y swapped
     "transverse": lambda x, y, w, h: (w - y, h - x),
 }
-SHARE_MARGIN = 0.05  # of the share of spots on tissue
-CORRELATION_MARGIN = 0.10  # of the correlation between in_tissue and the mask
+# How far the given orientation must be ahead. Chosen on five sections of her2st (ahead by .19 to
+# .28), a Visium sample (by .19 in the correlation) and round islands of drawn tissue (.08 to .12).
+MARGIN = 0.05
 
 
 def oriented(xy: np.ndarray, name: str, width: float, height: float) -> np.ndarray:
@@ -44,7 +45,6 @@ class Orientation:
 
     scores: dict[str, float]  # by the names of ORIENTATIONS; NaN where nothing can be said
     measure: str  # "share of spots on tissue" or "correlation of in_tissue with the mask"
-    margin: float  # that the given one must be ahead
     tissue: float  # share of the image that the mask calls tissue
 
     @property
@@ -56,7 +56,7 @@ class Orientation:
     @property
     def is_clear(self) -> bool:
         """Whether the given orientation is ahead of the others by the margin."""
-        return bool(self.lead >= self.margin)  # False where it is NaN
+        return bool(self.lead >= MARGIN)  # False where it is NaN
 
     @property
     def best(self) -> str:
@@ -87,11 +87,8 @@ def measure(
     for name in ORIENTATIONS:
         hit = mask.at(oriented(xy, name, *size))  # (n,) bool, False outside the image
         values[name] = _correlation(in_tissue, hit) if whole else float(hit.mean())
-    if whole:
-        text, margin = "correlation of in_tissue with the tissue mask", CORRELATION_MARGIN
-    else:
-        text, margin = "share of spots on tissue", SHARE_MARGIN
-    return Orientation(values, text, margin, mask.share)
+    text = "correlation of in_tissue with the tissue mask" if whole else "share of spots on tissue"
+    return Orientation(values, text, mask.share)
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:

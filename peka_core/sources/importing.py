@@ -19,7 +19,7 @@ from ..common.errors import PekaError
 from ..common.files import one_name
 from ..slides import ruler, scale
 from ..slides.image import Slide, open_slide, read_tiles
-from ..slides.orientation import ORIENTATIONS, Orientation, inside, measure, oriented
+from ..slides.orientation import MARGIN, ORIENTATIONS, Orientation, inside, measure, oriented
 from ..slides.tissue import find_tissue
 from .growing import check_beside, what_is_missing, write_tables
 from .hest_folder import add_hest
@@ -200,7 +200,7 @@ def _orientation(
     best = f" The best is {found.best}." if found.best != "as_given" else ""
     raise PekaError(
         f"{slide.path}: it is not clear that the spots of {raw.place} lie on this image as given. "
-        f"Expected as_given to be ahead of the other seven by {found.margin:.2f}; its lead is "
+        f"Expected as_given to be ahead of the other seven by {MARGIN:.2f}; its lead is "
         f"{found.lead:.3f}.{best}\n{found.in_words()}\n{_cannot_tell(found)}"
         f"Look at {path}, then repeat the command with --orient NAME (--orient as_given keeps the "
         "coordinates). Nothing was imported."

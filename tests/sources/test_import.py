@@ -248,6 +248,7 @@ def test_a_killed_import_leaves_the_cohort_or_is_finished_by_the_next(
     monkeypatch.setattr(staging.os, "replace", replace)
     if after == 0:
         assert files(cohort) == before
+        (cohort / staging.STAGE / "adata/s2.h5ad").mkdir(parents=True)  # as after kill -9
     third = draw(tmp_path / "c", seed=2)
     assert peka(*third.words(cohort, "s3", "P3")) == 0
     made = directory.preflight(cohort)
