@@ -108,15 +108,15 @@ def _png(path: Path) -> Header:
         width, height, bits, colour = struct.unpack(">IIBB", file.read(26)[16:])
     colours = {0: "grey", 2: "RGB", 3: "a palette of colours", 4: "grey", 6: "RGB"}[colour]
     _check_colours(path, colours, bits, True, 4 if colour == 6 else 3)
-    if b"IEND" not in _tail(path):
-        raise _cut_off(path)
     _check_orientation(path, _with_pillow(path)[1])
     return Header("png", width, height, colour == 6)
 
 
 def _jpeg(path: Path) -> Header:
-    if b"\xff\xd9" not in _tail(path):  # OpenCV would fill the missing part with grey, silently
-        raise _cut_off(path)
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL))
+        if b"\xff\xd9" not in file.read():  # OpenCV would fill the missing part with grey, silently
+            raise _cut_off(path)
     (mode, width, height), orientation = _with_pillow(path)
     _check_colours(path, MODES.get(mode, mode), 8, True, 3)
     _check_orientation(path, orientation)
@@ -131,12 +131,6 @@ def _with_pillow(path: Path) -> tuple[tuple[str, int, int], int]:
             return (image.mode, *image.size), image.getexif().get(ORIENTATION, 1)
     finally:
         Image.MAX_IMAGE_PIXELS = limit
-
-
-def _tail(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        file.seek(max(0, path.stat().st_size - TAIL))
-        return file.read()
 
 
 def _check_colours(path: Path, colours: str, bits: int, whole: bool, samples: int) -> None:

@@ -1,7 +1,9 @@
 """Pictures of slides: windows, thumbnails and tiles against plain arrays, and what is refused."""
 
+import importlib.util
 import math
 import os
+import struct
 
 import cv2
 import numpy as np
@@ -112,11 +114,12 @@ def test_a_slide_of_40000_px_is_read_in_windows_and_never_whole(tmp_path, pixels
     tile, corner = tile_at(slide, (39_000.5, 39_000))
     again, _ = tile_at(slide, (39_000.5 - 18 * 2048, 39_000 - 18 * 2048))
     assert corner == (38_888, 38_888) and np.array_equal(tile, again)
+    monkeypatch.setattr("peka_core.slides.image.BAND", 1_000_000)
     largest, inside = [], Slide._inside
     note = lambda *of: largest.append(of[4] * of[5]) or inside(*of)
     monkeypatch.setattr(Slide, "_inside", note)
     small, factor = slide.thumbnail(500)
-    assert small.shape == (500, 500, 3) and factor == 80 and max(largest) < 2**24
+    assert small.shape == (500, 500, 3) and factor == 80 and max(largest) <= 1_000_000
 
 
 # ---- pixel size -------------------------------------------------------------------------------
@@ -131,6 +134,8 @@ def test_pixel_size_is_the_users_or_the_files_or_unknown(tmp_path, pixels):
     assert math.isnan(open_slide(print_size).um_per_px)
     assert open_slide(print_size, 0.3).um_per_px == 0.3
     assert math.isnan(open_slide(saved(tmp_path / "none.png", pixels)).um_per_px)
+    if importlib.util.find_spec("openslide"):
+        assert math.isnan(open_slide(write_tiled(tmp_path / "print.tif", [pixels], 85.0)).um_per_px)
     with pytest.raises(PekaError, match="um_per_px"):
         tile_at(open_slide(print_size), (300, 300))
 
@@ -179,6 +184,7 @@ BAD = {
     "16.png": lambda path, pixels: cv2.imwrite(str(path), pixels.astype(np.uint16) * 256),
     "16.tif": lambda path, pixels: cv2.imwrite(str(path), pixels.astype(np.uint16) * 256),
     "16-tiled.tif": lambda path, pixels: write_tiled(path, [pixels.astype(np.uint16)]),
+    "signed-tiled.tif": lambda path, pixels: write_tiled(path, [pixels], tags={339: 2}),
     "float.tif": lambda path, pixels: cv2.imwrite(str(path), pixels.astype(np.float32)),
     "float-tiled.tif": lambda path, pixels: write_tiled(path, [pixels.astype(np.float32)]),
     "palette.png": lambda path, pixels: Image.fromarray(pixels).quantize(9).save(path),
@@ -193,6 +199,11 @@ BAD = {
     "cut.tif": lambda path, pixels: _cut(saved(path, pixels)),
     "cut-tiled.tif": lambda path, pixels: _cut(write_tiled(path, [pixels])),
     "cut-behind.tif": lambda path, pixels: _cut(write_tiled(path, [pixels, pixels]), 0.5),
+    "beyond-tiled.tif": lambda path, pixels: path.write_bytes(
+        write_tiled(path, [pixels, pixels[:90]])  # as if the last of 12 tiles lay behind the end
+        .read_bytes()
+        .replace(struct.pack("<L", 8 + 11 * 3 * 256**2), struct.pack("<L", 2**28))
+    ),
     "begin.png": lambda path, pixels: _cut(saved(path, pixels), 0.0005),
     "text.svs": lambda path, pixels: path.write_text("no picture"),
     "text.ndpi": lambda path, pixels: path.write_text("no picture"),

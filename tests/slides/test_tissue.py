@@ -68,8 +68,8 @@ def test_a_smear_dust_pen_and_what_was_never_scanned_are_no_tissue():
 
 @pytest.mark.parametrize("image", [
     glass(), glass(PINK), glass((90, 90, 90)), glass(noise=8), 0 * glass(),
-    np.where(ellipse()[..., None], glass(PINK), 255),
-], ids=["white", "pink", "grey", "noisy", "black", "a scanned part"])  # fmt: skip
+    np.where(ellipse()[..., None], glass(PINK), 255), np.abs(glass((0, 0, 0), 3) - 1),
+], ids=["white", "pink", "grey", "noisy", "black", "a scanned part", "dark"])  # fmt: skip
 def test_a_blank_slide_is_refused(image):
     with pytest.raises(PekaError, match="blank.svs"):
         find_tissue(slide_of(image.astype(np.uint8), UM, "blank.svs"))
@@ -98,10 +98,10 @@ def test_the_pixel_size_is_needed():
 
 def test_points_and_shares_of_windows_are_those_of_the_px():
     inside = np.random.default_rng(2).random((6, 9)) < 0.5
+    inside[5], inside[:, 8] = True, True
     mask, fine = Mask(inside, 4.0), inside.repeat(8, axis=0).repeat(8, axis=1)  # (48, 72), 0.5 px
-    assert mask.at([[35.9, 23.9], [-0.1, 3], [3, 24], [4, 8]]).tolist() == [
-        inside[5, 8], False, False, inside[2, 1]
-    ]  # fmt: skip
+    points = [[35.9, 23.9], [-0.1, 3], [3, -0.1], [3, 24], [36, 3], [4, 8]]
+    assert mask.at(points).tolist() == [True, False, False, False, False, inside[2, 1]]
     corners = np.array([[3.5, 2.5], [0, 0], [30, 20], [-5, -2]])
     padded = np.pad(fine, 40)
     expected = [
