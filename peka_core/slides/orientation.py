@@ -36,7 +36,7 @@ def oriented(xy: np.ndarray, name: str, width: float, height: float) -> np.ndarr
 
 def inside(xy: np.ndarray, width: float, height: float) -> np.ndarray:
     """Which of the centres (n, 2) lie within the image, (n,) bool."""
-    return ((xy >= 0) & (xy < (width, height))).all(axis=1)
+    return np.all((xy >= 0) & (xy < (width, height)), axis=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,11 +83,14 @@ def measure(
         in_tissue: (n,) bool, what Space Ranger calls tissue. If both values occur, the score is its
             correlation with the mask instead of the share of spots on tissue.
     """
-    values, whole = {}, in_tissue is not None and 0 < np.mean(in_tissue) < 1
+    known = in_tissue if in_tissue is not None and 0 < np.mean(in_tissue) < 1 else None
+    values = {}
     for name in ORIENTATIONS:
         hit = mask.at(oriented(xy, name, *size))  # (n,) bool, False outside the image
-        values[name] = _correlation(in_tissue, hit) if whole else float(hit.mean())
-    text = "correlation of in_tissue with the tissue mask" if whole else "share of spots on tissue"
+        values[name] = float(hit.mean()) if known is None else _correlation(known, hit)
+    text = "share of spots on tissue"
+    if known is not None:
+        text = "correlation of in_tissue with the tissue mask"
     return Orientation(values, text, mask.share)
 
 

@@ -24,7 +24,7 @@ SIDE = 900  # px of a panel's image, at most
 NEAR_UM, TILE_VIEW_UM = 1000, 168  # width of the second and of the third panel
 BARS_UM = (50, 100, 200, 500, 1000, 2000)  # lengths of a scale bar
 # dots that show on dark tissue and on pale glass
-DOTS: dict[str, Any] = {"c": "#F0E442", "edgecolors": "black", "linewidths": 0.3}
+DOTS: dict[str, Any] = {"s": 5, "c": "#F0E442", "edgecolors": "black", "linewidths": 0.3}
 SPOT, TILE = "#0072B2", "#D55E00"  # colours of a spot's circle and of a tile's square
 
 
@@ -67,7 +67,7 @@ def draw_orientations(
     for ax, name in zip(figure.subplots(2, 4).flat, ORIENTATIONS, strict=True):
         xy = oriented(centres, name, slide.width, slide.height) / factor  # (n, 2) px of the image
         _picture(ax, image, (0, image.shape[1], image.shape[0], 0))
-        ax.scatter(*xy.T, s=5, **DOTS)
+        ax.scatter(*xy.T, **DOTS)
         ax.set_title(f"{name}: {scores[name]:.3f}", fontsize="small")
     figure.suptitle(title, fontsize="medium")
     return figure
@@ -99,7 +99,7 @@ def _whole(ax: Axes, slide: Slide, centres: np.ndarray, um_per_px: float, at: np
     """The whole slide with every spot, and where the closer views are."""
     image, _ = slide.thumbnail(SIDE)
     _picture(ax, image, (0, slide.width, slide.height, 0))
-    ax.scatter(*centres.T, s=5, **DOTS)
+    ax.scatter(*centres.T, **DOTS)
     _square(ax, at, NEAR_UM / um_per_px)
     bars = [bar for bar in BARS_UM if bar <= slide.width * um_per_px / 4]
     scale_bar(ax, 1 / um_per_px, max(bars, default=BARS_UM[0]))

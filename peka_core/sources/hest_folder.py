@@ -16,7 +16,7 @@ from ..common.errors import PekaError
 from ..common.files import link_whole, write_whole
 from ..layout.checks import validate
 from ..layout.hdf5 import open_h5
-from ..layout.sections import names_of, open_section, read_counts
+from ..layout.sections import Section, names_of, open_section, read_counts
 from ..layout.tables import COLUMNS, read_csv
 from ..slides import ruler
 from .growing import check_beside, quietly_open, refuse_copies, what_is_missing, write_tables
@@ -49,7 +49,8 @@ def add_hest(
     check_owner(cohort)
     for sample in files:
         refuse_known(cohort, sample, replace)
-    facts, made, sections = {}, [], []
+    facts: dict[str, dict] = {}
+    made, sections = list[Imported](), list[Section]()
     with staged(cohort) as stage:
         for sample, (h5ad, patches) in files.items():
             renamed = _take(stage, sample, h5ad, patches)

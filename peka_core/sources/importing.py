@@ -93,7 +93,7 @@ def add_sample(
     row = {"patient": patient, "organ": "", "disease": "", "technology": raw.technology}
     row |= {"um_per_px": f"{size:.6g}", "license": "", "source": str(raw.place.name)}
     row |= {"evidence": "patient: named at the import"} | columns
-    facts = {"image": image.name, "sizes": sizes, "orient": orient or "as_given"}
+    facts: dict = {"image": image.name, "sizes": sizes, "orient": orient or "as_given"}
     facts |= {"orientation": found and found.scores, "notes": raw.notes}
     notes = _add(cohort, raw, slide, sample, size, row, facts, replace)
     return Imported(
@@ -186,10 +186,10 @@ def _orientation(
             raise
         raw.notes.append(f"orientation {orient} as you said, without a check: {error}")
         return None
-    table, spots = raw.positions, raw.adata.obsm["spatial"]
-    known = table is not None and 0 < table.in_tissue.mean() < 1
-    xy = table[["x", "y"]].to_numpy(float) if known else spots
-    in_tissue = table.in_tissue.to_numpy() if known else None
+    spots, in_tissue = raw.adata.obsm["spatial"], None
+    xy, table = spots, raw.positions
+    if table is not None and not table.in_tissue.all():
+        xy, in_tissue = table[["x", "y"]].to_numpy(float), table.in_tissue.to_numpy()
     found = measure(xy, mask, (slide.width, slide.height), in_tissue)
     raw.notes += _words(raw, found, orient)
     if orient or found.is_clear:

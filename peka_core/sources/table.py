@@ -12,7 +12,9 @@ from ..common.errors import PekaError
 from ..layout.hdf5 import open_h5
 from ..slides.scale import VISIUM_PITCH, check_fit, fit_array
 from .raw_sample import RawSample, counts_table
-from .visium import POSITIONS, SPOT_UM, read_counts, read_positions
+from .space_ranger_counts import read_counts
+from .space_ranger_files import POSITIONS, read_positions
+from .visium import SPOT_UM
 
 TEXTS = (".tsv", ".csv", ".txt")
 # columns with the centre in px, (x, y), in the order in which they are looked for
@@ -49,7 +51,7 @@ def read_table(counts: str | Path, coordinates: str | Path | None = None) -> Raw
             f"{counts}: unknown kind of table; expected .h5ad, .zarr, .h5, .tsv or .csv. For a "
             "folder of Space Ranger use `peka import visium`."
         )
-    if where is not None:
+    if where is not None and coordinates is not None:
         adata, more = _with_places(adata, where, counts, Path(coordinates))
         notes += more
     positions = where if where is not None and "in_tissue" in where else None

@@ -5,26 +5,27 @@ Space Ranger 1 writes `tissue_positions_list.csv` without a header, later versio
 Files may have a prefix (`GSM123_liver1_filtered_feature_bc_matrix.h5`), as on GEO.
 """
 
-import gzip
-import json
-import re
 from pathlib import Path
 
 import anndata as ad
 import numpy as np
 import pandas as pd
-from scipy import io, sparse
+from scipy import sparse
 
 from ..common.errors import PekaError
-from ..layout.hdf5 import open_h5, reading
 from ..slides.scale import SPOT_DIAMETER_UM, VISIUM_PITCH, ArrayFit, check_fit, fit_array
 from .raw_sample import RawSample, counts_table
+from .space_ranger_counts import read_counts
+from .space_ranger_files import (
+    POSITIONS,
+    counts_file_of,
+    files_by_prefix,
+    one_of,
+    outs_of,
+    read_positions,
+    read_scales,
+)  # fmt: skip
 
-COUNTS = ("filtered_feature_bc_matrix", "raw_feature_bc_matrix")  # .h5, or a folder with mtx
-POSITIONS = ("tissue_positions.parquet", "tissue_positions.csv", "tissue_positions_list.csv")
-SCALES = "scalefactors_json.json"
-COLUMNS = ["barcode", "in_tissue", "array_row", "array_col", "y", "x"]  # y before x in the files
-HEADER = [*COLUMNS[:4], "pxl_row_in_fullres", "pxl_col_in_fullres"]
 SPOT_UM = 55.0  # printed diameter
 SQUARE_UM = 56  # of pooled HD bins; about a Visium spot
 
@@ -40,10 +41,10 @@ def read_visium(folder: str | Path, bin_um: float = SQUARE_UM) -> RawSample:
     Raises:
         PekaError: a file is missing, damaged or ambiguous, or the tables do not belong together.
     """
-    folder, prefix = _outs(Path(folder))
-    counts_file, prefix = _counts_file(folder, prefix)
-    positions_file = _one_of(folder, prefix, POSITIONS, "the positions of the spots")
-    scales_file = _one_of(folder, prefix, (SCALES,), "the scale factors")
+    folder, prefix = outs_of(Path(folder))
+    counts_file, prefix = counts_file_of(folder, prefix)
+    positions_file = one_of(folder, prefix, POSITIONS, "the positions of the spots")
+    scales_file = one_of(folder, prefix, ("scalefactors_json.json",), "the scale factors")
     positions, scales = read_positions(positions_file), read_scales(scales_file)
     adata, notes = read_counts(counts_file, prefix)
     joined, more = _joined(adata, positions, counts_file, positions_file)
@@ -60,86 +61,12 @@ def read_visium(folder: str | Path, bin_um: float = SQUARE_UM) -> RawSample:
     return raw
 
 
-# ---- which files ------------------------------------------------------------------------------
-
-
-def _outs(folder: Path) -> tuple[Path, str | None]:
-    """The folder with the files, and the prefix of their names if the user gave one."""
-    if not folder.is_dir():
-        if folder.parent.is_dir() and any(folder.parent.glob(f"{folder.name}*")):
-            return folder.parent, folder.name
-        raise PekaError(
-            f"{folder}: no such folder; expected the folder `outs` of Space Ranger. Correct the "
-            "path, or unpack the archive first."
-        )
-    folder = folder / "outs" if (folder / "outs").is_dir() else folder
-    bins = folder if folder.name == "binned_outputs" else folder / "binned_outputs"
-    if not bins.is_dir():
-        return folder, None
-    if not (bins / "square_008um").is_dir():
-        there = ", ".join(sorted(d.name for d in bins.iterdir())) or "nothing"
-        raise PekaError(
-            f"{bins}: no square_008um in it (found: {there}); expected the bins of 8 um. Name the "
-            "folder of other bins itself, such as binned_outputs/square_016um."
-        )
-    return bins / "square_008um", None
-
-
-def _found(folder: Path, name: str) -> dict[str, Path]:
-    """Files called `name` by their prefix; also packed with gzip, and also in `<prefix>spatial`."""
-    found: dict[str, Path] = {}
-    for of_folder in (folder, *sorted(d for d in folder.glob("*spatial") if d.is_dir())):
-        start = "" if of_folder == folder else of_folder.name.removesuffix("spatial")
-        for file in sorted(of_folder.glob(f"*{name}*")):
-            if match := re.fullmatch(rf"(.*?){re.escape(name)}(\.gz)?", file.name):
-                found.setdefault(match[1] or start, file)
-    return found
-
-
-def _counts_file(folder: Path, prefix: str | None) -> tuple[Path, str]:
-    """The counts (h5 or a folder of mtx) and the prefix of their names."""
-    for name in COUNTS:
-        # a folder may also hold the three files of mtx themselves
-        found = {p: folder for p in _found(folder, "matrix.mtx")}
-        found |= {p: d for p, d in _found(folder, name).items() if d.is_dir()}
-        found |= _found(folder, f"{name}.h5")
-        if prefix is not None:
-            found = {p: file for p, file in found.items() if p == prefix}
-        if len(found) > 1:
-            raise PekaError(
-                f"{folder}: counts of {len(found)} samples (prefixes {', '.join(sorted(found))}); "
-                f"expected one. Name one with its prefix: {folder / sorted(found)[0]}"
-            )
-        if found:
-            prefix, file = next(iter(found.items()))
-            return file, prefix
-    raise PekaError(
-        f"{folder}: no {prefix or ''}{COUNTS[0]}.h5 and no such folder with matrix.mtx.gz; "
-        "expected the folder `outs` of Space Ranger. Copy the counts there too."
-    )
-
-
-def _one_of(folder: Path, prefix: str, names: tuple[str, ...], what: str) -> Path:
-    """The first of some files, with the counts' prefix or without any."""
-    others = set()
-    for name in names:
-        found = _found(folder, name)
-        if file := found.get(prefix) or found.get(""):
-            return file
-        others |= set(found)
-    why = f" Files with another prefix are there ({', '.join(sorted(others))})." if others else ""
-    raise PekaError(
-        f"{folder}: no {prefix}{names[-1]} ({what}), also not in spatial/.{why} Expected it beside "
-        "the counts of the same sample. Copy or rename it."
-    )
-
-
 def _add_images(raw: RawSample, folder: Path, prefix: str, scales: dict) -> None:
     """Note the sizes of the small images, and from them the size of the wanted one."""
     from PIL import Image
 
     for kind in ("hires", "lowres"):
-        found = _found(folder, f"tissue_{kind}_image.png")
+        found = files_by_prefix(folder, f"tissue_{kind}_image.png")
         file, scale = found.get(prefix) or found.get(""), scales.get(f"tissue_{kind}_scalef")
         if file is None or not scale:
             continue
@@ -151,138 +78,6 @@ def _add_images(raw: RawSample, folder: Path, prefix: str, scales: dict) -> None
             continue
         raw.small_images[file.name] = size
         raw.expected_size = raw.expected_size or (size[0] / scale, size[1] / scale)
-
-
-# ---- one file each ----------------------------------------------------------------------------
-
-
-def read_positions(file: Path) -> pd.DataFrame:
-    """Array positions: index barcode; in_tissue bool, array_row, array_col, y and x in px.
-
-    Raises:
-        PekaError: the table has other columns, or numbers are missing.
-    """
-    try:
-        if file.suffix == ".parquet":
-            _needs_parquet()
-            table = pd.read_parquet(file)
-        else:
-            table = pd.read_csv(file, header=None, dtype=str)
-            if not str(table.iloc[0, 1]).isdigit():  # a header
-                table = table.iloc[1:].set_axis(table.iloc[0].tolist(), axis=1)
-            elif table.shape[1] == len(HEADER):
-                table = table.set_axis(HEADER, axis=1)
-        table = table[HEADER].set_axis(COLUMNS, axis=1).set_index("barcode")
-        table = table.apply(pd.to_numeric)
-    except (ValueError, KeyError, IndexError, OSError, EOFError) as error:
-        why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        raise PekaError(
-            f"{file}: not a table of positions ({why}); expected the columns {', '.join(HEADER)}. "
-            "Copy the file again from Space Ranger's outs."
-        ) from error
-    if not table.index.is_unique:
-        raise PekaError(
-            f"{file}: the barcode {table.index[table.index.duplicated()][0]} has two positions; "
-            "expected one. Copy the file again from Space Ranger's outs."
-        )
-    table.index = table.index.astype(str)
-    return table.assign(in_tissue=table.in_tissue == 1)
-
-
-def _needs_parquet() -> None:
-    for module in ("fastparquet", "pyarrow"):
-        try:
-            __import__(module)
-            return
-        except ImportError:
-            continue
-    raise PekaError(
-        "the positions of Visium HD are a parquet file, and no package here reads such files. "
-        'Install one: pip install "peka-core[spatial]", in a checkout pip install -e ".[spatial]"'
-    )
-
-
-def read_scales(file: Path) -> dict[str, float]:
-    """The scale factors of Space Ranger.
-
-    Raises:
-        PekaError: the file is no JSON with numbers.
-    """
-    try:
-        with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as handle:
-            values = json.load(handle).items()
-        return {name: float(value) for name, value in values if not isinstance(value, str | list)}
-    except (ValueError, TypeError, AttributeError, OSError, EOFError) as error:
-        raise PekaError(
-            f"{file}: expected Space Ranger's scale factors, JSON with numbers ({error}). Copy the "
-            "file again from Space Ranger's outs."
-        ) from error
-
-
-def read_counts(file: Path, prefix: str = "") -> tuple[ad.AnnData, list[str]]:
-    """Counts of an h5 file or of a folder with matrix.mtx, barcodes and features.
-
-    Args:
-        file: the h5 file or the folder.
-        prefix: of the names in the folder.
-
-    Returns:
-        AnnData, var_names unique symbols (ids where there are no symbols), var["gene_ids"]; and
-        notes about what was left out.
-
-    Raises:
-        PekaError: a file is missing, damaged, or the three do not belong together.
-    """
-    x, barcodes, features = _read_h5(file) if file.is_file() else _read_mtx(file, prefix)
-    wanted, notes = (features.kind == "Gene Expression").to_numpy(), []
-    if not wanted.all():
-        notes.append(f"{(~wanted).sum()} of {len(wanted)} features are no genes and are left out")
-        x, features = x[:, wanted], features[wanted]
-    adata = counts_table(x, barcodes, features.name, features.id)
-    if (features.name == features.id).all():
-        notes.append(f"genes have ids only ({features.name.iloc[0]}, ...), and these are kept")
-    return adata, notes
-
-
-def _read_h5(file: Path) -> tuple[sparse.spmatrix, np.ndarray, pd.DataFrame]:
-    """X (n, G), barcodes (n,) and features (G,) of Space Ranger's HDF5 file."""
-    with open_h5(file) as h5:
-        if "matrix/features" not in h5:
-            raise PekaError(
-                f"{file}: no `matrix/features` in it (found {', '.join(sorted(h5)[:5])}); expected "
-                f"{COUNTS[0]}.h5 of Space Ranger. For an AnnData file use `peka import table`."
-            )
-        with reading(h5, "matrix") as m:
-            parts = (m["data"][:], m["indices"][:], m["indptr"][:])
-            x = sparse.csc_matrix(parts, shape=tuple(m["shape"][:])).T.tocsr()  # (n, G)
-            text = lambda name: m[name].asstr()[:]
-            names = text("features/id"), text("features/name"), text("features/feature_type")
-            features = pd.DataFrame(dict(zip(("id", "name", "kind"), names)))
-            return x, text("barcodes"), features
-
-
-def _read_mtx(folder: Path, prefix: str) -> tuple[sparse.spmatrix, np.ndarray, pd.DataFrame]:
-    """X (n, G), barcodes (n,) and features (G,) of a folder in the Market Exchange format."""
-    file = lambda *names: _one_of(folder, prefix, names, "a part of the counts")
-    table = lambda path: pd.read_csv(path, sep="\t", header=None, dtype=str, keep_default_na=False)
-    matrix, genes = file("matrix.mtx"), file("features.tsv", "genes.tsv")
-    try:
-        with (gzip.open if matrix.suffix == ".gz" else open)(matrix, "rb") as handle:
-            x = sparse.csr_matrix(io.mmread(handle).T)  # (n, G)
-        features, barcodes = table(genes), table(file("barcodes.tsv"))[0].to_numpy()
-    except (ValueError, OSError, EOFError) as error:
-        raise PekaError(
-            f"{matrix}: this folder's counts cannot be read ({error}). They are damaged or cut "
-            "short. Copy them again from Space Ranger's outs."
-        ) from error
-    if x.shape != (len(barcodes), len(features)):
-        raise PekaError(
-            f"{matrix}: counts {x.shape[::-1]}, but {len(features)} genes and {len(barcodes)} "
-            "barcodes beside it; expected files of one sample. Copy them again."
-        )
-    columns = [features.get(i, features[0]) for i in range(2)]  # ids alone, or ids and symbols
-    kind = features.get(2, pd.Series("Gene Expression", features.index))
-    return x, barcodes, pd.DataFrame(dict(zip(("id", "name", "kind"), (*columns, kind))))
 
 
 # ---- counts and positions together ------------------------------------------------------------
