@@ -31,10 +31,11 @@ from .visium import read_visium
 
 __all__ = ["Imported", "add_hest", "add_sample", "read_table", "read_visium"]
 
-# parts of the names of Space Ranger's images that are not the one at full resolution
+# ends of the names of Space Ranger's own images. 10x Genomics calls the image at full resolution of
+# its public samples CytAssist_..._tissue_image.tif, so a part of the name would not do
 SMALL_IMAGES = (
-    "tissue_hires_image", "tissue_lowres_image", "cytassist", "aligned_fiducials",
-    "detected_tissue", "aligned_tissue", "spatial_enrichment",
+    "tissue_hires_image", "tissue_lowres_image", "cytassist_image", "aligned_fiducials",
+    "detected_tissue_image", "aligned_tissue_image", "spatial_enrichment",
 )  # fmt: skip
 WANTED = (
     "Wanted is the microscope image at full resolution: the file that `spaceranger count` was "
@@ -127,7 +128,7 @@ def _add(
 
 def _refuse_small_image(raw: RawSample, image: Path) -> None:
     """Refuse the images of Space Ranger's outs, by their names."""
-    if part := next((part for part in SMALL_IMAGES if part in image.name.lower()), ""):
+    if part := next((end for end in SMALL_IMAGES if image.stem.lower().endswith(end)), ""):
         raise PekaError(f"{image}: this is Space Ranger's {part}. {WANTED}{_how_large(raw)}.")
 
 

@@ -57,6 +57,7 @@ def cohort(tmp_path, made_once):
 def test_two_patients_become_a_cohort_that_the_chapters_open(tmp_path, capsys):
     where = tmp_path / "cohort"
     a, b = draw(tmp_path / "a", 1, "mtx"), draw(tmp_path / "b", seed=1)
+    a.image = a.image.rename(tmp_path / "CytAssist_FFPE_liver_tissue_image.png")  # as 10x names it
     assert peka(*a.words(where, organ="Liver")) == 0
     assert "missing" in capsys.readouterr().out
     with pytest.raises(PekaError, match="splits"):
@@ -359,9 +360,9 @@ def hires_png_under_another_name(drawn, words):
     shutil.copy(drawn.spatial / "tissue_hires_image.png", words["image"])
 
 
-@bad("CytAssist.png", "--cytaimage")
+@bad("cytassist_image.png", "--cytaimage")
 def cytassist_image(drawn, words):
-    words["image"] = shutil.copy(drawn.image, drawn.folder / "CytAssist.png")
+    words["image"] = shutil.copy(drawn.image, drawn.folder / "cytassist_image.png")
 
 
 @bad("slide.png", "760 x 700")
