@@ -16,6 +16,7 @@ from ..common.files import not_readable
 SMALLEST, LARGEST = 0.05, 4.0  # um per px of a slide at full resolution
 AGREE = 0.03  # two statements about the pixel size may differ by this share
 TAIL = 2**16  # bytes; some programs write more behind the end of an image
+AS_TILED = "vips tiffsave FILE NEW.tif --tile --pyramid --bigtiff --compression deflate"
 EXPORT = "Export the picture again as RGB with 8 bits a colour"
 # TIFF tags
 WIDTH, HEIGHT, BITS, PHOTOMETRIC, ORIENTATION, SAMPLES = 256, 257, 258, 262, 274, 277
@@ -210,8 +211,8 @@ def damaged(path: Path, why: str) -> PekaError:
     """The error for a picture that begins well and cannot be read."""
     return PekaError(
         f"{path}: cannot be read as {what_is(path) or 'a slide'} ({why}). It is damaged, cut off, "
-        "or stored in a way that this program does not read. Get this file again, or export it as "
-        "a tiled TIFF."
+        "or stored in a way that this program does not read. Get this file again, or save it as a "
+        f"tiled TIFF: {AS_TILED}"
     )
 
 

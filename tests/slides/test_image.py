@@ -229,7 +229,7 @@ def test_a_picture_larger_than_the_free_memory_or_opencvs_limit_is_refused(
 ):
     path = saved(tmp_path / "slide.png", pixels)
     with monkeypatch.context() as patch:
-        free = psutil.virtual_memory()._replace(available=2_000_000)
+        free = psutil.virtual_memory()._replace(available=4_000_000)
         patch.setattr(psutil, "virtual_memory", lambda: free)
         with pytest.raises(PekaError, match="slide.png.* memory"):
             open_slide(path, 0.5)

@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 
 from peka_core.common.errors import PekaError
-from peka_core.slides.image import open_slide, slide_of
+from peka_core.slides.image import open_slide, read_tiles, slide_of
 from peka_core.slides.mask import Mask, grid_of
 from peka_core.slides.tissue import find_tissue, tissue_of
+from peka_core.sources import her2st
+from peka_core.tiles import cut_tiles
 
 WHITE, PINK = (243, 242, 244), (225, 205, 222)
 UM = 4.0  # per px of the drawn slides
@@ -112,13 +114,18 @@ def test_points_and_shares_of_windows_are_those_of_the_px():
 
 
 @pytest.mark.parametrize("section, share", [("B4", 0.99), ("C2", 0.99), ("C3", 0.98)])
-def test_spots_of_her2st_lie_on_the_mask(shared, section, share):
-    from peka_core.sources import her2st
-
+def test_spots_of_her2st_lie_on_the_mask_and_their_tiles_are_the_cohorts(shared, section, share):
     data = shared / "data/her2st/data"
-    image = next((data / f"ST-imgs/{section[0]}/{section}").glob("*.jpg"))
+    path = next((data / f"ST-imgs/{section[0]}/{section}").glob("*.jpg"))
     counts = data / f"ST-cnts/{section}.tsv.gz"
     _, spots = her2st.read_spots(counts, data / f"ST-spotfiles/{section}_selection.tsv")
-    mask = find_tissue(open_slide(image, her2st.pixel_size(spots)))
-    assert mask.at(spots[["pixel_x", "pixel_y"]]).mean() > share
+    slide = open_slide(path, her2st.pixel_size(spots))
+    xy = spots[["pixel_x", "pixel_y"]].to_numpy()
+    mask = find_tissue(slide)
+    assert mask.at(xy).mean() > share
     assert mask.share < 0.28  # pink glass and the smear of C3 stay outside
+    if section == "C2":
+        whole = her2st.read_image(path)
+        expected, corners = cut_tiles(whole, xy[::40], slide.um_per_px)
+        tiles, there = read_tiles(slide, xy[::40])
+        assert np.array_equal(tiles, expected) and np.array_equal(there, corners)
