@@ -138,13 +138,18 @@ def _expected(card: dict) -> str:
         interval = " to ".join(ends) if all(ends) else ""
         rows.append(f"| {name} | {number(score['mean'])} | {interval} | {score['n']} |")
     table = "\n".join(rows)
+    more = ["Do not read maps of the others."] * (card["supported"] < card["genes"])
+    if not card["no_interval"]:
+        more.append(
+            "For the mean over a slide, `genes.csv` has the half width of an 80 % interval."
+        )
     return f"""Mean Pearson correlation (PCC) over genes, in held-out {unit}s, under protocol
 {card["protocol"]}. `genes.csv` has the PCC of each gene.
 
 {table}
 
 {card["supported"]} of {card["genes"]} genes are supported: in what was held out, their PCC is above
-0 and above that of tile colour. Do not read maps of the others.
+0 and above that of tile colour. {" ".join(more)}
 """
 
 
@@ -152,9 +157,10 @@ def _unfamiliar(threshold: float | None) -> str:
     """How tiles and slides are flagged, or that they are not."""
     if threshold is None:
         return "No threshold could be measured, so no tile is flagged as unfamiliar."
+    beyond, half = (f"{100 * share:.0f} %" for share in (1 - QUANTILE, SLIDE_SHARE))
     return (
         f"A tile whose distance to the training tiles is above {threshold:.2f} is called "
-        f"unfamiliar. In what was held out, {1 - QUANTILE:.0%} of the tiles are. A slide with more "
-        f"than {SLIDE_SHARE:.0%} such tiles is unfamiliar as a whole. Unfamiliar does not mean "
-        "wrong, and a slide with another zoom can look familiar."
+        f"unfamiliar. In what was held out, {beyond} of the tiles are. A slide with more than "
+        f"{half} such tiles is unfamiliar as a whole. Unfamiliar does not mean wrong, and a slide "
+        "with another zoom can look familiar."
     )
