@@ -144,7 +144,7 @@ def _openslide():
     """The module openslide, or None if it is not installed."""
     try:
         import openslide
-    except ImportError:
+    except (ImportError, OSError):  # or its library is missing
         return None
     return openslide
 

@@ -238,11 +238,11 @@ def test_a_picture_larger_than_the_free_memory_or_opencvs_limit_is_refused(
         open_slide(path, 0.5)
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads all files")
-def test_a_closed_file_is_refused(tmp_path, pixels):
-    saved(tmp_path / "closed.png", pixels).chmod(0)
+def test_a_closed_file_is_refused(tmp_path, pixels, monkeypatch):
+    path = saved(tmp_path / "closed.png", pixels)
+    monkeypatch.setattr(os, "access", lambda file, right: file != path)  # root may read all files
     with pytest.raises(PekaError, match="closed.png"):
-        open_slide(tmp_path / "closed.png", 0.5)
+        open_slide(path, 0.5)
 
 
 def test_without_openslide_a_tiled_tiff_names_the_extra_and_a_png_opens(
