@@ -74,6 +74,11 @@ def checked(raw: RawSample) -> RawSample:
             spots have counts, or genes of human and mouse are mixed.
     """
     adata, place = raw.adata, raw.place
+    if 0 in adata.shape:
+        raise PekaError(
+            f"{place}: counts of {adata.n_obs} spots and {adata.n_vars} genes; expected at least "
+            "one of each. Take the filtered counts of the whole sample."
+        )
     _check_raw(adata.X.data, place)
     if not adata.obs_names.is_unique:
         twice = adata.obs_names[adata.obs_names.duplicated()][0]

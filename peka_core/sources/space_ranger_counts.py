@@ -34,7 +34,7 @@ def read_counts(file: Path, prefix: str = "") -> tuple[ad.AnnData, list[str]]:
         notes.append(f"{(~wanted).sum()} of {len(wanted)} features are no genes and are left out")
         x, features = x[:, wanted], features[wanted]
     adata = counts_table(x, barcodes, features.name, features.id)
-    if (features.name == features.id).all():
+    if len(features) and (features.name == features.id).all():
         notes.append(f"genes have ids only ({features.name.iloc[0]}, ...), and these are kept")
     return adata, notes
 

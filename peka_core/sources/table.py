@@ -9,6 +9,7 @@ import pandas as pd
 from scipy import sparse
 
 from ..common.errors import PekaError
+from ..common.file_kinds import what_is
 from ..layout.hdf5 import open_h5
 from ..slides.scale import VISIUM_PITCH, check_fit, fit_array
 from .raw_sample import RawSample, counts_table
@@ -111,6 +112,12 @@ def _read_csv(file: Path) -> pd.DataFrame:
             f"{file}: cannot be read as a table ({why}); expected TSV or CSV with a header. Save "
             "it again as UTF-8 text."
         ) from error
+    if table.empty:
+        kind = what_is(file) or "something else"
+        raise PekaError(
+            f"{file}: no table with a header, a first column of names and numbers beside it; it is "
+            f"{kind} with {table.shape[0]} rows and {table.shape[1]} more columns. Look at the file."
+        )
     table.index, table.columns = table.index.astype(str), table.columns.astype(str)
     return table
 

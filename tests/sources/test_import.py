@@ -421,6 +421,11 @@ def every_spot_empty(drawn, words):
     counts(drawn, drawn.counts * 0)
 
 
+@bad("outs", "0 spots")
+def no_spot_in_tissue(drawn, words):
+    edited(drawn, in_tissue=0)
+
+
 @bad("outs", "1 of")
 def one_spot(drawn, words):
     drawn.counts[1:] = 0
@@ -533,6 +538,42 @@ def test_bad_input_ends_in_one_message_and_the_cohort_is_as_before(
     if name not in BESIDE:  # also into a cohort that does not exist yet
         assert peka(*drawn.words(tmp_path / "new", **words)) == 1
         assert not (tmp_path / "new").exists()
+
+
+# changes of the counts' text, of the places' text and of options, and what the error names
+BAD_TABLES = {
+    "barcodes differ": (str, lambda t: t.replace("-1,", "-2,"), {}, "places.csv"),
+    "no columns x, y": (str, lambda t: t.replace("x,y", "u,v"), {}, "places.csv"),
+    "twice a barcode": (str, lambda t: t + t.splitlines()[1] + "\n", {}, "places.csv"),
+    "no coordinates": (str, str, {"coordinates": None}, "--coordinates"),
+    "no pixel size": (str, str, {"um_per_px": None}, "--um-per-px"),
+    "pixel size of a magnification": (str, str, {"um_per_px": 20}, "--um-per-px is 20"),
+    "a column of text": (lambda t: t.replace(",", ",kind,", 1).replace("-1,", "-1,a,"), str, {},
+                         "counts.csv"),
+    "fractions": (lambda t: t.replace("-1,", "-1,0.5", 1), str, {}, "whole numbers"),
+    "empty": (lambda t: "", str, {}, "counts.csv"),
+    "a page": (lambda t: "<html>log in</html>", str, {}, "counts.csv"),
+    "counts are missing": (None, str, {}, "counts.csv"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_TABLES)
+def test_a_bad_table_ends_in_one_message_and_makes_nothing(tmp_path, capsys, name):
+    change, change_places, more, named = BAD_TABLES[name]
+    drawn = draw(tmp_path / "a")
+    counts = pd.DataFrame(drawn.counts, drawn.barcodes, [f"GENE{i}" for i in range(GENES)])
+    places = drawn.positions.set_index("barcode").loc[drawn.barcodes, HEADER[:3:-1]]
+    (tmp_path / "places.csv").write_text(
+        change_places(places.set_axis(["x", "y"], axis=1).to_csv())
+    )
+    if change:
+        (tmp_path / "counts.csv").write_text(change(counts.to_csv()))
+    given = {"coordinates": tmp_path / "places.csv", "um_per_px": UM_PER_PX} | more
+    words = drawn.words(tmp_path / "cohort", **given)[3:]
+    assert peka("import", "table", tmp_path / "counts.csv", *words) == 1
+    err = capsys.readouterr().err
+    assert err.count("peka: ") == 1 and named in err, err
+    assert not (tmp_path / "cohort").exists()
 
 
 def test_a_full_disk_leaves_the_cohort_as_it_was(tmp_path, cohort, capsys, monkeypatch):
