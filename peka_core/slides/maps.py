@@ -37,9 +37,9 @@ def write_maps(folder: str | Path, found: ad.AnnData, picture: np.ndarray, px: f
         px: level-0 px of one px of `picture`.
     """
     um_per_px = float(found.uns["peka"]["um_per_px"])
-    corners, side = corners_of(found), tile_side(um_per_px)
-    grey, start, px = _around(picture, px, corners, side)  # (h, w)
-    places = tile_raster(grey.shape, corners - start, side, px)
+    side = tile_side(um_per_px)
+    grey, corners, px = _around(picture, px, corners_of(found), side)  # (h, w)
+    places = tile_raster(grey.shape, corners, side, px)
     lines = hatching(places, found.obs["unfamiliar"].to_numpy(), side / px)
     ground, weight = _ground(grey, places, lines)
     figure = Figure((grey.shape[1] / DPI + 1.3, grey.shape[0] / DPI + 0.9), DPI)
@@ -77,7 +77,7 @@ def _around(
     """The part of the slide around all tiles, in light grey 0..1, about `INCHES` long.
 
     Returns:
-        grey (h, w), its top-left corner (x, y) in level-0 px, and level-0 px of one px of it.
+        grey (h, w), the corners (n, 2) in level-0 px from its own, and level-0 px of one px of it.
     """
     margin = max(side, MARGIN * np.ptp(corners, axis=0).max())
     low = np.floor((corners.min(0) - margin) / px).astype(int).clip(0)
@@ -87,7 +87,7 @@ def _around(
     factor = max(part.shape[:2]) / (INCHES * DPI)
     way = cv2.INTER_AREA if factor > 1 else cv2.INTER_LINEAR
     small = cv2.resize(grey, None, fx=1 / factor, fy=1 / factor, interpolation=way)
-    return small, low * px, px * factor
+    return small, corners - low * px, px * factor
 
 
 def _ground(
@@ -148,8 +148,8 @@ def tile_raster(shape: tuple[int, int], corners: np.ndarray, side: int, px: floa
     raster = np.full(shape, -1, dtype=np.int32)
     begins = np.maximum(np.rint(corners / px), 0).astype(int)
     ends = np.maximum(np.rint((corners + side) / px).astype(int), begins + 1)
-    for i, ((x0, y0), (x1, y1)) in enumerate(zip(begins.tolist(), ends.tolist())):
-        raster[y0:y1, x0:x1] = i
+    for i, (begin, end) in enumerate(zip(begins, ends)):
+        raster[begin[1] : end[1], begin[0] : end[0]] = i
     return raster
 
 
@@ -162,7 +162,7 @@ def hatching(places: np.ndarray, flagged: np.ndarray, side: float) -> np.ndarray
     """
     step = max(6, round(side / 2))
     thick = max(1, step // 14)
-    y, x = np.indices(places.shape, sparse=True)
+    y, x = np.ogrid[: places.shape[0], : places.shape[1]]
     phase = (x + y) % step  # (h, w)
     lines = np.select([phase < thick, phase < 2 * thick], [BLACK, WHITE])
     return lines * ((places >= 0) & np.append(flagged, False)[places])

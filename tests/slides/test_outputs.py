@@ -89,13 +89,18 @@ def test_a_map_shows_the_part_of_the_slide_around_its_tiles():
     y, x = np.mgrid[:400, :600]
     picture = np.stack([x // 3] * 3, 2).astype(np.uint8)  # a px knows its x
     corners = np.array([[2000, 1000], [2100, 1000], [3000, 2000]])
-    grey, start, px = maps._around(picture, 10.0, corners, 100)
-    assert np.array_equal(start, [1900, 900]) and np.isclose(grey.shape[1] * px, 1300, rtol=0.01)
+    grey, inside, px = maps._around(picture, 10.0, corners, 100)
+    start = corners[0] - inside[0]
+    assert np.array_equal(start, [1900, 900]) and np.array_equal(inside, corners - start)
+    assert np.isclose(grey.shape[1] * px, 1300, rtol=0.01)
     seen = (255 * (1 - (1 - grey) / 0.6)) * 3 * 10  # level-0 x of each px
     expected = start[0] + px * np.arange(grey.shape[1])
     assert np.abs(seen - expected).max() < 40
-    grey, start, px = maps._around(picture, 10.0, np.array([[0, 0], [5900, 3950]]), 100)
-    assert not start.any() and np.isclose(grey.shape[0] / grey.shape[1], 400 / 600, rtol=0.01)
+    corners = np.array([[0, 0], [5900, 3950]])
+    grey, inside, px = maps._around(picture, 10.0, corners, 100)
+    assert np.array_equal(inside, corners) and np.isclose(
+        grey.shape[0] / grey.shape[1], 2 / 3, 0.01
+    )
 
 
 def _place(page, grey):
