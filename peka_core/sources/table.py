@@ -115,8 +115,8 @@ def _read_csv(file: Path) -> pd.DataFrame:
     if table.empty:
         kind = what_is(file) or "something else"
         raise PekaError(
-            f"{file}: no table with a header, a first column of names and numbers beside it; it is "
-            f"{kind} with {table.shape[0]} rows and {table.shape[1]} more columns. Look at the file."
+            f"{file}: {kind} with {table.shape[0]} rows and {table.shape[1]} columns of numbers; "
+            "expected a header, names in the first column and numbers beside them. Look at it."
         )
     table.index, table.columns = table.index.astype(str), table.columns.astype(str)
     return table

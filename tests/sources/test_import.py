@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import SHARED, write_tiny_cohort
-from damage import keep_tiles
+from damage import edit_h5ad, keep_tiles, zero_middle
 from draw_space_ranger import GENES, HEADER, SIZE, UM_PER_PX, draw, write_h5, write_positions
 from fake_hest import state
 from PIL import Image
@@ -573,6 +573,30 @@ def test_a_bad_table_ends_in_one_message_and_makes_nothing(tmp_path, capsys, nam
     assert peka("import", "table", tmp_path / "counts.csv", *words) == 1
     err = capsys.readouterr().err
     assert err.count("peka: ") == 1 and named in err, err
+    assert not (tmp_path / "cohort").exists()
+
+
+def log(adata):
+    adata.X = adata.X.log1p()
+
+
+BAD_FOLDERS = {  # what is done to a directory in HEST's layout, and what the error names
+    "a section without tiles": (lambda d: (d / "patches/P2B.h5").unlink(), "P2B"),
+    "log counts": (lambda d: edit_h5ad(d / "adata/P2B.h5ad", log), "P2B.h5ad"),
+    "a copy": (lambda d: [shutil.copy(f, f.with_stem("P2B")) for f in d.rglob("P1A.h5*")], "copy"),
+    "damaged tiles": (lambda d: zero_middle(d / "patches/P2B.h5", "coords"), "P2B.h5"),
+    "no such directory": (lambda d: d.rename(d.with_name("gone")), "hest"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FOLDERS)
+def test_a_bad_section_keeps_the_whole_directory_out(tmp_path, capsys, name):
+    change, named = BAD_FOLDERS[name]
+    theirs = write_tiny_cohort(tmp_path / "hest", patients=2, spots=5)
+    change(theirs)
+    assert peka("import", "hest", theirs, "--cohort", tmp_path / "cohort") == 1
+    err = capsys.readouterr().err
+    assert err.count("peka: ") == 1 and named in err and ".peka" not in err, err
     assert not (tmp_path / "cohort").exists()
 
 
