@@ -139,8 +139,8 @@ def _say_what_is_trained(work: Run, rung: Rung, split: str, folds: list[Split]) 
     ]
     if missing:
         print(
-            f"runs/{work.folder.name} has no files of the method {rung.method} on "
-            f"{', '.join(missing)}: the student is aligned there, or embeds there, first.",
+            f"runs/{work.folder.name} lacks results of the method {rung.method} on "
+            f"{', '.join(missing)}. They are made first, as in chapter 3.",
             flush=True,
         )
 

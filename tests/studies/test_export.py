@@ -13,13 +13,16 @@ from sklearn.preprocessing import StandardScaler
 from peka_core.cohort import Split
 from peka_core.commands.command_line import _parser
 from peka_core.common.errors import PekaError
+from peka_core.common.files import write_json
 from peka_core.evaluation import evaluate
+from peka_core.models.encoder_files import MINI_WEIGHTS
 from peka_core.predict import load_model
 from peka_core.protocols import PROTOCOLS
 from peka_core.runner import stages
 from peka_core.runner.rungs import Rung
 from peka_core.studies import expected
 from peka_core.studies.export import export, held_out, training_spots
+from peka_core.studies.model_card import readme
 from peka_core.tasks import make_tasks
 
 
@@ -72,6 +75,9 @@ def test_a_model_of_all_spots_has_the_scores_of_students_that_never_saw_the_pati
     names = {*work.cohort().obs["patient"], *work.cohort().obs["sample"], str(tmp_path)}
     assert not [name for name in names if f"{name}" in shared]
     assert "Not for diagnosis" in shared and "MIT" in shared
+    unknown = {"scores": {}, "threshold": None, "um_per_px": None, "notes": ["nothing held out"]}
+    text = readme(model.card | unknown)
+    assert "nothing held out" in text and "None" not in text and "nan" not in text
 
 
 @pytest.mark.parametrize(("words", "named"), [
@@ -92,6 +98,21 @@ def test_a_run_that_does_not_exist_and_a_folder_that_is_not_empty_are_refused(wo
     with pytest.raises(PekaError, match="m exists"):
         run("small", "--out", tmp_path / "m")
     assert (tmp_path / "m/mine.txt").read_text() == "mine"
+
+
+def test_a_run_of_an_own_profile_or_with_weights_that_changed_is_refused(work, tmp_path):
+    of = lambda path: {"mini": {"path": str(path), "sha256": "0" * 64}}
+    for name, profile, weights, named in (
+        ("own", "mine", {}, "--profile"),
+        ("changed", "smoke", of(MINI_WEIGHTS), "--weights"),
+        ("moved", "smoke", of("/gone.pth"), "/gone.pth"),
+    ):
+        folder = work.folder.with_name(name)
+        write_json(folder / "run.json", {"profile": profile, "overrides": {}, "source_options": {}})
+        write_json(folder / "weights.json", weights)
+        with pytest.raises(PekaError, match=named):
+            run(name, "--out", tmp_path / "m")
+        assert len(list(folder.iterdir())) == 2
 
 
 def task_of(cohort):
