@@ -73,8 +73,7 @@ def _sample(arguments: argparse.Namespace):
     if arguments.kind == "table":
         raw = importing.read_table(arguments.counts, arguments.coordinates)
     else:
-        pooled = {} if arguments.bin_um is None else {"bin_um": arguments.bin_um}
-        raw = importing.read_visium(arguments.folder, **pooled)
+        raw = importing.read_visium(arguments.folder, arguments.bin_um)
     names = (
         "image",
         "sample",

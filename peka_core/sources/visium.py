@@ -30,13 +30,14 @@ SPOT_UM = 55.0  # printed diameter
 SQUARE_UM = 56  # of pooled HD bins; about a Visium spot
 
 
-def read_visium(folder: str | Path, bin_um: float = SQUARE_UM) -> RawSample:
+def read_visium(folder: str | Path, bin_um: float | None = None) -> RawSample:
     """Read a Space Ranger folder: `outs`, the folder above it, or one folder of HD bins.
 
     Args:
         folder: where the files are. If several samples lie in one folder, give the folder and the
             prefix of one: `geo/GSM123_liver1_`.
-        bin_um: bins of Visium HD are pooled to squares of this side; their counts are summed.
+        bin_um: bins of Visium HD are pooled to squares of this side, `SQUARE_UM` if None; their
+            counts are summed.
 
     Raises:
         PekaError: a file is missing, damaged or ambiguous, or the tables do not belong together.
@@ -52,7 +53,12 @@ def read_visium(folder: str | Path, bin_um: float = SQUARE_UM) -> RawSample:
     raw.spot_um = SPOT_UM
     _add_images(raw, folder, prefix, scales)
     if "bin_size_um" in scales:
-        return _pooled(raw, scales, bin_um, scales_file)
+        return _pooled(raw, scales, SQUARE_UM if bin_um is None else bin_um, scales_file)
+    if bin_um is not None:
+        raise PekaError(
+            f"{scales_file}: no bins here, so --bin-um {bin_um:g} says nothing; expected a folder "
+            "of Visium HD. Leave the option out."
+        )
     fit = fit_array(positions[["array_col", "array_row"]], positions[["x", "y"]], VISIUM_PITCH)
     raw.um_per_px = _pitch(fit, positions_file)
     if spot := scales.get("spot_diameter_fullres"):

@@ -421,6 +421,11 @@ def every_spot_empty(drawn, words):
     counts(drawn, drawn.counts * 0)
 
 
+@bad("scalefactors_json.json", "--bin-um")
+def bins_of_a_sample_without_bins(drawn, words):
+    words["bin_um"] = 56
+
+
 @bad("outs", "0 spots")
 def no_spot_in_tissue(drawn, words):
     edited(drawn, in_tissue=0)
