@@ -20,14 +20,15 @@ from peka_core.predict import Model, load_model
 
 
 class Features(torch.nn.Module):
-    """Tiles uint8 (b, 224, 224, 3) -> features (b, d)."""
+    """Tiles uint8 (b, 224, 224, 3) -> the model's and the frozen encoder's features (b, d + d')."""
 
     def __init__(self, model: Model):
         super().__init__()
         self.model = model
 
     def forward(self, tiles):
-        return torch.from_numpy(self.model.embed(tiles.cpu().numpy()))
+        features = self.model.embed(tiles := tiles.cpu().numpy())
+        return torch.from_numpy(np.hstack([features, self.model.frozen(tiles, features)]))
 
 
 class Genes(FeaturePredictionModel):
@@ -39,9 +40,9 @@ class Genes(FeaturePredictionModel):
         self.peka, self.model = model, torch.nn.Identity()
 
     def predict(self, features, coords=None):
-        features = np.asarray(features)
+        features, frozen = np.split(np.asarray(features), [len(self.peka.head.mean)], axis=1)
         genes = dict(zip(self.peka.genes.index, self.peka.predict(features).T, strict=True))
-        return genes | {"distance": self.peka.distance(features)}
+        return genes | {"distance": self.peka.distance(frozen)}
 
 
 def predict(slide: str, model: Model):

@@ -3,7 +3,7 @@
     student/               adapter, projector and their card; absent if the encoder is frozen
     head.safetensors       the regression: scaler, PCA, ridge coefficients, intercept
     genes.csv              one row a gene, with its expected PCC
-    familiar.safetensors   mean and covariance of the training features (`unfamiliar.py`)
+    familiar.safetensors   mean and covariance of the training tiles' frozen features
     card.json              what the model is, and the sha256 of the files above
     README.md              the card for people
 
@@ -53,8 +53,9 @@ class Model:
             the mean over a slide, NaN if there is none.
         digest: sha256 of card.json, which holds the digests of all other files.
         network: the student, or the frozen encoder.
+        encoder: the frozen encoder.
         head: predicts from features.
-        familiar: measures distances to the training features.
+        familiar: measures distances to the training tiles, in features of the frozen encoder.
     """
 
     folder: Path
@@ -62,6 +63,7 @@ class Model:
     genes: pd.DataFrame
     digest: str
     network: Student | Encoder
+    encoder: Encoder
     head: Head
     familiar: Familiar
 
@@ -99,9 +101,24 @@ class Model:
         """ln CP10K of each gene, float32 (n, g), from features (n, d)."""
         return self.head.predict(features, alpha=0.0).astype(np.float32)
 
-    def distance(self, features: np.ndarray) -> np.ndarray:
-        """Distance (n,) of features (n, d) to those of training; unfamiliar above `threshold`."""
-        return self.familiar.distance(features)
+    def frozen(self, tiles: Any, features: np.ndarray, batch_size: int = 256) -> np.ndarray:
+        """Features float32 (n, d) of the frozen encoder, which `distance` takes.
+
+        An aligned student is no judge of unfamiliar tiles: its training pulls unlike tiles
+        together. On her2st, the frozen encoder flagged .59 of another patient's tiles, and the
+        student .05.
+
+        Args:
+            tiles: uint8 (n, 224, 224, 3).
+            features: what `embed` gave for them; returned if the encoder is frozen.
+        """
+        if self.network is self.encoder:
+            return features
+        return embed_tiles(self.encoder, tiles, batch_size, progress=False)["encoder"]
+
+    def distance(self, frozen: np.ndarray) -> np.ndarray:
+        """Distance (n,) of frozen features (n, d) to training; unfamiliar above `threshold`."""
+        return self.familiar.distance(frozen)
 
 
 def encoder_facts(encoder: Encoder) -> dict:
@@ -139,7 +156,8 @@ def load_model(
     head = _read_head(load_file(folder / HEAD))
     familiar = Familiar(**load_file(folder / FAMILIAR))
     digest = sha256(folder / CARD)
-    return Model(folder, card, _read_genes(folder / GENES), digest, network, head, familiar)
+    genes = _read_genes(folder / GENES)
+    return Model(folder, card, genes, digest, network, encoder, head, familiar)
 
 
 def read_card(folder: str | Path) -> dict:

@@ -38,12 +38,15 @@ class ColourModel:
         },
         index=pd.Index(GENES, name="gene"),
     )  # fmt: skip
-    familiar = SimpleNamespace(mean=np.zeros(3))
+    head = SimpleNamespace(mean=np.zeros(3))
     embedded = 0  # tiles so far
 
     def embed(self, tiles, batch_size=256, progress=False):
         self.embedded += len(tiles)
         return tiles.mean((1, 2), dtype=np.float64).astype(np.float32) / 255
+
+    def frozen(self, tiles, features, batch_size=256):
+        return features
 
     def predict(self, features):
         return features @ self.weights

@@ -32,18 +32,19 @@ def encoder(**facts):
 
 
 def save(folder, method="bat", **card):
-    """A model folder, and the float64 features behind it."""
+    """A model folder, the features behind it, and those of the frozen encoder."""
     network = encoder() if method == "none" else student_of(encoder(), method, RECIPE)
     card = CARD | {"space": "encoder" if method == "none" else "projected"} | card
     x = embed_tiles(network, TILES, progress=False)[card["space"]]
-    parts = fit_head(x, TARGETS), 2.0, GENES, fit_familiar(x)
+    frozen = embed_tiles(encoder(), TILES, progress=False)["encoder"]
+    parts = fit_head(x, TARGETS), 2.0, GENES, fit_familiar(frozen)
     save_model(folder, network, *parts, card, lambda card: f"# {card['cohort']}\n")
-    return x
+    return x, frozen
 
 
 @pytest.mark.parametrize("method", ["bat", "none"])
 def test_a_model_from_its_folder_predicts_what_its_parts_predict(tmp_path, method):
-    x = save(tmp_path / "model", method)
+    x, frozen = save(tmp_path / "model", method)
     assert (tmp_path / "model/student").exists() == (method == "bat")
     model = load_model(tmp_path / "model", encoder=encoder())
     features = model.embed(TILES)
@@ -51,7 +52,9 @@ def test_a_model_from_its_folder_predicts_what_its_parts_predict(tmp_path, metho
     expected = sklearn_head(x, TARGETS, x, alpha=2.0)
     assert model.predict(features).dtype == np.float32
     np.testing.assert_allclose(model.predict(features), expected, atol=1e-4)
-    np.testing.assert_allclose(model.distance(x), fit_familiar(x).distance(x), rtol=1e-3)
+    np.testing.assert_allclose(model.frozen(TILES, features), frozen, atol=1e-5)
+    expected = fit_familiar(frozen).distance(frozen)
+    np.testing.assert_allclose(model.distance(frozen), expected, rtol=1e-3)
     pd.testing.assert_frame_equal(model.genes, GENES.rename_axis("gene"))
     assert model.threshold == 2.5 and model.um_per_px_range == (0.25, 0.5)
     assert model.digest == sha256(tmp_path / "model/card.json")
@@ -61,7 +64,8 @@ def test_a_model_from_its_folder_predicts_what_its_parts_predict(tmp_path, metho
 def test_what_could_not_be_measured_is_nan_and_raises_no_flag(tmp_path):
     save(tmp_path / "model", threshold=np.nan, um_per_px=None)
     model = load_model(tmp_path / "model", encoder=encoder())
-    assert np.isnan(model.threshold) and not (model.distance(model.embed(TILES)) > np.nan).any()
+    frozen = model.frozen(TILES, model.embed(TILES))
+    assert np.isnan(model.threshold) and not (model.distance(frozen) > model.threshold).any()
     assert np.isnan(model.um_per_px_range).all() and model.scale_warning(9.0) == ""
 
 
@@ -135,7 +139,7 @@ def test_a_folder_is_written_whole_or_not_at_all_and_never_over_another(tmp_path
 
 
 def test_the_penalty_is_in_the_saved_coefficients(tmp_path):
-    x = save(tmp_path / "model", "none")
+    x, _ = save(tmp_path / "model", "none")
     model, head = load_model(tmp_path / "model", encoder=encoder()), fit_head(x, TARGETS)
     np.testing.assert_allclose(model.head.predict(x, 0.0), head.predict(x, 2.0), atol=1e-4)
     assert not np.allclose(head.predict(x, 0.0), head.predict(x, 2.0), atol=1e-2)

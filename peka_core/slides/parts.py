@@ -114,11 +114,13 @@ def make_parts(
     with tqdm(total=len(centres), initial=done, desc="predict", unit="tile",
               mininterval=interval) as bar:  # fmt: skip
         features: list[np.ndarray] = []
+        distances: list[np.ndarray] = []
         for (start, rows), tiles in _ahead(read, batches):
             features.append(model.embed(tiles, batch_size))
+            distances.append(model.distance(model.frozen(tiles, features[-1], batch_size)))
             if rows.stop == start + sizes[start]:
-                _write(paths[start], model, np.concatenate(features))
-                features = []
+                _write(paths[start], model, np.concatenate(features), np.concatenate(distances))
+                features, distances = [], []
             bar.update(len(tiles))
     parts = [_written(paths[start], sizes[start]) for start in starts]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -131,10 +133,10 @@ def _written(path: Path, n: int) -> dict:
     return part
 
 
-def _write(path: Path, model: Model, features: np.ndarray) -> None:
-    """Predict from features (m, d), and write one part."""
-    values, distance = model.predict(features), model.distance(features)
-    for name, array in (("feature", features), ("prediction", values)):
+def _write(path: Path, model: Model, features: np.ndarray, distance: np.ndarray) -> None:
+    """Predict from features (m, d), and write them with the distances (m,) as one part."""
+    values = model.predict(features)
+    for name, array in (("feature", features), ("prediction", values), ("distance", distance)):
         if not np.isfinite(array).all():
             raise PekaError(
                 f"the model gave a {name} that is no finite number, so {path.name} is not written. "

@@ -70,7 +70,7 @@ def predict_slide(
         places = find_places(slide, centres, mask, region)
     request = request_of(model, slide, places)
     check_folder(out, request)
-    check_disk(out, len(places.centres), len(model.genes), len(model.familiar.mean))
+    check_disk(out, len(places.centres), len(model.genes), len(model.head.mean))
     with alone(out / "parts"):
         begin(out, request)
         made = make_parts(model, slide, places.centres, out, batch_size)

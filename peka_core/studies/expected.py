@@ -49,6 +49,7 @@ def measure(
     task: Task,
     folds: Sequence[Split],
     features_of: FeaturesOf,
+    frozen: np.ndarray,
     controls: dict[str, FeaturesOf],
     seed: int,
     seen: bool = False,
@@ -59,6 +60,7 @@ def measure(
         task: genes, targets and protocol of the model; its split is replaced by each of `folds`.
         folds: splits that all hold out patients, or all sections; may be empty.
         features_of: the model's features.
+        frozen: features (n, d) of the frozen encoder, in which distances are measured.
         controls: the same for `tile colour` and others.
         seed: draws one slide of each patient for the interval of a slide's mean.
         seen: whether the student was trained on the held-out spots too.
@@ -85,7 +87,7 @@ def measure(
     no_interval = _interval(len(pcc), unit, seen)
     errors = mean_errors(model.predictions, seed)[: 0 if no_interval else None]  # (patients, g)
     genes["mean_half_width_80"] = mean_half_width(errors)
-    threshold = _threshold(folds, features_of, task.obs[COLUMN[unit]].to_numpy())
+    threshold = _threshold(folds, frozen, task.obs[COLUMN[unit]].to_numpy())
     return Expected(genes, scores, threshold, unit, len(pcc), no_interval)
 
 
@@ -148,15 +150,15 @@ def mean_errors(predictions: ad.AnnData, seed: int) -> np.ndarray:
     return np.array(errors, np.float64)
 
 
-def _threshold(folds: Sequence[Split], features_of: FeaturesOf, names: np.ndarray) -> float:
+def _threshold(folds: Sequence[Split], x: np.ndarray, names: np.ndarray) -> float:
     """Threshold of the distances of held-out spots to the training spots of their split.
 
     Args:
+        x: (n, d) features of the frozen encoder.
         names: (n,) patient or section of each spot; each weighs the same.
     """
     distances, groups = [], []
     for fold in folds:
-        x = features_of(fold)
         distances.append(fit_familiar(x[fold.train]).distance(x[fold.test]))  # (m,)
         groups.append(names[fold.test])
     return threshold_of(np.concatenate(distances), np.concatenate(groups))

@@ -63,7 +63,8 @@ def export(
     x = stages.space_of(work, rung, split)  # (n, d)
     rows = task.rows[0]
     alpha = choose_alpha(x, task.targets, rows, task.obs, STRICT.alphas)
-    head, familiar = fit_head(x[rows], task.targets[rows]), fit_familiar(x[rows])
+    frozen = stages.space_of(work, "frozen")  # (n, d)
+    head, familiar = fit_head(x[rows], task.targets[rows]), fit_familiar(frozen[rows])
     expected = _expected(work, rung, task, folds, x)
     encoder = work.encoder(rung.encoder)
     network: Student | Encoder = encoder
@@ -156,17 +157,17 @@ def _task(cohort: Cohort, trained: Split) -> Task:
 
 def _expected(work: Run, rung: Rung, task: Task, folds: list[Split], x: np.ndarray) -> Expected:
     """What can be expected of the model, and of tile colour and the frozen encoder beside it."""
-    nested = task.split.name == "all"
+    nested, frozen = task.split.name == "all", stages.space_of(work, "frozen")
     key = "colour", work.folder, work.world  # where a score of chapter 4 keeps it, too
     controls: dict[str, Callable] = {
         "tile colour": lambda _: work.once(key, lambda: colour(work.cohort(tiles=True)))
     }
     if rung.method != "none" and nested:  # otherwise the student saw what the encoder did not
-        controls["frozen encoder"] = lambda _: stages.space_of(work, "frozen")
+        controls["frozen encoder"] = lambda _: frozen
     features_of = functools.partial(_nested, work, rung) if nested else lambda _: x
     seen = rung.method != "none" and not nested
     cohort = work.cohort()
-    return measure(cohort, task, folds, features_of, controls, work.profile.seed, seen)
+    return measure(cohort, task, folds, features_of, frozen, controls, work.profile.seed, seen)
 
 
 def _nested(work: Run, rung: Rung, fold: Split) -> np.ndarray:

@@ -69,7 +69,10 @@ def test_a_model_of_all_spots_has_the_scores_of_students_that_never_saw_the_pati
     assert f"{model.card['supported']} of" in capsys.readouterr().out
     assert model.genes["mean_half_width_80"].isna().all() and "10" in model.card["no_interval"]
     x = stages.space_of(work, "bat", "all")
-    np.testing.assert_allclose(model.embed(work.tiles()), x, atol=1e-4)
+    features, tiles = model.embed(work.tiles()), work.tiles()[:]
+    np.testing.assert_allclose(features, x, atol=1e-4)
+    frozen = stages.space_of(work, "frozen")
+    np.testing.assert_allclose(model.frozen(tiles, features), frozen, atol=1e-4)
     assert np.isfinite(model.threshold)
     shared = (tmp_path / "m/card.json").read_text() + (tmp_path / "m/README.md").read_text()
     names = {*work.cohort().obs["patient"], *work.cohort().obs["sample"], str(tmp_path)}
@@ -126,7 +129,7 @@ def measured(cohort, folds=None, **options):
     folds = cohort.splits if folds is None else folds
     controls = {"tile colour": lambda _: noise}
     task = task_of(cohort)
-    return expected.measure(cohort, task, folds, lambda _: x, controls, 0, **options), task
+    return expected.measure(cohort, task, folds, lambda _: x, x, controls, 0, **options), task
 
 
 def test_each_gene_has_its_mean_and_interval_over_held_out_patients():
