@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..common.errors import PekaError
 from ..common.typed_values import absolute
+from ..training_parts import workers
 
 
 def add_predict(command) -> None:
@@ -39,6 +40,8 @@ def _predict(arguments: argparse.Namespace) -> None:
     from ..slides.prediction import find_places, predict_slide
     from ..slides.trust import trust_sentences
 
+    if workers.count() > 1:
+        raise PekaError("peka predict runs in one process; start it without torchrun")
     card = read_card(arguments.model)
     weights = _weights(arguments.weights, card["encoder"]["name"])
     slide = open_slide(arguments.slide, arguments.um_per_px)

@@ -164,7 +164,8 @@ def hatching(places: np.ndarray, flagged: np.ndarray, side: float) -> np.ndarray
     thick = max(1, step // 14)
     y, x = np.ogrid[: places.shape[0], : places.shape[1]]
     phase = (x + y) % step  # (h, w)
-    lines = np.select([phase < thick, phase < 2 * thick], [BLACK, WHITE])
+    edge = 2 * thick if step >= 12 else thick  # small tiles are not covered by lines
+    lines = np.select([phase < thick, phase < edge], [BLACK, WHITE])
     return lines * ((places >= 0) & np.append(flagged, False)[places])
 
 
@@ -184,7 +185,7 @@ def file_names(genes: pd.Index) -> list[str]:
     taken: set[str] = set()
     names = []
     for gene in genes:
-        plain = re.sub(r"[^\w.+@-]", "_", str(gene)).strip(".")[:100] or "gene"
+        plain = re.sub(r"[^\w.+@-]", "_", str(gene), flags=re.ASCII).strip(".")[:100] or "gene"
         name, number = plain, 2
         while name.lower() in taken:
             name, number = f"{plain}_{number}", number + 1

@@ -65,7 +65,7 @@ def test_a_slide_is_predicted_by_one_command(drawn, tmp_path, capsys):
     (["--um-per-px", "0"], "um"),
     (["--um-per-px", "1", "--spots", "none.csv"], r"none\.csv"),
     (["--um-per-px", "1", "--mask", "none.json"], r"none\.json"),
-    (["--um-per-px", "1", "--weights", "uni=file"], "mini=PATH"),
+    (["--um-per-px", "1", "--weights", "uni=file"], "uni=file"),
     (["--um-per-px", "1", "--device", "tpu"], "tpu"),
     (["--um-per-px", "1", "--encoder", "random"], "random"),
     (["--um-per-px", "1", "--model", "nothing"], "nothing"),

@@ -12,7 +12,7 @@ from fake_slide import ColourModel, drawn_slide
 from peka_core.common.errors import PekaError
 from peka_core.common.files import TEMPORARY
 from peka_core.slides import parts
-from peka_core.slides.image import open_slide
+from peka_core.slides.image import open_slide, read_tiles
 from peka_core.slides.prediction import predict_slide
 from peka_core.tiles import cut_tiles
 
@@ -197,3 +197,26 @@ def test_a_prediction_that_is_no_number_ends_without_a_part(slide, tmp_path):
     with pytest.raises(PekaError, match="finite"):
         predict_slide(Broken(), slide, tmp_path / "out", SPOTS)
     assert not list((tmp_path / "out/parts").glob("*")) and not (tmp_path / "out/maps").exists()
+
+
+def test_a_slide_damaged_in_its_middle_leaves_whole_parts_and_no_output(
+    slide, tmp_path, monkeypatch
+):
+    def damaged(slide, centres):
+        if (centres[:, 1] > 500).any():
+            raise PekaError("slide.png is damaged")
+        return read_tiles(slide, centres)
+
+    monkeypatch.setattr(parts, "read_tiles", damaged)
+    with pytest.raises(PekaError, match="damaged"):
+        predict_slide(ColourModel(), slide, tmp_path / "out", batch_size=3)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "request.json",
+        "parts",
+        ".locks",
+    }
+    monkeypatch.undo()
+    monkeypatch.setattr(parts, "PART", 6)
+    model = ColourModel()
+    found = predict_slide(model, slide, tmp_path / "out", batch_size=3)
+    assert 0 < model.embedded < found.n_obs
