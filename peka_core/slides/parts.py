@@ -11,6 +11,7 @@ import zipfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -97,33 +98,36 @@ def make_parts(
     Returns:
         features float32 (n, d), values float32 (n, g) in ln CP10K, distance float64 (n,).
     """
-    starts = range(0, len(centres), PART)
-    paths = {start: out / "parts" / f"part_{start // PART:05d}.npz" for start in starts}
-    sizes = {start: min(PART, len(centres) - start) for start in starts}
-    missing = [start for start in starts if _read(paths[start], sizes[start]) is None]
-    done = len(centres) - sum(sizes[start] for start in missing)
-    if done:
-        print(f"{done:,} of {len(centres):,} tiles are predicted already", flush=True)
+    n = len(centres)
+    parts = {
+        out / "parts" / f"part_{i:05d}.npz": range(start, min(start + PART, n))
+        for i, start in enumerate(range(0, n, PART))
+    }
+    missing = {path: rows for path, rows in parts.items() if _read(path, len(rows)) is None}
+    if done := n - sum(map(len, missing.values())):
+        print(f"{done:,} of {n:,} tiles are predicted already", flush=True)
     batches = [
-        (start, slice(i, min(i + batch_size, start + sizes[start])))
-        for start in missing
-        for i in range(start, start + sizes[start], batch_size)
+        (path, rows[i : i + batch_size])
+        for path, rows in missing.items()
+        for i in range(0, len(rows), batch_size)
     ]
     read = lambda batch: read_tiles(slide, centres[batch[1]])[0]
-    interval = 0.2 if sys.stderr.isatty() else 10
-    with tqdm(total=len(centres), initial=done, desc="predict", unit="tile",
-              mininterval=interval) as bar:  # fmt: skip
-        features: list[np.ndarray] = []
-        distances: list[np.ndarray] = []
-        for (start, rows), tiles in _ahead(read, batches):
-            features.append(model.embed(tiles, batch_size))
-            distances.append(model.distance(model.frozen(tiles, features[-1], batch_size)))
-            if rows.stop == start + sizes[start]:
-                _write(paths[start], model, np.concatenate(features), np.concatenate(distances))
-                features, distances = [], []
-            bar.update(len(tiles))
-    parts = [_written(paths[start], sizes[start]) for start in starts]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    often = {"mininterval": 0.2 if sys.stderr.isatty() else 10}  # seconds
+    with tqdm(total=n, initial=done, desc="predict", unit="tile", **often) as bar:
+        for path, group in groupby(_ahead(read, batches), lambda made: made[0][0]):
+            embedded = [_embed(model, tiles, batch_size, bar) for _, tiles in group]
+            features, distance = map(np.concatenate, zip(*embedded, strict=True))
+            _write(path, model, features, distance)
+    made = [_written(path, len(rows)) for path, rows in parts.items()]
+    return {name: np.concatenate([part[name] for part in made]) for name in made[0]}
+
+
+def _embed(model: Model, tiles: np.ndarray, batch_size: int, bar) -> tuple[np.ndarray, np.ndarray]:
+    """Features (b, d) of a batch of tiles, and their distances (b,) to the training tiles."""
+    features = model.embed(tiles, batch_size)
+    distance = model.distance(model.frozen(tiles, features, batch_size))
+    bar.update(len(tiles))
+    return features, distance
 
 
 def _written(path: Path, n: int) -> dict:
