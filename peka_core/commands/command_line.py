@@ -8,6 +8,13 @@ peka fetch PROFILE [--dry-run] [-p NAME=VALUE]
 peka plan-grid GRID.yaml [--json FILE]
 peka make PROFILE JOB [the options of peka run]
 peka score TASK_DIR --embeddings DIR [--protocol NAME] [--set NAME=VALUE] [--json OUT]
+peka import visium FOLDER --image FILE --sample NAME --patient NAME --cohort DIR
+peka import table COUNTS --coordinates FILE --image FILE --sample NAME --patient NAME --cohort DIR
+peka import hest FOLDER --cohort DIR
+peka check COHORT
+peka export RUN --out DIR [--method NAME] [--space NAME] [--split NAME]
+peka predict --model DIR --slide FILE --out DIR [--spots FILE] [--mask GEOJSON]
+peka push MODEL --to USER/NAME [--yes]
 peka doctor [PROFILE]
 """
 
@@ -29,9 +36,13 @@ from ..runner.profile import Profile, load_profile, profile_titles
 from ..runner.profile_checks import check_complete, source_of
 from ..runner.run import Run, open_run, run_folder
 from ..training_parts import workers
-from .ahead import units_made_ahead
+from .check_command import add_check
+from .export_command import add_export
+from .import_command import add_import
 from .interrupts import LastingStream, interrupted_once
 from .notebooks import CHAPTERS, execute
+from .predict_command import add_predict
+from .push_command import add_push
 
 BUNDLED_ENCODERS = {  # name -> what it is; licence; gate
     "mini": "bundled, 0.9 M parameters, drawn tissue only; licence MIT; no gate",
@@ -110,6 +121,8 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("job", help="cohort, teacher, frozen-ENCODER or align-METHOD-SPLIT")
     task = "score embeddings of a HEST-Benchmark task directory under a protocol"
     _add_score_options(command("score", _score, task))
+    for add in (add_import, add_check, add_export, add_predict, add_push):
+        add(command)
     machine = "Python, packages, device, memory, disk, mirror and tokens of this machine"
     doctor = command("doctor", _doctor, machine)
     also = "also check this profile's encoder and its needs"
@@ -202,6 +215,8 @@ def _run(arguments: argparse.Namespace) -> int:
             "torchrun cannot execute notebooks. Give it `peka make` for the jobs that need several "
             "GPUs (CONTRIBUTING.md, Several GPUs), and then `peka run` without torchrun."
         )
+    from .ahead import units_made_ahead  # imports scikit-learn, which takes a second
+
     work = _open(arguments)
     parameters = {
         "profile": work.profile.file,

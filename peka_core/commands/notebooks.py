@@ -8,7 +8,14 @@ from pathlib import Path
 from ..common import folders
 from ..common.files import alone
 
-CHAPTERS = ("01_data", "02_teacher_embeddings", "03_alignment", "04_evaluation", "05_figures")
+CHAPTERS = (
+    "01_data",
+    "02_teacher_embeddings",
+    "03_alignment",
+    "04_evaluation",
+    "05_figures",
+    "06_new_tissue",
+)
 WIDGET = "application/vnd.jupyter.widget-view+json"  # a progress bar
 
 

@@ -6,10 +6,12 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "peka_core"
 ALLOWED = {
-    "commands": "studies runner sources drawn core training_parts models downloads layout common",
-    "studies": "runner sources drawn core training_parts models layout common",
+    "commands": "studies runner sources slides drawn core training_parts models downloads layout "
+    "common",
+    "studies": "runner sources slides drawn core training_parts models downloads layout common",
     "runner": "sources drawn core training_parts models downloads layout common",
-    "sources": "core training_parts models downloads layout common",
+    "sources": "slides core training_parts models downloads layout common",
+    "slides": "core layout common",
     "drawn": "core training_parts models downloads layout common",
     "core": "training_parts models layout common",
     "models": "downloads layout common",

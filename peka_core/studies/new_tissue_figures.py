@@ -1,0 +1,111 @@
+"""Figures of chapter 6: what to expect of each gene, maps of a slide, predictions beside counts."""
+
+import anndata as ad
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from .. import figures
+from ..slides.geojson import corners_of
+from ..slides.image import Slide, tile_side
+from ..slides.maps import UNIT, color_range, tile_raster
+
+NOT_SUPPORTED = "#AAAAAA"
+FLAGGED = figures.PALETTE["bat"]
+
+
+def expected_dots(genes: pd.DataFrame, ax: plt.Axes | None = None) -> plt.Axes:
+    """Expected PCC of each gene with its interval, and that of tile colour.
+
+    Args:
+        genes: `predict.Model.genes`. Genes that are not supported are grey.
+    """
+    genes = genes.sort_values("pcc")
+    ax, rows = figures.axes(ax, 5.6, 0.13 * len(genes) + 1), np.arange(len(genes))
+    good = genes["supported"].to_numpy(bool)
+    ends = np.abs(genes[["low", "high"]].sub(genes["pcc"], axis=0)).to_numpy().T  # (2, g)
+    for which, color, label in (
+        (good, figures.PALETTE["bat"], "model"),
+        (~good, NOT_SUPPORTED, "model, not supported"),
+    ):
+        if which.any():
+            dots = genes["pcc"][which], rows[which]
+            ax.errorbar(*dots, xerr=ends[:, which], fmt="o", ms=3, lw=1, color=color, label=label)
+    colour = figures.PALETTE["control"]
+    ax.plot(genes["pcc_colour"], rows, "|", ms=6, color=colour, label="tile colour")
+    ax.axvline(0, color="grey", lw=0.8)
+    ax.set_yticks(rows, list(genes.index), fontsize=6)
+    ax.set(xlabel="PCC in held-out tissue", ylim=(-1, len(genes)))
+    ax.legend(fontsize="x-small", loc="lower right")
+    return ax
+
+
+def slide_maps(
+    found: ad.AnnData, slide: Slide, genes: list[str], side: int = 800, columns: int = 3
+) -> list[plt.Axes]:
+    """The slide, a map of each gene, and the unfamiliar tiles.
+
+    Args:
+        found: of `slides.prediction.predict_slide` on the lattice.
+        genes: some of its genes.
+        side: px of the longer side of the slide in the figure.
+    """
+    picture, px = slide.thumbnail(side)
+    shown = ["slide", *genes, "unfamiliar"]
+    axes = figures.grid(len(shown), columns, (3.1, 2.7))
+    raster = tile_raster(picture.shape[:2], corners_of(found), tile_side(slide.um_per_px), px)
+    hidden = np.ma.masked_less(raster, 0)  # (h, w)
+    for ax, name in zip(axes, shown):
+        ax.imshow(picture)
+        ax.set(xticks=[], yticks=[], title=name)
+        if name in genes:
+            values = np.asarray(found[:, name].X).ravel()  # (n,)
+            low, high = color_range(values)
+            layer = np.ma.masked_array(values[hidden.filled(0)], hidden.mask)
+            drawn = ax.imshow(layer, vmin=low, vmax=high, alpha=0.85, interpolation="nearest")
+            bar = plt.colorbar(drawn, ax=ax, shrink=0.7)
+            bar.set_label(UNIT.replace("predicted expression, ", ""), fontsize="x-small")
+    flags = found.obs["unfamiliar"].to_numpy()
+    layer = np.ma.masked_array(flags[hidden.filled(0)], hidden.mask | ~flags[hidden.filled(0)])
+    axes[-1].imshow(layer, cmap=plt.matplotlib.colors.ListedColormap([FLAGGED]), alpha=0.7)
+    axes[-1].set_title(f"unfamiliar: {flags.mean():.0%} of {len(flags)} tiles")
+    figures.scale_bar(axes[0], 1 / (slide.um_per_px * px), 500)
+    return axes
+
+
+def measured_against_expected(table: pd.DataFrame, ax: plt.Axes | None = None) -> plt.Axes:
+    """PCC that each gene has on a slide against the PCC that its model's folder expects.
+
+    Args:
+        table: `new_tissue.compared`.
+    """
+    ax = figures.axes(ax, 4.2, 3.8)
+    ends = np.abs(table[["low", "high"]].sub(table["expected"], axis=0)).to_numpy().T  # (2, g)
+    colors = np.where(table["supported"], figures.PALETTE["bat"], NOT_SUPPORTED)
+    ax.errorbar(table["expected"], table["pcc"], xerr=ends, fmt="none", ecolor="#CCCCCC", lw=1)
+    ax.scatter(table["expected"], table["pcc"], s=12, c=colors, zorder=2)
+    ends = [min(table["expected"].min(), table["pcc"].min(), 0), 1]
+    ax.plot(ends, ends, color="grey", lw=0.8)
+    ax.set(xlabel="expected PCC, 95 % interval", ylabel="PCC on this slide")
+    return ax
+
+
+def slide_means(table: pd.DataFrame, ax: plt.Axes | None = None) -> plt.Axes:
+    """Mean of each gene over a slide: predicted with its 80 % interval, and measured.
+
+    Args:
+        table: `new_tissue.compared`.
+    """
+    table = table.sort_values("mean_predicted")
+    ax, x = figures.axes(ax, 7.5, 3), np.arange(len(table))
+    middle = table[["mean_low_80", "mean_high_80"]].mean(axis=1)
+    half = table["mean_high_80"] - middle
+    ax.errorbar(
+        x, middle, yerr=half, fmt="none", ecolor="#CCCCCC", lw=3, label="80 % interval of the mean"
+    )
+    ax.plot(x, table["mean_predicted"], ".", color=figures.PALETTE["bat"], label="predicted")
+    ax.plot(x, table["mean_measured"], "x", ms=4, color="black", label="measured")
+    ax.set_xticks(x, list(table.index), rotation=90, fontsize=6)
+    ax.set(ylabel="mean over the slide,\nln(1 + CP10K)", xlim=(-1, len(table)))
+    ax.legend(fontsize="x-small")
+    return ax
