@@ -15,7 +15,7 @@ KEEP_IN_MEMORY = 2e9  # bytes
 def cut_tile(
     image: np.ndarray, centre_xy: tuple[float, float], um_per_px: float
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Cut the 112 um window around a spot (`window`) and resize it to 224 px, as hestcore does.
+    """Cut the 112 um window around a spot (`corner_of`) and resize it to 224 px, as hestcore does.
 
     Pixels outside the image are black.
 
@@ -28,7 +28,7 @@ def cut_tile(
         tile uint8 (224, 224, 3), and the (x, y) of its top-left corner in `image`.
     """
     as_pixels(image, "the image", 3)
-    x, y, side = window(centre_xy, um_per_px)
+    (x, y), side = corner_of(centre_xy, um_per_px), tile_side(um_per_px)
     height, width = image.shape[:2]
     crop = np.zeros((side, side, 3), dtype=np.uint8)
     x0, x1, y0, y1 = max(x, 0), min(x + side, width), max(y, 0), min(y + side, height)
@@ -37,10 +37,10 @@ def cut_tile(
     return resize(crop), (x, y)
 
 
-def window(centre_xy: tuple[float, float], um_per_px: float) -> tuple[int, int, int]:
-    """The square of 112 um around a spot: (x, y) of its top-left corner, and its side, in px.
+def corner_of(centre_xy: tuple[float, float], um_per_px: float) -> tuple[int, int]:
+    """Top-left corner (x, y) of the tile around a centre, by HEST's rule, in px of the slide.
 
-    HEST's rule (mahmoodlab/HEST since August 2024, slides at full resolution): with
+    The rule (mahmoodlab/HEST since August 2024, slides at full resolution): with
     s = 112 / um_per_px, the corner is centre - floor(s / 2), truncated towards zero, and the side
     is round(s).
 
@@ -51,9 +51,14 @@ def window(centre_xy: tuple[float, float], um_per_px: float) -> tuple[int, int, 
     if centre.shape != (2,) or not np.isfinite(centre).all() or not 0 < um_per_px < math.inf:
         found = f"{centre_xy} and {um_per_px}"
         raise PekaError(f"a tile needs a centre (x, y) and a pixel size in um above 0, not {found}")
-    s = TILE * TILE_UM_PER_PX / um_per_px
-    x, y = (math.trunc(c - math.floor(s / 2)) for c in centre.tolist())
-    return x, y, round(s)
+    half = math.floor(TILE * TILE_UM_PER_PX / um_per_px / 2)
+    x, y = (math.trunc(c - half) for c in centre.tolist())
+    return x, y
+
+
+def tile_side(um_per_px: float) -> int:
+    """Side of a tile's 112 um window in px of the slide."""
+    return round(TILE * TILE_UM_PER_PX / um_per_px)
 
 
 def resize(crop: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ import anndata as ad
 import numpy as np
 
 from ..common.files import write_whole
-from .image import corner_of, tile_side
+from ..tiles import corner_of, tile_side
 
 UNFAMILIAR = {"name": "unfamiliar", "color": [213, 94, 0]}
 NOT_ABOVE = " (not above controls)"  # follows the name of a gene whose maps are grey

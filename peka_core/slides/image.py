@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 
 from ..common.errors import PekaError
-from ..layout.patches import TILE, TILE_UM_PER_PX, as_pixels
-from ..tiles import cut_tile
+from ..layout.patches import TILE, as_pixels
+from ..tiles import corner_of, resize, tile_side
 from .image_checks import agreed_pixel_size, check_file, damaged, read_header
 from .pixels import on_white, read_whole
 
@@ -174,17 +174,6 @@ def _open_with_openslide(
 # ---- tiles --------------------------------------------------------------------------------------
 
 
-def tile_side(um_per_px: float) -> int:
-    """Side of the 112 um window of a tile, in px of the slide, by HEST's rule."""
-    return round(TILE * TILE_UM_PER_PX / um_per_px)
-
-
-def corner_of(centre_xy: tuple[float, float], um_per_px: float) -> tuple[int, int]:
-    """Top-left corner (x, y) of the window around a centre, by HEST's rule (`tiles.cut_tile`)."""
-    half = math.floor(TILE * TILE_UM_PER_PX / um_per_px / 2)
-    return math.trunc(float(centre_xy[0]) - half), math.trunc(float(centre_xy[1]) - half)
-
-
 def tile_at(
     slide: Slide, centre_xy: tuple[float, float], um_per_px: float | None = None
 ) -> tuple[np.ndarray, tuple[int, int]]:
@@ -204,9 +193,7 @@ def tile_at(
             "per px. Give um_per_px (--um-per-px) if the file has none."
         )
     (x, y), side = corner_of(centre_xy, size), tile_side(size)
-    half = math.floor(TILE * TILE_UM_PER_PX / size / 2)
-    window = slide.read(x, y, side, side)  # (side, side, 3)
-    return cut_tile(window, (half, half), size)[0], (x, y)
+    return resize(slide.read(x, y, side, side)), (x, y)
 
 
 def read_tiles(

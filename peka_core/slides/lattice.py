@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..common.errors import PekaError
-from .image import TILE, TILE_UM_PER_PX, Slide, tile_side
+from ..layout.patches import TILE, TILE_UM_PER_PX
+from ..tiles import tile_side
+from .image import Slide
 from .mask import Mask, grid_side
 
 LEAST = 0.5  # share of a tile that lies on tissue

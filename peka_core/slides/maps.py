@@ -15,8 +15,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from ..common.files import write_whole
+from ..tiles import tile_side
 from .geojson import corners_of
-from .image import tile_side
 from .trust import gene_caption
 
 UNIT = "predicted expression, ln(1 + CP10K)"

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from ..common.files import write_whole
+from ..tiles import tile_side
 from .geojson import corners_of
-from .image import tile_side
 from .maps import UNIT, color_range, color_table
 from .trust import gene_caption, trust_sentences
 

@@ -10,7 +10,8 @@ import pandas as pd
 from ..common.errors import PekaError
 from ..common.file_kinds import HDF5, what_is
 from ..common.files import sha256
-from .image import Slide, corner_of, tile_side
+from ..tiles import corner_of, tile_side
+from .image import Slide
 from .lattice import LEAST, make_lattice
 from .regions import read_regions
 from .tissue import find_tissue

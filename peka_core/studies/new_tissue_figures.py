@@ -7,8 +7,9 @@ import pandas as pd
 
 from .. import figures
 from ..slides.geojson import corners_of
-from ..slides.image import Slide, tile_side
+from ..slides.image import Slide
 from ..slides.maps import UNIT, color_range, tile_raster
+from ..tiles import tile_side
 
 NOT_SUPPORTED = "#AAAAAA"
 FLAGGED = figures.PALETTE["bat"]
