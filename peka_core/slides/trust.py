@@ -89,6 +89,9 @@ def about_model(found: ad.AnnData) -> list[str]:
         "protocol": card.get("protocol"),
     }
     first = ", ".join(f"{name} {fact}" for name, fact in facts.items() if fact)
+    why = about["no_interval"]
+    none = [f"No interval is given for a gene's mean, because {why}"] if why else []
     licences = [f"Licence of the {name}: {text}" for name, text in card.get("licences", {}).items()]
     slide = f"Slide: sha256 {about['slide_sha256'][:12]}, {about['um_per_px']:.4g} µm per px"
-    return [f"{line.rstrip('.')}." for line in [first, *card.get("notes", []), *licences, slide]]
+    lines = [first, *card.get("notes", []), *none, *licences, slide]
+    return [f"{line.rstrip('.')}." for line in lines]
