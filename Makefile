@@ -61,7 +61,8 @@ lint: .venv/.test
 
 weekly: .venv/.test .venv/.grid scvi
 	$(BIN)/python -m pytest -m weekly $(ARGS)
-	$(BIN)/python -m pytest tests/models/test_scvi.py $(ARGS)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[ecosystem]'
+	$(BIN)/python -m pytest tests/models/test_scvi.py tests/slides/test_lazyslide.py tests/sources/test_visium.py $(ARGS)
 
 .venv/.core: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "installing peka_core and its pinned dependencies into .venv (some minutes on first use) ..."
@@ -70,7 +71,7 @@ weekly: .venv/.test .venv/.grid scvi
 
 .venv/.test: .venv/.core
 	@echo "installing the test extras ..."
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test,wsi,spatial]'
 	@touch $@
 
 .venv/.grid: .venv/.core

@@ -27,7 +27,7 @@ class ColourModel:
     """Features are a tile's mean colours (n, 3); predictions are linear in them."""
 
     folder, digest, threshold = Path("colours"), "c" * 64, 1.22
-    card: dict = {"cohort": "drawn", "none": None}
+    card: dict = {"cohort": {"name": "drawn"}, "none": None, "notes": ["Only drawn tissue."]}
     weights = np.array([[1, 0, 1, 2], [0, 1, 1, 0], [0, 0, 1, -1]], np.float32)
     genes = pd.DataFrame(
         {

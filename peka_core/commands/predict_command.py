@@ -53,7 +53,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     print(
         f"\n{arguments.out / 'index.html'}: all maps in one page\n{arguments.out / 'summary.csv'}"
     )
-    print(f"{arguments.out / 'detections.geojson.gz'}: for QuPath, File, Import objects")
+    print(f"{arguments.out / 'detections.geojson.gz'}: for QuPath (File, Import objects from file)")
 
 
 def _weights(text: str | None, encoder: str) -> Path | None:

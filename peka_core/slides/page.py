@@ -14,7 +14,7 @@ from ..common.files import write_whole
 from ..tiles import tile_side
 from .geojson import corners_of
 from .maps import UNIT, color_range, color_table
-from .trust import gene_caption, trust_sentences
+from .trust import about_model, gene_caption, trust_sentences
 
 TEMPLATE = Path(__file__).with_name("page.html")
 MOST_VALUES = 25_000_000  # numbers on a page, 133 MB; a browser takes no much larger page
@@ -53,6 +53,7 @@ def page_data(found: ad.AnnData, picture: np.ndarray, size: tuple[int, int]) -> 
         "side": tile_side(float(about["um_per_px"])),
         "unit": UNIT,
         "trust": trust_sentences(found),
+        "model": about_model(found),
         "threshold": threshold if np.isfinite(threshold) else None,
         "names": found.obs_names.tolist(),
         "genes": [_gene(found, i) for i in shown],

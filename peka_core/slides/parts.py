@@ -53,7 +53,7 @@ def check_folder(out: Path, request: dict) -> None:
         before = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise PekaError(f"{path} is damaged ({error}). Give another --out.") from error
-    names = sorted(request.keys() | before.keys())
+    names = [*request, *sorted(before.keys() - request.keys())]
     if different := [name for name in names if before.get(name) != request.get(name)]:
         shown = lambda value: json.dumps(value)[:80]
         first = different[0]

@@ -134,7 +134,9 @@ def _collect(model: Model, slide: Slide, places: Places, request: dict, made: di
     share = float(flagged.mean()) if np.isfinite(threshold) else np.nan
     odd = is_unfamiliar_slide(distance, threshold)
     obs = places.obs.assign(distance=distance, unfamiliar=flagged)
-    var = summary_of(model.genes, made["values"], not odd and "region" not in places.files)
+    no_interval = "only a region was predicted" if "region" in places.files else ""
+    no_interval = "this slide as a whole is unfamiliar" if odd else no_interval
+    var = summary_of(model.genes, made["values"], not no_interval)
     found = ad.AnnData(made["values"], obs, var)
     found.obsm["spatial"] = places.centres
     found.obsm["spatial_um"] = places.centres * slide.um_per_px
@@ -156,6 +158,7 @@ def _collect(model: Model, slide: Slide, places: Places, request: dict, made: di
         "share_unfamiliar": share,
         "unfamiliar_slide": odd,
         "warnings": "\n".join(filter(None, warnings)),
+        "no_interval": no_interval,
         "unit": "ln(1 + CP10K)",
         "use": NOT_FOR_DIAGNOSIS,
     }

@@ -20,8 +20,8 @@ def trust_sentences(found: ad.AnnData) -> list[str]:
 def _unfamiliar(found: ad.AnnData) -> list[str]:
     share, n = found.uns["peka"]["share_unfamiliar"], found.n_obs
     if np.isnan(share):
-        why = "the model has no threshold, because it was made from a single section"
-        return [f"No tile is flagged as unfamiliar: {why}."]
+        why = "this model has no threshold, because nothing could be held out to measure it"
+        return [f"No tile can be flagged as unfamiliar: {why}."]
     first = (
         f"{_percent(share)} of the {n:,} tiles are unfamiliar: they lie farther from the training "
         f"tiles than 95 % of the tiles of held-out {_unit(found.var)} do."
@@ -76,6 +76,22 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %" if share == 0 or share >= 0.01 else "Less than 1 %"
 
 
-def card_of(found: ad.AnnData) -> dict:
-    """The card of the model behind the predictions."""
-    return json.loads(found.uns["peka"]["card"])
+def about_model(found: ad.AnnData) -> list[str]:
+    """Sentences on the model and its slide, from the model's card."""
+    about = found.uns["peka"]
+    card = json.loads(about["card"])
+    cohort, encoder = card.get("cohort"), card.get("encoder")
+    facts = {
+        "Model": about["model"][:12],
+        "cohort": cohort.get("name") if isinstance(cohort, dict) else cohort,
+        "encoder": encoder.get("name") if isinstance(encoder, dict) else encoder,
+        "method": card.get("method"),
+        "protocol": card.get("protocol"),
+    }
+    first = ", ".join(f"{name} {fact}" for name, fact in facts.items() if fact)
+    why = about["no_interval"]
+    none = [f"No interval is given for a gene's mean, because {why}"] if why else []
+    licences = [f"Licence of the {name}: {text}" for name, text in card.get("licences", {}).items()]
+    slide = f"Slide: sha256 {about['slide_sha256'][:12]}, {about['um_per_px']:.4g} µm per px"
+    lines = [first, *card.get("notes", []), *none, *licences, slide]
+    return [f"{line.rstrip('.')}." for line in lines]

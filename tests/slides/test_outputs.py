@@ -16,7 +16,7 @@ from peka_core.slides import maps
 from peka_core.slides.geojson import write_detections
 from peka_core.slides.image import open_slide
 from peka_core.slides.prediction import predict_slide
-from peka_core.slides.trust import trust_sentences
+from peka_core.slides.trust import about_model, trust_sentences
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +146,8 @@ def test_an_unfamiliar_slide_has_no_interval_and_says_so(made, tmp_path):
     assert found.uns["peka"]["unfamiliar_slide"] and found.obs["unfamiliar"].all()
     assert found.var["mean_low_80"].isna().all()
     assert "as a whole is unfamiliar" in trust_sentences(found)[0]
+    assert any("No interval" in line for line in about_model(found))
+    assert not any("No interval" in line for line in about_model(made[1]))
     found = predict_slide(Unknown(), made[2], tmp_path / "unknown")
     assert not found.obs["unfamiliar"].any() and np.isnan(found.uns["peka"]["share_unfamiliar"])
     assert "no threshold" in trust_sentences(found)[0]

@@ -68,6 +68,10 @@ class Browser:
         for kind in kinds:
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, **more)
 
+    def touch(self, kind, *places):
+        points = [{"x": x, "y": y, "id": i} for i, (x, y) in enumerate(places)]
+        self.send("Input.dispatchTouchEvent", type=kind, touchPoints=points)
+
     def click(self, x, y):
         self.mouse(x, y, "mouseMoved")
         self.mouse(x, y, "mousePressed", "mouseReleased", button="left", clickCount=1)
@@ -93,7 +97,7 @@ def browser(tmp_path):
 
     def open_page(path):
         opened.append(Browser(program, path.as_uri(), tmp_path / "profile"))
-        opened[0].wait('document.documentElement.dataset.ready === "yes"')
+        opened[0].wait('document.documentElement?.dataset.ready === "yes"')
         return opened[0]
 
     yield open_page
@@ -154,6 +158,7 @@ def test_a_click_on_a_tile_reads_its_value(tmp_path, browser):
     # colours: what is seen at a tile is its value, and another tile has another colour
     window.value("at('unfamiliar').click(); at('opacity').value = 100; draw(); map.blur()")
     window.mouse(5, 5, "mouseMoved")
+    assert readout()["tile"] == found.obs_names[5675]  # a click keeps it
     frame()
     image, values = window.pixels(), found.X[:, 49].astype(float)
     low, high = np.percentile(values, (1, 99))
@@ -166,13 +171,22 @@ def test_a_click_on_a_tile_reads_its_value(tmp_path, browser):
     before = at(2000) - pointer
     window.mouse(*pointer, "mouseWheel", deltaX=0, deltaY=-800)
     np.testing.assert_allclose(at(2000) - pointer, before * np.exp(1.2), atol=0.1)
+    # two fingers that go apart to twice their distance zoom by two, around their middle
+    (x, y), before = frame()[:2] + frame()[2:] / 2, json.loads(window.value("map.dataset.view"))
+    window.touch("touchStart", (x - 40, y), (x + 40, y))
+    for far in (50, 60, 70, 80):
+        window.touch("touchMove", (x - far, y), (x + far, y))
+    window.touch("touchEnd")
+    frame()
+    after = json.loads(window.value("map.dataset.view"))
+    assert np.isclose(after[0] / before[0], 2, rtol=0.02)
     # keys: arrows move the map under the cross, which reads the tile in the middle
     window.value("map.focus()")
     for key in ("0", "+", "+", "+", "ArrowRight"):
         window.key(key)
     middle, (scale, *start) = frame()[2:] / 2, json.loads(window.value("map.dataset.view"))
     away = np.abs(found.obsm["spatial"] - (middle - start) / scale).max(1)  # (n,) slide px
-    assert readout()["tile"] == found.obs_names[away.argmin()] and away.min() < 112
+    assert away[found.obs_names.get_loc(readout()["tile"])] < 112 + 1 / scale  # within a CSS px
     # the search leaves only what fits
     window.value("at('search').value = 'g4'; at('search').dispatchEvent(new Event('input'))")
     assert window.value("buttons().length") == 10
@@ -187,6 +201,7 @@ def test_names_cannot_end_the_script_and_numbers_stay_json(tmp_path):
     assert text.count("</script>") == 2 and "<h1>Predicted expression on a &lt;b&gt;&amp;" in text
     data = json.loads(text.split('id="data">')[1].split("</script>")[0])
     assert [gene["name"] for gene in data["genes"]] == ["HLA/DRA", "RED", "..", "</script>"]
+    assert "Only drawn tissue." in data["model"] and data["trust"][-1].endswith("diagnosis.")
     assert data["genes"][3]["pcc"] is None and data["slide"] == "a <b>&.png"
     values = np.frombuffer(base64.b64decode(data["values"]), "<f4").reshape(4, -1)
     assert np.array_equal(values.T, found.X[:, [1, 0, 2, 3]])

@@ -1,4 +1,4 @@
-"""The reader of Space Ranger's folders: equal to scanpy's, in every version and form."""
+"""The reader of Space Ranger's folders: equal to scanpy's and squidpy's, in every version."""
 
 import gzip
 import warnings
@@ -16,12 +16,11 @@ from peka_core.sources.visium import read_visium
 REAL = SHARED / "data/visium_1.0.0"
 
 
-def equal_to_scanpy(folder: Path) -> None:
-    """Counts, names, array and centres of our reader and of scanpy's, for spots in tissue."""
-    import scanpy as sc
-
+def equal_to(module: str, folder: Path) -> None:
+    """Counts, names, array and centres of our reader and of another, for spots in tissue."""
+    library = pytest.importorskip(module)  # squidpy is of the extra `ecosystem`
     with warnings.catch_warnings(action="ignore"):
-        theirs = sc.read_visium(folder)
+        theirs = library.read_visium(folder) if module == "scanpy" else library.read.visium(folder)
         theirs.var_names_make_unique()
     theirs, ours = theirs[theirs.obs.in_tissue == 1], read_visium(folder).adata
     assert list(ours.obs_names) == list(theirs.obs_names)
@@ -32,14 +31,20 @@ def equal_to_scanpy(folder: Path) -> None:
     assert ours.obs.equals(theirs.obs[list(ours.obs)])
 
 
+@pytest.mark.parametrize("module", ["scanpy", "squidpy"])
 @pytest.mark.parametrize("version", [1, 2])
-def test_a_drawn_folder_is_read_as_scanpy_does(tmp_path, version):
-    equal_to_scanpy(draw(tmp_path, version).folder / "outs")
+def test_a_drawn_folder_is_read_as_others_do(tmp_path, version, module):
+    equal_to(module, draw(tmp_path, version).folder / "outs")
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the shared sample is not here")
-def test_the_real_sample_is_read_as_scanpy_does_and_its_pitch_agrees_with_its_spots():
-    equal_to_scanpy(REAL)
+@pytest.mark.parametrize("module", ["scanpy", "squidpy"])
+def test_the_real_sample_is_read_as_others_do(module):
+    equal_to(module, REAL)
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the shared sample is not here")
+def test_the_pitch_of_the_real_sample_agrees_with_its_spots():
     raw = read_visium(REAL)
     assert raw.um_per_px["pitch of the array"] == pytest.approx(0.7252, abs=1e-4)
     assert raw.um_per_px["65 um / spot_diameter_fullres"] == pytest.approx(0.7268, abs=1e-4)
