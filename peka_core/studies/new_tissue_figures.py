@@ -91,9 +91,8 @@ def measured_against_expected(table: pd.DataFrame, ax: plt.Axes | None = None) -
     ax.scatter(table["expected"], table["pcc"], s=12, c=colors, zorder=2)
     ends = [min(table["expected"].min(), table["pcc"].min(), 0), 1]
     ax.plot(ends, ends, color="grey", lw=0.8)
-    has_ends = table["low"].notna().any()
-    label = "expected PCC" + ", 95 % interval of the mean over patients" * has_ends
-    ax.set(xlabel=label, ylabel="PCC on this slide")
+    ends = ", 95 % interval of the mean over patients" if table["low"].notna().any() else ""
+    ax.set(xlabel=f"expected PCC{ends}", ylabel="PCC on this slide")
     return ax
 
 
