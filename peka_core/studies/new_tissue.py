@@ -83,7 +83,7 @@ def _drawn(work: Run, folder: Path) -> Example:
     *measured, last = drawn
     samples = [SpaceRanger(drawn[n].folder, drawn[n].image, f"new{n}", f"P{n}") for n in measured]
     counts = read_visium(drawn[last].folder).adata
-    title = f"a drawn section of patient P{last}, whom the cohort does not have"
+    title = f"drawn, new patient P{last}"
     return Example(title, drawn[last].image, UM_PER_PX, "all", counts, samples)
 
 
@@ -97,7 +97,7 @@ def _held_out_of_her2st(work: Run) -> Example | None:
         return None
     split = min(sizes, key=lambda name: sizes[name])
     section = cohort.obs["sample"][work.split(split).test].iloc[0]
-    title = f"section {section}, of a patient whom split {split} holds out"
+    title = f"section {section}, patient held out"
     size = float(cohort.samples.um_per_px[section])
     counts = cohort.adata(section)
     counts.obs_names = counts.obs["barcode"]
