@@ -49,8 +49,9 @@ class Model:
             are sections instead); low, high: its 95 % t interval, NaN with fewer than three
             patients; pcc_colour: that of tile colour; minus_colour, minus_colour_low: mean paired
             difference to it and the low end of its interval; supported: whether the PCC is above 0
-            and above that of tile colour; mean_half_width_80: half width of the 80 % interval for
-            the mean over a slide, NaN if there is none.
+            and above that of tile colour (`studies.expected.gene_table` has the rule);
+            mean_half_width_80: half width of the 80 % interval for the mean over a slide, NaN if
+            there is none.
         digest: sha256 of card.json, which holds the digests of all other files.
         network: the student, or the frozen encoder.
         encoder: the frozen encoder.

@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         return found
 
     command("list", _list, "profiles, encoders, teachers and methods, with licence and gate")
-    run = command("run", _run, "run notebooks 01 to 05 for a profile")
+    run = command("run", _run, "run notebooks 01 to 06 for a profile")
     _add_run_options(run)
     plan = "print the cost (GB, FLOPs, hours, memory, gates) and run nothing"
     run.add_argument("--plan", action="store_true", help=plan)

@@ -11,7 +11,7 @@ def add_import(command: Callable[..., argparse.ArgumentParser]) -> None:
     parser = command("import", _import, "your own samples into a cohort: visium, table or hest")
     kinds = parser.add_subparsers(required=True, metavar="KIND", dest="kind")
     visium = kinds.add_parser("visium", help="a folder of Space Ranger, versions 1 to 4, HD too")
-    text = "outs/ or the folder above it; with a prefix (geo/GSM1_) if it has several samples"
+    text = "outs/ or the folder above it; as in GEO, files with a prefix: geo/GSM1_"
     visium.add_argument("folder", type=absolute, help=text)
     _add_sample_options(visium)
     squares = "side of the squares into which bins of Visium HD are pooled, um (default: 56)"
@@ -31,21 +31,23 @@ def _add_sample_options(parser: argparse.ArgumentParser) -> None:
     image = "microscope image at full resolution, as `spaceranger count --image` was given"
     parser.add_argument("--image", required=True, type=absolute, help=image)
     parser.add_argument("--sample", required=True, help="a new name for this section")
-    patient = "whose tissue it is; splits hold out patients"
+    patient = "whose tissue it is: the same name for all sections of one person"
     parser.add_argument("--patient", required=True, help=patient)
-    size = "micrometres per pixel of the image; compared with what the files say"
+    size = "micrometres per pixel of the image; may be left out, and is compared with the files"
     parser.add_argument("--um-per-px", type=float, metavar="UM", help=size)
     turn = "turn the spots on the image: as_given, rot90, ..., as the figure of an import shows"
     parser.add_argument("--orient", default="", metavar="NAME", help=turn)
     for name in ("organ", "disease", "license"):
-        parser.add_argument(f"--{name}", default="", help="for samples.csv")
+        parser.add_argument(
+            f"--{name}", default="", help="kept with the sample, and shown in the README of a model"
+        )
     _add_cohort_options(parser)
 
 
 def _add_cohort_options(parser: argparse.ArgumentParser) -> None:
     cohort = "the cohort; it is made if it does not exist"
     parser.add_argument("--cohort", required=True, type=absolute, metavar="DIR", help=cohort)
-    again = "import samples anew that the cohort has"
+    again = "import a sample again that the cohort has already"
     parser.add_argument("--replace", action="store_true", help=again)
 
 

@@ -20,10 +20,10 @@ def add_predict(command) -> None:
     option("--out", required=True, metavar="DIR", help=out)
     size = "micrometres per px, where the file does not say it"
     parser.add_argument("--um-per-px", type=float, metavar="X", help=size)
-    mask = "outline of the tissue in level-0 px, as QuPath exports it"
+    mask = "outline of the tissue in px of the full resolution, as QuPath exports it"
     option("--mask", metavar="GEOJSON", help=mask)
     option("--region", metavar="GEOJSON", help="predict only inside this outline")
-    spots = "predict at these centres: a CSV with x and y in level-0 px, or an h5ad"
+    spots = "predict at these centres: a CSV with x and y in px of the full resolution, or an h5ad"
     option("--spots", metavar="FILE", help=spots)
     device = "auto, cpu, cuda or cuda:N (default: %(default)s)"
     parser.add_argument("--device", default="auto", help=device)

@@ -108,9 +108,7 @@ def _title(found: ad.AnnData, i: int) -> str:
         flags = "no tile is unfamiliar"
     else:
         flags = f"hatched: unfamiliar tiles ({100 * share:.0f} %)"
-    caption = gene_caption(found.var.iloc[i]).replace(
-        ": not clearly better", "\ngrey: not clearly better"
-    )
+    caption = gene_caption(found.var.iloc[i]).replace(": not supported", "\ngrey: not supported")
     return f"{found.var_names[i]} on {about['slide']}\n{caption}\n{flags}; not for diagnosis"
 
 

@@ -24,21 +24,28 @@ def _unfamiliar(found: ad.AnnData) -> list[str]:
         return [f"No tile can be flagged as unfamiliar: {why}."]
     first = (
         f"{_percent(share)} of the {n:,} tiles are unfamiliar: they lie farther from the training "
-        f"tiles than 95 % of the tiles of held-out {_unit(found.var)} do."
+        f"tiles than 95 % of the tiles of held-out {_unit(found.var)} do. So 5 % would be usual."
     )
     if share > SLIDE_SHARE:
-        first += " So this slide as a whole is unfamiliar, and the expected PCC may not hold on it."
-    return [first, "Unfamiliar does not mean wrong: the flag says that no training tile was alike."]
+        first += (
+            " More than half are, so this slide as a whole is unfamiliar: what is expected of a "
+            "gene was not measured on tissue like this."
+        )
+    return [first, "Unfamiliar does not mean wrong: the distance did not predict the error."]
 
 
 def _genes(genes: pd.DataFrame) -> str:
     good, n = genes["supported"].astype(bool), len(genes)
-    than = f"predicted clearly better than by tile colour and the mean{_held_out(genes)}"
+    certain = "low" in genes and np.isfinite(genes["low"]).any()
+    than = f"predicted better than by tile colour and the mean{_held_out(genes)}"
+    than += ", with 95 % intervals" if certain else ", on average and without an interval"
     if not good.any():
-        return f"None of the {n} genes was {than}, so all maps are grey."
-    score = number(genes.loc[good, "pcc"].median())
+        return f"No gene is supported: none of {n} was {than}. So all maps are grey."
+    score = number(genes.loc[good, "pcc"].mean())
     rest = f" The other {n - good.sum()} are grey." if n > good.sum() else ""
-    return f"{good.sum()} of {n} genes were {than}; their median PCC was {score}.{rest}"
+    return (
+        f"{good.sum()} of {n} genes are supported: {than}. Their mean PCC there was {score}.{rest}"
+    )
 
 
 def _held_out(genes: pd.DataFrame) -> str:
@@ -62,7 +69,7 @@ def gene_caption(gene: pd.Series) -> str:
     if not gene["supported"]:
         colour = gene.get("pcc_colour", np.nan)
         beside = f", tile colour {number(colour)}" if np.isfinite(colour) else ""
-        text += f"{beside}: not clearly better than tile colour and the mean"
+        text += f"{beside}: not supported"
     return text
 
 

@@ -80,7 +80,8 @@ def measure(
     scores = {name: _overall(found.scores, task) for name, found in evaluations.items()}
     model, colour = evaluations["model"], evaluations["tile colour"]
     difference = paired(model.scores, colour.scores)
-    scores["model minus tile colour"] = {k: difference[k] for k in ("mean", "low", "high", "n")}
+    of_both = {key: difference[key] for key in ("mean", "low", "high")}
+    scores["model minus tile colour"] = of_both | {"n": scores["model"]["n"]}
     unit = "patient" if folds[0].scheme == "patients" else "section"
     pcc, pcc_colour = (pcc_of(found.predictions, unit) for found in (model, colour))
     genes = gene_table(pcc, pcc_colour, unit)
@@ -118,8 +119,9 @@ def gene_table(pcc: pd.DataFrame, pcc_colour: pd.DataFrame, unit: str) -> pd.Dat
     """The columns of `predict.Model.genes` up to `supported`, from PCC (units, g).
 
     A gene is supported if its PCC is above 0, which a constant prediction does not reach, and above
-    that of tile colour. With at least three patients, the low end of its interval must be above 0;
-    otherwise its mean must be. The mean paired difference to tile colour must be above 0.
+    that of tile colour. With at least three patients, the whole 95 % intervals of the PCC and of
+    the paired difference must lie above 0. With fewer, or with sections, the means must. Then half
+    of the genes are supported by chance where colour is as good as the model.
     """
     rows = []
     for gene in pcc:
@@ -129,12 +131,12 @@ def gene_table(pcc: pd.DataFrame, pcc_colour: pd.DataFrame, unit: str) -> pd.Dat
             for found in (of_gene, difference):
                 found |= {"low": np.nan, "high": np.nan}
         has_interval = unit == "patient" and of_gene["n"] >= MIN_PATIENTS
-        bar = of_gene["low"] if has_interval else of_gene["mean"]
+        bars = [found["low" if has_interval else "mean"] for found in (of_gene, difference)]
         rows.append(
             {"pcc": of_gene["mean"], "low": of_gene["low"], "high": of_gene["high"]}
             | {"n": of_gene["n"], "unit": unit, "pcc_colour": pcc_colour[gene].mean()}
             | {"minus_colour": difference["mean"], "minus_colour_low": difference["low"]}
-            | {"supported": bool(bar > 0 and difference["mean"] > 0)}
+            | {"supported": bool(min(bars) > 0)}
         )
     return pd.DataFrame(rows, index=pd.Index(pcc.columns, name="gene"))
 

@@ -61,10 +61,11 @@ def notes_of(expected: Expected, method: str, split: str, left_out: int) -> list
         if method != "none" and n:
             notes.append(
                 "The student was trained on the spots that were held out from the head. So these "
-                "scores are too high for a new slide, and the threshold of the distance is too low."
+                "scores are too high for a new slide."
             )
     if left_out:
-        notes.append(f"Copies of sections ({left_out}) were left out of the head's training.")
+        many = "1 section is a copy" if left_out == 1 else f"{left_out} sections are copies"
+        notes.append(f"{many} of others and did not train the head.")
     if n and expected.no_interval:
         notes.append(f"There is no 80 % interval for a slide's mean: {expected.no_interval}.")
     return notes
@@ -77,9 +78,14 @@ def readme(card: dict) -> str:
     entry = manifest_entries().get(encoder["name"])
     base = f"base_model: {entry.hub_id}\n" if entry and entry.hub_id else ""
     adapter = "" if card["method"] == "none" else f" with an adapter ({card['method']})"
+    drawn = cohort["technologies"] == ["drawn"]
     tissue = ", ".join([*cohort["organs"], *cohort["technologies"]]) or "not stated"
     sizes = card["um_per_px"]
-    size = f"{sizes[0]:.4g} to {sizes[1]:.4g} um per px" if sizes else "not stated"
+    size = "not stated"
+    if sizes:
+        size = " to ".join(dict.fromkeys(f"{value:.4g}" for value in sizes)) + " um per px"
+    split = card["split"]
+    trained = "all spots" if split == "all" else f"the training spots of split {split}"
     notes = "".join(f"- {note}\n" for note in card["notes"])
     licences = "".join(f"- {name}: {terms}\n" for name, terms in card["licences"].items())
     return f"""---
@@ -93,9 +99,10 @@ tags: [pathology, spatial-transcriptomics, gene-expression]
 
 {card["use"]}
 
-This folder predicts ln CP10K of {card["genes"]} genes from tiles of 112 um. It uses the frozen
+This folder predicts ln(1 + CP10K) of {card["genes"]} genes from tiles of 112 um. It uses the frozen
 encoder {encoder["name"]}{adapter} and a ridge regression. It does not hold the weights of the
-encoder: everyone gets them from their own source, under their own terms.
+encoder: `peka predict` downloads them at first use, or takes a file (`--weights`), under their own
+terms.{" Trained on drawn tissue: of no use on real slides." if drawn else ""}
 
 ## Training
 
@@ -104,7 +111,7 @@ encoder: everyone gets them from their own source, under their own terms.
 - tissue and technology: {tissue}
 - pixel size of the slides: {size}
 - encoder: {encoder["name"]}, weights {encoder["digest"][:12]}, {encoder["precision"]}
-- student: {card["method"]}, space {card["space"]}, split {card["split"]}, seed {card["seed"]}
+- student: {card["method"]}, space {card["space"]}, trained on {trained}, seed {card["seed"]}
 
 ## What to expect
 
@@ -131,13 +138,20 @@ def _expected(card: dict) -> str:
     scores, unit = card["scores"], card["held_out"]["unit"]
     if not scores:
         return ""
+    count = lambda n: f"{n} {unit}{'s' * (n != 1)}"
     number = lambda value: "" if value is None else f"{value:.3f}"
     rows = ["| | PCC | 95 % interval | n |", "|---|---|---|---|"]
     for name, score in scores.items():
         ends = [number(score[key]) for key in ("low", "high")]
         interval = " to ".join(ends) if all(ends) else ""
-        rows.append(f"| {name} | {number(score['mean'])} | {interval} | {score['n']} |")
+        rows.append(f"| {name} | {number(score['mean'])} | {interval} | {count(score['n'])} |")
     table = "\n".join(rows)
+    certain = "both with the whole 95 % interval"
+    if scores["model"]["low"] is None or unit != "patient":
+        certain = (
+            "on average. There is no interval, so half of the genes would be supported by chance "
+            "if tile colour were as good as the model"
+        )
     more = ["Do not read maps of the others."] * (card["supported"] < card["genes"])
     if not card["no_interval"]:
         more.append(
@@ -149,7 +163,7 @@ def _expected(card: dict) -> str:
 {table}
 
 {card["supported"]} of {card["genes"]} genes are supported: in what was held out, their PCC is above
-0 and above that of tile colour. {" ".join(more)}
+0 and above that of tile colour, {certain}. {" ".join(more)}
 """
 
 
@@ -161,6 +175,6 @@ def _unfamiliar(threshold: float | None) -> str:
     return (
         f"A tile whose distance to the training tiles is above {threshold:.2f} is called "
         f"unfamiliar. In what was held out, {beyond} of the tiles are. A slide with more than "
-        f"{half} such tiles is unfamiliar as a whole. Unfamiliar does not mean wrong, and a slide "
-        "with another zoom can look familiar."
+        f"{half} such tiles is unfamiliar as a whole. Unfamiliar does not mean wrong, and the "
+        "distance does not reliably notice another zoom."
     )

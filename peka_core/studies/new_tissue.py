@@ -5,6 +5,7 @@ the section of a patient whom the model's split holds out. For other cohorts the
 and the user names a slide.
 """
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pandas as pd
 from ..genes import log_cp10k
 from ..runner.run import Run
 from ..statistics import pearson
+from . import tables
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,11 @@ def example_of(work: Run, folder: Path, slide: str = "", um_per_px: float = 0) -
         um_per_px: its pixel size; 0 if its file says it.
     """
     if slide:
+        if work.profile.source == "demo":
+            print(
+                "This run's model knows drawn tissue and invented genes. For real tissue, name a "
+                "run that was trained on real tissue in the first cell."
+            )
         return Example(Path(slide).name, Path(slide), um_per_px or None)
     if work.profile.source == "demo":
         return _drawn(work, folder)
@@ -76,7 +83,7 @@ def _drawn(work: Run, folder: Path) -> Example:
     *measured, last = drawn
     samples = [SpaceRanger(drawn[n].folder, drawn[n].image, f"new{n}", f"P{n}") for n in measured]
     counts = read_visium(drawn[last].folder).adata
-    title = f"a drawn section of patient P{last}, whom the cohort does not have"
+    title = f"drawn, new patient P{last}"
     return Example(title, drawn[last].image, UM_PER_PX, "all", counts, samples)
 
 
@@ -90,7 +97,7 @@ def _held_out_of_her2st(work: Run) -> Example | None:
         return None
     split = min(sizes, key=lambda name: sizes[name])
     section = cohort.obs["sample"][work.split(split).test].iloc[0]
-    title = f"section {section}, of a patient whom split {split} holds out"
+    title = f"section {section}, patient held out"
     size = float(cohort.samples.um_per_px[section])
     counts = cohort.adata(section)
     counts.obs_names = counts.obs["barcode"]
@@ -109,16 +116,51 @@ def compared(found: ad.AnnData, measured: ad.AnnData) -> pd.DataFrame:
         One row for each gene of `found` that was measured: pcc, the mean of both sides, and from
         the model's folder expected, low, high, supported, and the interval of the mean.
     """
+    observed = measured_targets(found, measured)  # (n, g)
+    genes = list(observed)
+    predicted = np.asarray(found[:, genes].X)  # (n, g)
+    table = found.var.loc[genes, ["pcc", "low", "high", "supported", "mean_low_80", "mean_high_80"]]
+    table = table.rename(columns={"pcc": "expected"})
+    table.insert(0, "pcc", pearson(observed.to_numpy(), predicted))
+    return table.assign(mean_measured=observed.mean(), mean_predicted=predicted.mean(axis=0))
+
+
+def measured_targets(found: ad.AnnData, measured: ad.AnnData) -> pd.DataFrame:
+    """ln CP10K (n, g) of the genes of `found` that were measured."""
     genes = [gene for gene in found.var_names if gene in measured.var_names]
     spots = measured[:, genes].copy()
     if "total_counts" not in spots.obs:  # over all genes
         spots.obs["total_counts"] = np.asarray(measured.X.sum(axis=1)).ravel()
-    observed = log_cp10k(spots)  # (n, g)
-    predicted = np.asarray(found[:, genes].X)  # (n, g)
-    table = found.var.loc[genes, ["pcc", "low", "high", "supported", "mean_low_80", "mean_high_80"]]
-    table = table.rename(columns={"pcc": "expected"})
-    table.insert(0, "pcc", pearson(observed, predicted))
-    return table.assign(mean_measured=observed.mean(axis=0), mean_predicted=predicted.mean(axis=0))
+    return pd.DataFrame(log_cp10k(spots), columns=genes)
+
+
+def in_one_row(work: Run, example: Example, found, table, agree, flagged: dict) -> pd.DataFrame:
+    """The chapter's numbers in one row, with all that they depend on.
+
+    Args:
+        found: the prediction on the lattice.
+        table: of `compared`.
+        agree: of `on_lattice_as_at_spots`.
+        flagged: share of unfamiliar tiles by what was changed.
+    """
+    card = json.loads(found.uns["peka"]["card"])
+    held_out, supported = card["held_out"], table["supported"]
+    row = {
+        "slide": example.title,
+        "spots": example.measured.n_obs,
+        "tiles": found.n_obs,
+        "held out": f"{held_out['n']} {held_out['unit']}s",
+        "genes": len(table),
+        "supported genes": int(supported.sum()),
+        "mean PCC, expected": table["expected"].mean(),
+        "mean PCC, measured": table["pcc"].mean(),
+        "mean PCC of supported genes, expected": table["expected"][supported].mean(),
+        "mean PCC of supported genes, measured": table["pcc"][supported].mean(),
+        "map against spots, median r": agree.median(),
+        "unfamiliar tiles": found.obs["unfamiliar"].mean(),
+    }
+    row |= {f"unfamiliar, {name}": share for name, share in flagged.items()}
+    return tables.named(work, pd.DataFrame([row]), protocol=card["protocol"])
 
 
 def on_lattice_as_at_spots(lattice: ad.AnnData, spots: ad.AnnData) -> pd.Series:
