@@ -15,13 +15,15 @@ def add_check(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    """Print sections, warnings and rulers; return 1 if the chapters cannot use the cohort."""
+    """Print sections, warnings and rulers, and finish a killed import; return 1 if the chapters cannot use the cohort."""
     from ..common.errors import PekaError
     from ..layout.checks import validate
     from ..sources import directory, staging
     from ..sources.growing import quietly_open
 
     path = arguments.cohort
+    if staging.finish_killed(path):
+        print("note     an import was killed while its files were moved, and is finished now")
     cohort = quietly_open(path)
     if cohort is None:
         raise PekaError(
@@ -37,8 +39,6 @@ def _check(arguments: argparse.Namespace) -> int:
     splits = ", ".join(split.name for split in cohort.splits) or "none"
     print(f"splits   {splits}; target genes: {len(cohort.genes)}")
     notes = validate(cohort)
-    if (path / staging.READY).exists():
-        notes.append("an import was killed while its files were moved; the next one finishes it")
     for note in notes:
         print(f"note     {note}")
     for section in cohort.sections:

@@ -13,6 +13,7 @@ from ..common.files import sha256
 from ..tiles import corner_of, tile_side
 from .image import Slide
 from .lattice import LEAST, make_lattice
+from .orientation import MARGIN, measure
 from .regions import read_regions
 from .tissue import find_tissue
 
@@ -67,6 +68,14 @@ def at_spots(slide: Slide, centres) -> Places:
         warning = (
             f"Only {100 * on_tissue:.0f} % of the {len(share):,} spots of {what} lie on tissue. "
             "Check that they belong to this slide, and that x and y are px of full resolution."
+        )
+    found = measure(places.centres, tissue, (slide.width, slide.height))
+    if found.lead < -MARGIN:
+        given, best = (found.scores[name] for name in ("as_given", found.best))
+        warning += f"{' ' * bool(warning)}" + (
+            f"Perhaps the spots of {what} are turned, mirrored or have x and y swapped: "
+            f"{100 * given:.0f} % of their centres lie on tissue as given, and {100 * best:.0f} % "
+            f"with {found.best}."
         )
     return replace(places, obs=places.obs.assign(tissue_share=share), warning=warning)
 
@@ -127,9 +136,12 @@ def _from_csv(path: Path) -> tuple[np.ndarray, pd.Index | None]:
             f"{path} cannot be read as a table: {found}; expected {EXPECTED}"
         ) from error
     if missing := [name for name in ("x", "y") if name not in table]:
+        advice = "Rename the columns of the spot centres to x and y"
+        if len(table.columns) == 1:
+            advice = "Save it with commas between the columns, and points in the numbers"
         raise PekaError(
             f"{path} has no column {' and '.join(missing)}, but {', '.join(map(str, table))}; "
-            f"expected {EXPECTED}. Rename the columns of the spot centres to x and y."
+            f"expected {EXPECTED}. {advice}."
         )
     return table[["x", "y"]].to_numpy(), table.get("barcode")
 

@@ -13,7 +13,7 @@ from ..cohort import Cohort, open_cohort
 from ..common.errors import PekaError
 from ..common.files import link_whole, sha256, write_json
 from ..layout.checks import is_drawn
-from . import building
+from . import building, staging
 
 # all files of which a cohort consists
 PARTS = ("adata/*.h5ad", "patches/*.h5", "splits/*.csv", "var_*genes.json", "samples.csv")
@@ -57,6 +57,11 @@ def preflight(path: str | Path) -> Cohort:
         raise PekaError(
             f"{path}: no such directory; expected a cohort with adata/, patches/ and splits/ "
             "(README, Your tissue)."
+        )
+    if (path / staging.READY).exists():
+        raise PekaError(
+            f"{path}: an import into it was killed while its files were moved; expected a whole "
+            f"cohort. `peka check {path}` finishes it."
         )
     with warnings.catch_warnings(action="ignore"):  # chapter 1 prints them
         cohort = open_cohort(path)

@@ -11,7 +11,7 @@ from ..cohort import Cohort, open_cohort, write_cohort_tables
 from ..common.errors import PekaError
 from ..genes import top_genes
 from ..layout.sections import Section, read_counts
-from ..layout.tables import read_csv, read_genes
+from ..layout.tables import WORDS_FOR_MISSING, read_csv, read_genes
 from . import building
 from .hest import make_splits as balanced_folds
 from .raw_sample import species_of
@@ -27,6 +27,30 @@ def quietly_open(cohort: Path) -> Cohort | None:
         return None
     with warnings.catch_warnings(action="ignore"):
         return open_cohort(cohort)
+
+
+def patient_name(cohort: Path, patient: str) -> str:
+    """The name of a patient without blanks around it, after a comparison with those there.
+
+    Raises:
+        PekaError: it is empty or means that nobody is known, such as NA, because then each section
+            would count as a patient; or it differs from another in case only.
+    """
+    name, old = str(patient).strip(), quietly_open(cohort)
+    if name.lower() in WORDS_FOR_MISSING:
+        raise PekaError(
+            f"patient is {patient!r}, which means unknown; expected a name, because splits hold "
+            "out patients. Give --patient a name that is the same for all sections of a patient."
+        )
+    there = set() if old is None else set(old.samples.patient)
+    alike = [other for other in there if other.lower() == name.lower()]
+    if alike and name not in there:
+        raise PekaError(
+            f"{cohort}: patient {name} differs from {alike[0]}, who is there, in case only; if "
+            "both are the same, training would see the held-out patient. Write it the same way, or "
+            "choose another name."
+        )
+    return name
 
 
 def check_beside(cohort: Path, sample: str, adata: ad.AnnData) -> None:

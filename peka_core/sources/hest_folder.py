@@ -17,12 +17,12 @@ from ..common.files import link_whole, write_whole
 from ..layout.checks import validate
 from ..layout.hdf5 import open_h5
 from ..layout.sections import Section, names_of, open_section, read_counts
-from ..layout.tables import COLUMNS, read_csv
+from ..layout.tables import COLUMNS, WORDS_FOR_MISSING, read_csv
 from ..slides import ruler
 from .growing import check_beside, quietly_open, refuse_copies, what_is_missing, write_tables
 from .imported import Imported
 from .raw_sample import counts_table
-from .staging import check_owner, refuse_known, staged
+from .staging import check_owner, finish_killed, refuse_known, staged
 
 
 def add_hest(
@@ -47,6 +47,7 @@ def add_hest(
     files = _pairs(folder)
     rows = _rows(folder, list(files), patient)
     check_owner(cohort)
+    finish_killed(cohort)
     for sample in files:
         refuse_known(cohort, sample, replace)
     facts: dict[str, dict] = {}
@@ -103,6 +104,7 @@ def _rows(folder: Path, samples: list[str], patient: str) -> pd.DataFrame:
         file = folder / "metadata" / f"{sample}.json"
         if file.is_file():
             _add_metadata(rows, sample, file)
+    rows["patient"] = rows.patient.mask(rows.patient.str.lower().isin(WORDS_FOR_MISSING), "")
     if patient:
         rows["patient"] = rows.patient.mask(rows.patient == "", patient)
     if unknown := list(rows.index[rows.patient == ""]):

@@ -21,11 +21,11 @@ from ..slides import ruler, scale
 from ..slides.image import Slide, open_slide, read_tiles
 from ..slides.orientation import MARGIN, ORIENTATIONS, Orientation, inside, measure, oriented
 from ..slides.tissue import find_tissue
-from .growing import check_beside, what_is_missing, write_tables
+from .growing import check_beside, patient_name, what_is_missing, write_tables
 from .hest_folder import add_hest
 from .imported import Imported
 from .raw_sample import RawSample, checked
-from .staging import check_owner, refuse_known, staged
+from .staging import check_owner, finish_killed, refuse_known, staged
 from .table import read_table
 from .visium import read_visium
 
@@ -76,11 +76,11 @@ def add_sample(
     """
     cohort, image = Path(cohort), Path(image)
     one_name(sample, "sample")
-    if not str(patient).strip():
-        raise PekaError("patient is empty; expected a name, because splits hold out patients.")
     if orient and orient not in ORIENTATIONS:
         raise PekaError(f"--orient {orient}: expected one of {', '.join(ORIENTATIONS)}.")
     check_owner(cohort)
+    finish_killed(cohort)
+    patient = patient_name(cohort, patient)
     refuse_known(cohort, sample, replace)
     _refuse_small_image(raw, image)
     raw = checked(replace_fields(raw, adata=raw.adata.copy(), notes=list(raw.notes)))
@@ -197,13 +197,17 @@ def _orientation(
         return found
     path = cohort.absolute().parent / f"{cohort.name}-{sample}-orientation.png"
     title = f"{sample}: name one of these with --orient. Given with each: {found.measure}"
-    ruler.save_figure(ruler.draw_orientations(slide, spots, found.scores, title), path)
+    figure, where = ruler.draw_orientations(slide, spots, found.scores, title), f"Look at {path}"
+    try:
+        ruler.save_figure(figure, path)
+    except PekaError as error:
+        where = f"The figure of all eight is missing ({error}) Make room for it"
     best = f" The best is {found.best}." if found.best != "as_given" else ""
     raise PekaError(
         f"{slide.path}: it is not clear that the spots of {raw.place} lie on this image as given. "
         f"Expected as_given to be ahead of the other seven by {MARGIN:.2f}; its lead is "
         f"{found.lead:.3f}.{best}\n{found.in_words()}\n{_cannot_tell(found)}"
-        f"Look at {path}, then repeat the command with --orient NAME (--orient as_given keeps the "
+        f"{where}, then repeat the command with --orient NAME (--orient as_given keeps the "
         "coordinates). Nothing was imported."
     )
 

@@ -73,6 +73,15 @@ def finish(cohort: Path) -> None:
     shutil.rmtree(ready)
 
 
+def finish_killed(cohort: Path) -> bool:
+    """Finish an import that was killed while its files were moved; whether there was one."""
+    if not (cohort / READY).exists():
+        return False
+    with alone(cohort / "import"):
+        finish(cohort)
+    return True
+
+
 def check_owner(cohort: Path) -> None:
     """Refuse a directory that a source built, or that is no cohort.
 
@@ -108,10 +117,17 @@ def plan_moves(stage: Path, samples: list[str], stay: list[str]) -> None:
 
 def refuse_known(cohort: Path, sample: str, replace: bool) -> None:
     """Refuse the name of a sample that the cohort has, unless it is to be replaced."""
-    if sample in known_samples(cohort) and not replace:
+    known = known_samples(cohort)
+    if sample in known and not replace:
         raise PekaError(
             f"{cohort}: it has a sample {sample} already; expected a new name. Choose another "
             "--sample, or give --replace to import this one anew."
+        )
+    alike = [name for name in known if name.lower() == sample.lower()]
+    if alike and sample not in known:  # one file on a disk that ignores case
+        raise PekaError(
+            f"{cohort}: it has a sample {alike[0]}, which differs from {sample} in case only; "
+            "expected a name that differs in letters. Choose another --sample."
         )
 
 

@@ -17,6 +17,7 @@ from ..slides.scale import SPOT_DIAMETER_UM, VISIUM_PITCH, ArrayFit, check_fit, 
 from .raw_sample import RawSample, counts_table
 from .space_ranger_counts import read_counts
 from .space_ranger_files import (
+    COUNTS,
     POSITIONS,
     counts_file_of,
     files_by_prefix,
@@ -27,6 +28,7 @@ from .space_ranger_files import (
 )  # fmt: skip
 
 SPOT_UM = 55.0  # printed diameter
+OFF_TISSUE = 0.05  # of the filtered spots at most; Space Ranger filters by in_tissue, so it is 0
 SQUARE_UM = 56  # of pooled HD bins; about a Visium spot
 
 
@@ -105,6 +107,13 @@ def _joined(
     adata.obs = there[["in_tissue", "array_row", "array_col"]].astype(int)
     adata.obsm["spatial"] = there[["x", "y"]].to_numpy(float)  # (n, 2)
     notes, kept = [], there.in_tissue.to_numpy()
+    if COUNTS[0] in counts_file.name and (~kept).mean() > OFF_TISSUE:
+        raise PekaError(
+            f"{positions_file}: it says that {(~kept).sum()} of {len(kept)} spots of "
+            f"{counts_file.name} are not in tissue; expected all in tissue, because the filtered "
+            "counts hold no other spots. All samples share their barcodes, so this is probably the "
+            "table of another sample. Take both files from the same folder."
+        )
     if not kept.all():
         notes.append(f"{(~kept).sum()} of {len(kept)} spots are not in tissue and are left out")
     without = int(positions.in_tissue.sum() - kept.sum())

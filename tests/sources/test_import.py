@@ -138,7 +138,7 @@ def is_inverse(one: str, other: str) -> bool:
     return np.allclose(oriented(oriented(xy, one, *before), other, *SIZE), xy)
 
 
-def test_an_unclear_orientation_leaves_a_figure_beside_the_cohort(tmp_path, capsys):
+def test_an_unclear_orientation_leaves_a_figure_beside_the_cohort(tmp_path, capsys, monkeypatch):
     drawn, where = draw(tmp_path / "a"), tmp_path / "cohort"
     positions = drawn.positions.assign(pxl_col_in_fullres=SIZE[0] - drawn.positions.iloc[:, 5])
     write_positions(drawn.spatial, 2, "", positions)
@@ -147,6 +147,12 @@ def test_an_unclear_orientation_leaves_a_figure_beside_the_cohort(tmp_path, caps
     figure = tmp_path / "cohort-s1-orientation.png"
     assert str(figure) in err and cv2.imread(str(figure)).std() > 10 and not where.exists()
     assert re.search(r"correlation.*\n +flip_x", err)  # the right one is ranked first
+
+    def full(figure, path):
+        raise PekaError(f"{path}: the disk is full.")
+
+    monkeypatch.setattr(importing.ruler, "save_figure", full)  # the reason is said all the same
+    assert peka(*drawn.words(where)) == 1 and "flip_x" in capsys.readouterr().err
 
 
 def test_a_table_with_coordinates_gives_the_same_sample_as_its_folder(tmp_path, cohort):
@@ -250,6 +256,11 @@ def test_a_killed_import_leaves_the_cohort_or_is_finished_by_the_next(
     if after == 0:
         assert files(cohort) == before
         (cohort / staging.STAGE / "adata/s2.h5ad").mkdir(parents=True)  # as after kill -9
+    else:  # half moved: it is not run, and a check finishes it
+        with pytest.raises(PekaError, match="peka check"):
+            directory.preflight(cohort)
+        checked_copy = shutil.copytree(cohort, tmp_path / "copy")
+        assert peka("check", checked_copy) == 0 and not list(checked_copy.glob(".peka*"))
     third = draw(tmp_path / "c", seed=2)
     assert peka(*third.words(cohort, "s3", "P3")) == 0
     made = directory.preflight(cohort)
@@ -260,7 +271,10 @@ def test_a_killed_import_leaves_the_cohort_or_is_finished_by_the_next(
 # ---- bad input, one by one --------------------------------------------------------------------
 
 BAD = {}
-BESIDE = ("mouse_beside_human", "ids_against_symbols", "no_gene_in_common", "a_copy_of_the_first")
+BESIDE = (
+    "mouse_beside_human", "ids_against_symbols", "no_gene_in_common", "a_copy_of_the_first",
+    "a_patient_in_another_case", "a_sample_in_another_case",
+)  # fmt: skip
 
 
 def bad(*names):
@@ -426,7 +440,13 @@ def bins_of_a_sample_without_bins(drawn, words):
     words["bin_um"] = 56
 
 
-@bad("outs", "0 spots")
+@bad("tissue_positions.csv")
+def positions_of_another_sample(drawn, words):
+    """Barcodes are the same on every slide, and other spots are in tissue."""
+    edited(drawn, in_tissue=np.roll(drawn.positions.in_tissue, 40))
+
+
+@bad("tissue_positions.csv")
 def no_spot_in_tissue(drawn, words):
     edited(drawn, in_tissue=0)
 
@@ -476,6 +496,21 @@ def a_sample_with_a_slash(drawn, words):
 @bad("patient")
 def no_patient(drawn, words):
     words["patient"] = " "
+
+
+@bad("patient")
+def a_patient_that_means_unknown(drawn, words):
+    words["patient"] = "NA"
+
+
+@bad("patient", "P1")
+def a_patient_in_another_case(drawn, words):
+    words["patient"] = "p1"
+
+
+@bad("sample", "s1")
+def a_sample_in_another_case(drawn, words):
+    words["sample"] = "S1"
 
 
 @bad("missing.png")
