@@ -15,7 +15,10 @@ def add_check(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    """Print sections, warnings and rulers, and finish a killed import; return 1 if the chapters cannot use the cohort."""
+    """Finish a killed import, and print sections, warnings and rulers.
+
+    Returns 1 if the chapters cannot use the cohort.
+    """
     from ..common.errors import PekaError
     from ..layout.checks import validate
     from ..sources import directory, staging
@@ -38,8 +41,7 @@ def _check(arguments: argparse.Namespace) -> int:
         )
     splits = ", ".join(split.name for split in cohort.splits) or "none"
     print(f"splits   {splits}; target genes: {len(cohort.genes)}")
-    notes = validate(cohort)
-    for note in notes:
+    for note in validate(cohort):
         print(f"note     {note}")
     for section in cohort.sections:
         print(f"ruler    {_ruler(path, section)}")

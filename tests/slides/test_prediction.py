@@ -13,7 +13,9 @@ from peka_core.common.errors import PekaError
 from peka_core.common.files import TEMPORARY
 from peka_core.slides import parts
 from peka_core.slides.image import open_slide, read_tiles
+from peka_core.slides.orientation import oriented
 from peka_core.slides.prediction import predict_slide
+from peka_core.slides.tissue import find_tissue
 from peka_core.tiles import cut_tiles
 
 OUTPUTS = {"request.json", "parts", "predictions.h5ad", "detections.geojson.gz", "maps",
@@ -163,6 +165,17 @@ def test_swapped_spots_and_spots_off_tissue_are_told(slide, tmp_path):
         predict_slide(ColourModel(), slide, tmp_path / "out", wide[:, ::-1])
     found = predict_slide(ColourModel(), slide, tmp_path / "out", wide)
     assert "tissue" in found.uns["peka"]["warnings"]
+
+
+def test_spots_that_fit_better_when_turned_are_told(slide, tmp_path):
+    tissue = find_tissue(slide)
+    row, column = np.argwhere(tissue.inside)[::7].T
+    spots = (np.stack([column, row], axis=1) + 0.5) * tissue.px
+    mirrored = oriented(spots, "flip_x", slide.width, slide.height)
+    found = predict_slide(ColourModel(), slide, tmp_path / "mirrored", mirrored)
+    assert "mirrored" in found.uns["peka"]["warnings"]
+    found = predict_slide(ColourModel(), slide, tmp_path / "right", spots)
+    assert not found.uns["peka"]["warnings"]
 
 
 def test_what_cannot_end_well_does_not_begin(slide, tmp_path, monkeypatch):
