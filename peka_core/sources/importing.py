@@ -42,6 +42,7 @@ WANTED = (
     "given as --image (with CytAssist not the one given as --cytaimage). Positions and scale "
     "factors refer to its pixels. Space Ranger does not copy it into outs/"
 )
+ROUNDED = 1.1  # px of a small image by which the size that it tells may be off
 FILLED = 0.9  # share of the image; more tissue leaves no ground to compare with
 
 
@@ -152,7 +153,8 @@ def _check_size(raw: RawSample, slide: Slide) -> None:
     wanted = raw.expected_size
     if wanted is None:
         return
-    near = lambda a, b: all(abs(x / y - 1) < 0.01 for x, y in zip(a, b))
+    pixel = max(wanted) / max(max(small) for small in raw.small_images.values())  # of a small image
+    near = lambda a, b: all(abs(x - y) <= ROUNDED * pixel for x, y in zip(a, b))
     if not near(size, wanted) and not near(size[::-1], wanted):  # turned: the orientation tells
         raise PekaError(
             f"{found}, but the scale factors in {raw.place} belong to an image of "

@@ -90,7 +90,8 @@ def check_owner(cohort: Path) -> None:
     """
     if not cohort.exists():
         return
-    owner = source_record(cohort).get("options", {}).get("source", "import")
+    record = source_record(cohort)
+    owner = record.get("source") or record.get("options", {}).get("source", "import")
     if owner != "import" or (cohort / "building.json").exists():
         raise PekaError(
             f"{cohort}: this directory was built by {owner}, which would build it again; expected "
