@@ -116,7 +116,8 @@ def _read_csv(file: Path) -> pd.DataFrame:
         kind = what_is(file) or "something else"
         raise PekaError(
             f"{file}: {kind} with {table.shape[0]} rows and {table.shape[1]} columns of numbers; "
-            "expected a header, names in the first column and numbers beside them. Look at it."
+            "expected a header, names in the first column and numbers beside them, with tabs or "
+            "commas between the columns. Save it so."
         )
     table.index, table.columns = table.index.astype(str), table.columns.astype(str)
     return table
@@ -162,6 +163,12 @@ def read_coordinates(file: Path) -> pd.DataFrame:
             "expected one. Correct the table."
         )
     numbers = table[list(pair)].apply(pd.to_numeric, errors="coerce")
+    words = table[list(pair)].where(numbers.isna()).stack()  # without empty fields
+    if len(words):
+        raise PekaError(
+            f"{file}: {len(words)} coordinates are no numbers (first: {words.iloc[0]!r} of "
+            f"{words.index[0][0]}); expected numbers with a point, such as 1024.5. Save it again."
+        )
     return numbers.set_axis(["x", "y"], axis=1)
 
 

@@ -591,6 +591,9 @@ def test_bad_input_ends_in_one_message_and_the_cohort_is_as_before(
 BAD_TABLES = {
     "barcodes differ": (str, lambda t: t.replace("-1,", "-2,"), {}, "places.csv"),
     "no columns x, y": (str, lambda t: t.replace("x,y", "u,v"), {}, "places.csv"),
+    "decimal commas": (str, lambda t: "b,x,y\n" + "".join(
+        f'{line.split(",")[0]},"1,5",2\n' for line in t.splitlines()[1:]), {}, "places.csv"),
+    "semicolons": (str, lambda t: t.replace(",", ";"), {}, "places.csv"),
     "twice a barcode": (str, lambda t: t + t.splitlines()[1] + "\n", {}, "places.csv"),
     "no coordinates": (str, str, {"coordinates": None}, "--coordinates"),
     "no pixel size": (str, str, {"um_per_px": None}, "--um-per-px"),
