@@ -11,6 +11,7 @@
 weights.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,6 +123,12 @@ class Model:
         return self.familiar.distance(frozen)
 
 
+def card_digest(card: dict) -> str:
+    """sha256 of a card without its own digest, so that an edited card is noticed."""
+    rest = {name: value for name, value in card.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def encoder_facts(encoder: Encoder) -> dict:
     """Name, weights and input settings of an encoder, as JSON has them."""
     names = ("name", "digest", "revision", "precision", *SETTINGS)
@@ -183,6 +190,11 @@ def read_card(folder: str | Path) -> dict:
     if missing := [name for name in ON_CARD if name not in card]:
         raise PekaError(f"{path} lacks {', '.join(missing)}; get the folder again")
     _check_files(folder, card)
+    if card.get("digest") != card_digest(card):
+        raise PekaError(
+            f"{path} was changed after the model was written: its digest is another. Get the "
+            "folder again, or export it again."
+        )
     return card
 
 

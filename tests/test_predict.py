@@ -95,6 +95,7 @@ def test_a_missing_or_changed_file_is_named(tmp_path, name):
     ({"format": 2}, "format 2"),
     ({"space": None}, "space"),
     ({"sha256": {}}, "genes.csv"),
+    ({"threshold": 1e9}, "card.json was changed"),
 ])  # fmt: skip
 def test_a_card_of_another_format_or_without_what_is_needed_is_refused(tmp_path, change, word):
     save(tmp_path / "model")

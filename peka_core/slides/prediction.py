@@ -83,8 +83,9 @@ def check_pixel_size(slide: Slide) -> None:
     """Refuse a slide of unknown pixel size."""
     if not np.isfinite(slide.um_per_px):
         raise PekaError(
-            f"{slide.path} does not say how large its pixels are. Give --um-per-px (in Python: "
-            "open_slide(path, um_per_px=...)), from the scanner's settings. The magnification of a "
+            f"{slide.path} does not say how large its pixels are, or says a size that no scanner "
+            "has. Give --um-per-px (in Python: open_slide(path, um_per_px=...)), from the "
+            "scanner's settings. The magnification of a "
             "scan (20x, 40x) does not determine it."
         )
 

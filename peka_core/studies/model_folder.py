@@ -15,7 +15,7 @@ from ..common.errors import PekaError
 from ..common.files import TEMPORARY, sha256, told_when_full, write_json, write_whole
 from ..encoders import Encoder
 from ..head import Head
-from ..predict import CARD, FAMILIAR, FORMAT, GENES, HEAD, README, encoder_facts
+from ..predict import CARD, FAMILIAR, FORMAT, GENES, HEAD, README, card_digest, encoder_facts
 from ..student import Student
 from ..unfamiliar import Familiar
 
@@ -86,9 +86,10 @@ def write_card(
     facts = {"format": FORMAT, "method": method, "encoder": encoder_facts(encoder)}
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     digests = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
-    card = card | facts | {"sha256": digests}
-    write_json(folder / CARD, card)
-    text = readme(json.loads((folder / CARD).read_text(encoding="utf-8")))
+    write_json(folder / CARD, card | facts | {"sha256": digests})
+    card = json.loads((folder / CARD).read_text(encoding="utf-8"))  # with null for NaN
+    write_json(folder / CARD, card | {"digest": card_digest(card)})
+    text = readme(card)
     write_whole(folder / README, lambda path: path.write_text(text, encoding="utf-8"))
 
 
