@@ -92,6 +92,7 @@ def prune(run: Path) -> None:
     for folder in (
         run / "cohort" / "patches",
         *run.glob("cohort_*"),
+        run / "new_tissue",
         *run.glob("units/.*"),
         *run.glob(f"units/*{AGAIN}"),
         *run.rglob(".locks"),
