@@ -59,15 +59,20 @@ def write_slide(path: Path, tissue: Path, side: int = 40_000) -> Path:
 def run(words: list[str], stop: Callable[[], bool] = lambda: False) -> tuple[float, float]:
     """Seconds and peak GB of a Python process; it is killed with SIGKILL when `stop` says so."""
     started = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL)
-    while not (done := os.wait4(process.pid, os.WNOHANG))[0]:
-        if stop():
-            process.kill()
-        time.sleep(0.05)
-    _, status, usage = done
-    process.returncode = os.waitstatus_to_exitcode(status)
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen([sys.executable, *words], stdout=said, stderr=said)
+        while not (done := os.wait4(process.pid, os.WNOHANG))[0]:
+            if stop():
+                process.kill()
+            time.sleep(0.05)
+        _, status, usage = done
+        process.returncode = os.waitstatus_to_exitcode(status)
+        said.seek(0)
+        text = said.read()
     if process.returncode not in (0, -signal.SIGKILL):
-        raise SystemExit(f"{' '.join(words)} failed")
+        raise SystemExit(f"{' '.join(words)} failed: {text[-2000:]}")
+    if "No tissue is found" in text:  # by LazySlide, which goes on without tiles
+        return np.nan, np.nan
     return time.perf_counter() - started, usage.ru_maxrss * 1024 / 1e9
 
 

@@ -157,11 +157,49 @@ def waiting(table: pd.DataFrame) -> Iterator[Claim]:
         yield Claim(what, f"{sleep} tiles/s", other, times(sleep, spin), "", *end)
 
 
+def slide(table: pd.DataFrame) -> Iterator[Claim]:
+    """`peka predict` on a slide, beside LazySlide with the same model."""
+    for _, row in table.iterrows():
+        ours = f"{row['seconds']:.0f} s, {row['peak_gb']:.1f} GB"
+        other = f"LazySlide: {row['lazyslide_s']:.0f} s, {row['lazyslide_gb']:.1f} GB, no files"
+        ratio = times(row["lazyslide_s"], row["seconds"])
+        if pd.isna(row["lazyslide_s"]):
+            other, ratio = "LazySlide: its default mask finds no tissue", ""
+        what = f"{row['what']}, {row['tiles']:,} tiles, 50 genes"
+        end = ("", place(row), row["commit"], "slide.py")
+        yield Claim(what, ours, other, ratio, *end)
+        same = "the same files" if row["same_files"] else "other files"
+        what = f"{row['what']}, killed half-way and continued"
+        yield Claim(what, f"{row['resumed_s']:.0f} s, {same}", f"at once: {row['seconds']:.0f} s",
+                    times(row["seconds"], row["resumed_s"]), *end)  # fmt: skip
+
+
+def rehearsal(table: pd.DataFrame) -> Iterator[Claim]:
+    """The chapters at full size beside their plan."""
+    chapters = table[table["what"].str.match(r"\d\d_")].dropna(subset=["planned_gb"])
+    for spots, rows in chapters.groupby("spots"):
+        rows = rows.groupby("what").last().reset_index()  # a repeated chapter counts once
+        last, end = rows.iloc[-1], (place(rows.iloc[-1]), rows.iloc[-1]["commit"], "rehearsal.py")
+        for _, row in rows.iterrows():
+            what = f"{row['what']}, {spots:,} spots"
+            cpu = f"{row['seconds']:,.0f} s ({row['cpu_seconds']:,.0f} s of CPU time)"
+            yield Claim(what, f"{cpu}, {row['peak_gb']:.1f} GB", "", "", "", *end)
+        hours, peak = rows["seconds"].sum() / 3600, rows["peak_gb"].max()
+        planned = f"planned before: {last['planned_hours']:.1f} h, {last['planned_gb']:.1f} GB"
+        ratio = (
+            f"{hours / last['planned_hours']:.2f} and {peak / last['planned_gb']:.2f} of the plan"
+        )
+        what = f"chapters {rows['what'].min()[:2]} to {rows['what'].max()[:2]}, {spots:,} spots"
+        yield Claim(what, f"{hours:.1f} h, {peak:.1f} GB", planned, ratio, "", *end)
+
+
 SECTIONS: dict[str, tuple[str, Callable[[pd.DataFrame], Iterator[Claim]]]] = {
     "The head: PCA and ridge": ("head", head),
     "The scFoundation teacher": ("teacher", teacher),
     "An alignment, and embedding": ("alignment", alignment),
     "The last blocks on cached tokens": ("last_blocks", last_blocks),
+    "A slide without counts": ("slide", slide),
+    "The paper's kidney at full size, drawn": ("rehearsal", rehearsal),
     "Threads that wait": ("waiting", waiting),
 }
 NOTES = {
