@@ -8,7 +8,7 @@ import pandas as pd
 from .. import figures
 from ..slides.geojson import corners_of
 from ..slides.image import Slide
-from ..slides.maps import BLACK, UNIT, WHITE, color_range, hatching, tile_raster
+from ..slides.maps import UNIT, color_range, tile_raster
 from ..tiles import tile_side
 
 NOT_SUPPORTED = "#AAAAAA"
@@ -22,7 +22,7 @@ def expected_dots(genes: pd.DataFrame, ax: plt.Axes | None = None) -> plt.Axes:
         genes: `predict.Model.genes`. Genes that are not supported are grey.
     """
     genes = genes.sort_values("pcc")
-    ax, rows = figures.axes(ax, 6, 4.5), np.arange(len(genes))
+    ax, rows = figures.axes(ax, 6, 6), np.arange(len(genes))
     good = genes["supported"].to_numpy(bool)
     ends = np.abs(genes[["low", "high"]].sub(genes["pcc"], axis=0)).to_numpy().T  # (2, g)
     for which, color, label in (
@@ -36,7 +36,7 @@ def expected_dots(genes: pd.DataFrame, ax: plt.Axes | None = None) -> plt.Axes:
     ax.plot(genes["pcc_colour"], rows, "|", ms=6, color=colour, label="tile colour")
     ax.axvline(0, color="grey", lw=0.8)
     named = [i for i in rows if i < NAMED or i >= len(rows) - NAMED]
-    ax.set_yticks(named, list(genes.index[named]), fontsize=8)
+    ax.set_yticks(named, list(genes.index[named]), fontsize=7)
     ax.set(xlabel="PCC in held-out tissue", ylim=(-1, len(genes)))
     ax.legend(fontsize="x-small", loc="lower right")
     return ax
@@ -70,10 +70,8 @@ def slide_maps(
             bar = plt.colorbar(drawn, ax=ax, shrink=0.7)
             bar.set_label(UNIT.replace("predicted expression, ", ""), fontsize="x-small")
     flags = found.obs["unfamiliar"].to_numpy()
-    lines = hatching(raster, flags, tile_side(slide.um_per_px) / px)  # (h, w)
-    colors = np.zeros((*lines.shape, 4))  # transparent
-    colors[lines == BLACK], colors[lines == WHITE] = (0, 0, 0, 1), (1, 1, 1, 1)
-    axes[-1].imshow(colors, interpolation="nearest")
+    dark = 0.6 * np.append(flags, False)[raster]  # (h, w), 0 outside all tiles
+    axes[-1].imshow(np.zeros((*raster.shape, 3)), alpha=dark, interpolation="nearest")
     axes[-1].set_title(f"unfamiliar: {flags.mean():.0%} of {len(flags)} tiles")
     figures.scale_bar(axes[0], 1 / (slide.um_per_px * px), 500)
     return axes
