@@ -32,14 +32,14 @@ from alignment import drawn_encoder, on_meta
 
 from peka_core import alignment
 from peka_core.commands.plan import cost_of
-from peka_core.common.device import best_device
+from peka_core.common.device import best_device, product_type
 from peka_core.common.files import write_whole
 from peka_core.encoders import Encoder
 from peka_core.recipe import RECIPES, Recipe
 from peka_core.runner.provenance import provenance
 from peka_core.student import Student
 from peka_core.training_data import TrainingData
-from peka_core.training_parts.tokens import orientations_seen, shape_of_tokens, trained_in
+from peka_core.training_parts.tokens import orientations_seen, shape_of_tokens
 
 TABLE = Path(__file__).with_suffix(".csv")
 EPOCHS, NARROW = 50, 16
@@ -94,7 +94,7 @@ def measure(encoder: Encoder, recipe: Recipe, last_blocks: int, n: int, repeats:
     last = np.median([epochs["last"][1:] for epochs in made])
     whole = np.median([epochs["all"] for epochs in made])
 
-    bfloat16 = trained_in(encoder.device) == torch.bfloat16
+    bfloat16 = product_type(encoder.device) == torch.bfloat16
     meta = replace(encoder, model=on_meta(encoder.model), device="meta")
     costs = {name: cost_of(meta, "bat", r, d_teacher, bfloat16) for name, r in recipes.items()}
     flops = {name: cost.step + cost.batch / recipe.batch_size for name, cost in costs.items()}
@@ -110,7 +110,7 @@ def measure(encoder: Encoder, recipe: Recipe, last_blocks: int, n: int, repeats:
             "tiles": n, "flips": flips, "epoch_all_s": whole, "epoch_last_s": last,
             "pass_s": first - last, "passes": passes, "all_s": all_s, "cached_s": cached_s,
             "ratio": all_s / cached_s, "flops": EPOCHS * flops["all"] / in_flops,
-            "mb_a_tile": passes * t * d * trained_in(encoder.device).itemsize / 1e6,
+            "mb_a_tile": passes * t * d * product_type(encoder.device).itemsize / 1e6,
         })  # fmt: skip
     return rows
 
