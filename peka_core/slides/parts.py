@@ -8,9 +8,6 @@ a kill the same request makes only the parts that are missing.
 import json
 import sys
 import zipfile
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
 
@@ -21,10 +18,10 @@ from ..common.code_digest import digest_of_code
 from ..common.errors import PekaError
 from ..common.files import TEMPORARY, free_bytes, write_json, write_whole
 from ..predict import Model
+from ..training_parts.batches import in_turn
 from .image import Slide, read_tiles
 
 PART = 1024  # tiles
-AHEAD = 3  # batches that are read before the network needs them
 REQUEST = "request.json"
 RESERVE = 100e6  # bytes of the disk that stay free
 BYTES_OF_MAP = 1e6  # a PNG map has at most about this many
@@ -89,7 +86,7 @@ def make_parts(
 ) -> dict[str, np.ndarray]:
     """Make the parts that are missing, and return `features`, `values`, `distance` of all tiles.
 
-    A thread reads the next tiles while the network works. At most `AHEAD` batches wait.
+    A thread reads the next batch of tiles while the network works.
 
     Args:
         centres: (n, 2) in level-0 px.
@@ -111,10 +108,10 @@ def make_parts(
         for path, rows in missing.items()
         for i in range(0, len(rows), batch_size)
     ]
-    read = lambda batch: read_tiles(slide, centres[batch[1]])[0]
+    read = lambda batch: (batch[0], read_tiles(slide, centres[batch[1]])[0])
     often = {"mininterval": 0.2 if sys.stderr.isatty() else 10}  # seconds
     with tqdm(total=n, initial=done, desc="predict", unit="tile", **often) as bar:
-        for path, group in groupby(_ahead(read, batches), lambda made: made[0][0]):
+        for path, group in groupby(in_turn(read, batches, ahead=True), lambda made: made[0]):
             embedded = [_embed(model, tiles, batch_size, bar) for _, tiles in group]
             features, distance = map(np.concatenate, zip(*embedded, strict=True))
             _write(path, model, features, distance)
@@ -164,19 +161,3 @@ def _read(path: Path, n: int) -> dict | None:
         print(f"{path} is damaged, so it is made again", file=sys.stderr, flush=True)
         return None
     return part if all(len(array) == n for array in part.values()) else None
-
-
-def _ahead(read: Callable, items: list) -> Iterator[tuple]:
-    """(item, read(item)) in order; a thread reads at most `AHEAD` items in advance."""
-    pool, waiting = ThreadPoolExecutor(1), deque[tuple]()
-    try:
-        for item in items:
-            waiting.append((item, pool.submit(read, item)))
-            if len(waiting) > AHEAD:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -65,7 +65,7 @@ def export(
     alpha = choose_alpha(x, task.targets, rows, task.obs, STRICT.alphas)
     frozen = stages.space_of(work, "frozen")  # (n, d)
     head, familiar = fit_head(x[rows], task.targets[rows]), fit_familiar(frozen[rows])
-    expected = _expected(work, rung, task, folds, x)
+    expected = _expected(work, rung, task, folds, x, frozen)
     encoder = work.encoder(rung.encoder)
     network: Student | Encoder = encoder
     if method != "none":
@@ -155,9 +155,11 @@ def _task(cohort: Cohort, trained: Split) -> Task:
     return Task(trained, genes, log_cp10k(adata), [""] * len(genes), adata.obs, spatial, rules)
 
 
-def _expected(work: Run, rung: Rung, task: Task, folds: list[Split], x: np.ndarray) -> Expected:
+def _expected(
+    work: Run, rung: Rung, task: Task, folds: list[Split], x: np.ndarray, frozen: np.ndarray
+) -> Expected:
     """What can be expected of the model, and of tile colour and the frozen encoder beside it."""
-    nested, frozen = task.split.name == "all", stages.space_of(work, "frozen")
+    nested = task.split.name == "all"
     key = "colour", work.folder, work.world  # where a score of chapter 4 keeps it, too
     controls: dict[str, Callable] = {
         "tile colour": lambda _: work.once(key, lambda: colour(work.cohort(tiles=True)))

@@ -11,7 +11,7 @@ ALLOWED = {
     "studies": "runner sources slides drawn core training_parts models downloads layout common",
     "runner": "sources drawn core training_parts models downloads layout common",
     "sources": "slides core training_parts models downloads layout common",
-    "slides": "core layout common",
+    "slides": "core training_parts layout common",
     "drawn": "core training_parts models downloads layout common",
     "core": "training_parts models layout common",
     "models": "downloads layout common",
