@@ -88,6 +88,7 @@ def test_a_model_of_all_spots_has_the_scores_of_students_that_never_saw_the_pati
     ("--method none --space projected", "projected"), ("--split spots/0", "spots/0"),
 ])  # fmt: skip
 def test_what_cannot_be_exported_is_refused_and_leaves_nothing(work, tmp_path, words, named):
+    work.cohort()  # built by no other test if this one runs alone
     with pytest.raises(PekaError, match=named):
         run("small", "--out", tmp_path / "m", "--device", "cpu", *words.split())
     assert not list(tmp_path.iterdir())
