@@ -47,7 +47,7 @@ def units_made_ahead(work: Run, parameters: dict) -> Iterator[None]:
 
 def _has_room(work: Run) -> bool:
     """Whether the run is on a CPU that has cores and memory for two processes."""
-    if work.device != "cpu" or cores() < 2 or "OMP_NUM_THREADS" in os.environ:
+    if work.device != "cpu" or cores() < 2 or os.environ.get("OMP_NUM_THREADS"):
         return False
     if not (work.profile.methods or work.profile.all_methods):
         return False

@@ -41,6 +41,8 @@ class Chapters:
             `spots/0`, to compare both scopes.
         lessons: whether chapter 3 trains small examples.
         umap: whether chapter 5 draws UMAPs.
+        gene: the gene that all chapters follow (`studies/story.py`); empty for the target gene that
+            varies most.
     """
 
     cues_off_splits: int = 0
@@ -48,6 +50,7 @@ class Chapters:
     scope_effect: bool = False
     lessons: bool = False
     umap: bool = True
+    gene: str = ""
 
 
 @dataclass(frozen=True)
