@@ -5,7 +5,7 @@ import numpy as np
 from matplotlib.patches import Rectangle
 from scipy.stats import pearsonr
 
-from .drawing import COUNTS, IMAGE, LOSS, TRAINS, page, spot, text
+from .drawing import COUNTS, LOSS, page, spot, text
 
 ROWS = (  # title, names, question, how spots are held out, bar of the alignment, how r is taken
     (

@@ -6,6 +6,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "peka_core"
 ALLOWED = {
+    "ideas": "core training_parts layout common",
     "commands": "studies runner sources slides drawn core training_parts models downloads layout "
     "common",
     "studies": "runner sources slides drawn core training_parts models downloads layout common",
