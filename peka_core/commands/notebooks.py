@@ -13,8 +13,10 @@ CHAPTERS = (
     "02_teacher_embeddings",
     "03_alignment",
     "04_evaluation",
+    "04b_worth",
     "05_figures",
     "06_new_tissue",
+    "appendix",
 )
 WIDGET = "application/vnd.jupyter.widget-view+json"  # a progress bar
 

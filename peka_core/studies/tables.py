@@ -263,13 +263,13 @@ def read_table(work: Run, name: str) -> pd.DataFrame:
         path = folders.results_folder() / f"{work.profile.name}_{name}.csv"
     if not path.exists():
         raise PekaError(
-            f"{path} is missing; an earlier chapter writes this table. Run notebooks 01 to 04 of "
+            f"{path} is missing; an earlier chapter writes this table. Run notebooks 01 to 04b of "
             "this run first."
         )
     table = pd.read_csv(path)
     if not codes_in(table) or codes_in(table) - codes_here(work.folder):
         raise PekaError(
-            f"{path} was made by other code than this (commit {_commits(table)}). Run notebook 04 "
+            f"{path} was made by other code than this (commit {_commits(table)}). Run notebook 04b "
             "of this run again."
         )
     return table
