@@ -38,12 +38,18 @@ TILE_UM = 112  # field of view of a tile, µm
 
 
 def use_style() -> None:
-    """House style for every figure: page width, readable labels, no top and right spine."""
+    """House style for every figure: page width, readable labels, no top and right spine.
+
+    A page is 7 inches wide. Figures of that width have labels of 8 points or more, since `x-small`
+    is the smallest size that is used.
+    """
     sns.set_theme(context="notebook", style="ticks", palette="colorblind", font_scale=0.85)
-    plt.rcParams |= {
+    sizes = {"xtick.labelsize": 9, "ytick.labelsize": 9, "axes.labelsize": 10}
+    plt.rcParams |= sizes | {
+        "font.size": 11.6, "axes.titlesize": 10.5, "legend.fontsize": 9,  # x-small: 8.05 points
         "figure.dpi": 80, "savefig.dpi": 150, "figure.constrained_layout.use": True,
         "axes.spines.top": False, "axes.spines.right": False, "image.cmap": "cividis",
-        "legend.frameon": False, "axes.titlesize": "medium",
+        "legend.frameon": False,
     }  # fmt: skip
     use_small_pictures()
 
@@ -238,20 +244,24 @@ def whiskers(table: pd.DataFrame) -> np.ndarray:
     return np.stack([table["mean"] - table["low"], table["high"] - table["mean"]])
 
 
-def gene_pairs(genes: pd.DataFrame, ax: plt.Axes | None = None, method: str = "bat") -> plt.Axes:
+def gene_pairs(
+    genes: pd.DataFrame, ax: plt.Axes | None = None, method: str = "bat", named: tuple = ()
+) -> plt.Axes:
     """The paper's Fig. 2: PCC of each target gene, frozen and aligned, sorted by the frozen value.
 
-    `genes` has the index gene and the columns `frozen` and `aligned`.
+    `genes` has the index gene and the columns `frozen` and `aligned`. Of more genes than fit on a
+    page, only those in `named` have their name below.
     """
     color = PALETTE.get(method, OTHER)
     genes = genes.dropna().sort_values("frozen")
-    ax, x = axes(ax, 9, 3.2), np.arange(len(genes))
+    ax, x = axes(ax, 7, 3.2), np.arange(len(genes))
     frozen, aligned = genes["frozen"], genes["aligned"]
     better = aligned > frozen
     ax.vlines(x, frozen, aligned, color=np.where(better, color, "#888888"), lw=1.2)
     ax.plot(x, frozen, "o", ms=4, color=PALETTE["frozen"], label="frozen")
     ax.plot(x, aligned, "D", ms=4, color=color, label=f"aligned: {method}")
-    ax.set_xticks(x, genes.index, rotation=90, fontsize="xx-small")
+    shown = np.isin(genes.index, named) if len(genes) > 40 else np.full(len(genes), True)
+    ax.set_xticks(x[shown], genes.index[shown], rotation=90, fontsize="x-small")
     title = f"aligned is higher for {better.sum()} of {len(genes)} genes"
     ax.set(ylabel="PCC", xlim=(-1, len(genes)), title=title)
     ax.legend(loc="upper left")
