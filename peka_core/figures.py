@@ -44,9 +44,9 @@ def use_style() -> None:
     is the smallest size that is used.
     """
     sns.set_theme(context="notebook", style="ticks", palette="colorblind", font_scale=0.85)
-    sizes = {"xtick.labelsize": 9, "ytick.labelsize": 9, "axes.labelsize": 10}
-    plt.rcParams |= sizes | {
+    plt.rcParams |= {
         "font.size": 11.6, "axes.titlesize": 10.5, "legend.fontsize": 9,  # x-small: 8.05 points
+        "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9,
         "figure.dpi": 80, "savefig.dpi": 150, "figure.constrained_layout.use": True,
         "axes.spines.top": False, "axes.spines.right": False, "image.cmap": "cividis",
         "legend.frameon": False,
