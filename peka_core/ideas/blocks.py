@@ -22,25 +22,25 @@ def blocks() -> plt.Figure:
     trained = torch.as_tensor(rng.normal(0, 0.7, (4, SIDE, SIDE)))  # one block for each row
     adds_bone = bone.bone_weight(weight, trained) - weight
     adds_bat = bone.bat_weight(weight, trained) - weight
-    ax = page(6.1)  # 100 x 87.1 units
+    ax = page(6.8)  # 100 x 97.1 units
     text(
-        ax, 1.5, 84.7, "A frozen weight matrix W is cut into blocks.", weight="bold", fontsize=10.5
+        ax, 1.5, 94.7, "A frozen weight matrix W is cut into blocks.", weight="bold", fontsize=10.5
     )
-    text(ax, 1.5, 81.6, "All blocks of one row share one small trained matrix.", weight="bold",
+    text(ax, 1.5, 91.6, "All blocks of one row share one small trained matrix.", weight="bold",
          fontsize=10.5)  # fmt: skip
     size = 2.05
-    _matrix(ax, 8, 77 - 1.5, weight, size, "W, frozen", "outputs", "inputs")
+    _matrix(ax, 8, 85.5, weight, size, "W, frozen", "outputs", "inputs")
     column = trained.reshape(-1, SIDE)
-    _matrix(ax, 40, 75.5, column, size, "B, trained", edge=TRAINS)
+    _matrix(ax, 40, 85.5, column, size, "B, trained", edge=TRAINS)
     for row in range(4):
-        text(ax, 49, 75.5 - (4 * row + 2) * size - 0.45 * row, f"$B_{row + 1}$", color=TRAINS)
+        text(ax, 49, 85.5 - (4 * row + 2) * size - 0.45 * row, f"$B_{row + 1}$", color=TRAINS)
     _equation(ax, weight, trained, adds_bat)
-    _matrix(ax, 8, 36.5, adds_bone, size, "Bone adds copies of B", "outputs", "inputs")
-    _matrix(ax, 40, 36.5, adds_bat, size, "Bat adds products with W", "", "inputs")
-    text(ax, 70, 33, "How many are trained?", weight="bold", fontsize=9.5)
-    text(ax, 70, 28.4, "Here W has 192 numbers,\nand B has 64: four times\n4 × 4.")
-    text(ax, 70, 19.8, "H-optimus-0, blocks of 256\nin every qkv layer: 47\nmillion, 4.2 % of it.")
-    text(ax, 70, 11.2, "B starts at zero: before\ntraining, the encoder is\nthe frozen one.")
+    _matrix(ax, 8, 40.5, adds_bone, size, "Bone adds copies of B", "outputs", "inputs")
+    _matrix(ax, 40, 40.5, adds_bat, size, "Bat adds products with W", "", "inputs")
+    text(ax, 70, 37, "How many are trained?", weight="bold", fontsize=9.5)
+    text(ax, 70, 32.4, "Here W has 192 numbers,\nand B has 64: four times\n4 × 4.")
+    text(ax, 70, 23.8, "H-optimus-0, blocks of 256\nin every qkv layer: 47\nmillion, 4.2 % of it.")
+    text(ax, 70, 15.2, "B starts at zero: before\ntraining, the encoder is\nthe frozen one.")
     return ax.figure
 
 
@@ -73,17 +73,17 @@ def _cell(ax, corner, size, value) -> None:
 def _equation(ax, weight, trained, adds_bat) -> None:
     """The second block of the framed row: what is added to it by either method."""
     block = (slice(0, SIDE), slice(SIDE, 2 * SIDE))
-    text(ax, 57, 74, "Take the second block of the black frame.")
-    text(ax, 57, 70, "Bone adds", weight="bold", fontsize=9.5)
-    _small(ax, 57, 67.8, trained[0], "$B_1$", TRAINS)
-    text(ax, 66, 64.3, "the same in every block of the row")
-    text(ax, 57, 56, "Bat adds (the paper's Eq. 3)", weight="bold", fontsize=9.5)
+    text(ax, 57, 84, "Take the second block of the black frame.")
+    text(ax, 57, 80, "Bone adds", weight="bold", fontsize=9.5)
+    _small(ax, 57, 77.8, trained[0], "$B_1$", TRAINS)
+    text(ax, 66, 74.3, "the same in every block of the row")
+    text(ax, 57, 66, "Bat adds (the paper's Eq. 3)", weight="bold", fontsize=9.5)
     parts = [(weight[block], "$W_{12}$", "black"), (trained[0], "$B_1$", TRAINS),
              (trained[0], "$B_1$", TRAINS), (adds_bat[block], "added", "black")]  # fmt: skip
     for i, ((values, name, edge), sign) in enumerate(zip(parts, ("·", "+", "=", ""))):
-        _small(ax, 57 + 10.7 * i, 53.8, values, name, edge)
-        text(ax, 57 + 10.7 * i + 8.95, 50.4, sign, ha="center", fontsize=12)
-    text(ax, 57, 41.7, "Orange with a dot is positive, violet is negative.", fontsize=8)
+        _small(ax, 57 + 10.7 * i, 63.8, values, name, edge)
+        text(ax, 57 + 10.7 * i + 8.95, 60.4, sign, ha="center", fontsize=12)
+    text(ax, 57, 51.7, "Violet with a dot is positive, orange is negative.", fontsize=8)
 
 
 def _small(ax, x, top, values, name, edge) -> None:

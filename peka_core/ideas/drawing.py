@@ -70,7 +70,6 @@ def spot(ax: plt.Axes, x: float, y: float, scored: bool, r: float = 0.72) -> Non
     """A spot of a slide: a circle trains the head, a square is scored."""
     if scored:
         square = (x - 0.9 * r, y - 0.9 * r)
-        style = {"facecolor": TRAINS, "edgecolor": "black", "linewidth": 0.5}
-        ax.add_patch(Rectangle(square, 1.8 * r, 1.8 * r, **style))
+        ax.add_patch(Rectangle(square, 1.8 * r, 1.8 * r, color="black", linewidth=0))
     else:
-        ax.add_patch(Circle((x, y), r, color=IMAGE, linewidth=0))
+        ax.add_patch(Circle((x, y), r, facecolor="white", edgecolor="#777777", linewidth=1))

@@ -4,10 +4,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy.special import log_softmax, rel_entr, softmax
 
-from .drawing import IMAGE, TRAINS, WIDTH
+from .drawing import WIDTH
 
 N = 12  # components, as many as the demo's teacher has
-SPOTS = {"spot A: +4": (4.0, TRAINS, "-"), "spot B: −4": (-4.0, IMAGE, "--")}
+SPOTS = {"spot A: +4": (4.0, "#222222", "-"), "spot B: −4": (-4.0, "#777777", "--")}
 
 
 def cost(truth: np.ndarray, guess: np.ndarray) -> np.ndarray:
@@ -23,9 +23,9 @@ def softmax_and_sign(x_teacher: np.ndarray | None = None) -> plt.Figure:
         x_teacher: a teacher's vectors `(n, d)`; what a guess of zeros costs on them is then
             written into the title of the last panel.
     """
-    figure = plt.figure(figsize=(WIDTH, 5.6), layout="constrained")
+    figure = plt.figure(figsize=(WIDTH, 5.9), layout="constrained")
     grid = figure.add_gridspec(3, 2, height_ratios=[1, 1, 1.5])
-    figure.suptitle("The distillation loss hears a high entry, and hardly a low one",
+    figure.suptitle("The distillation loss weighs a high entry heavily and a low one hardly at all",
                     weight="bold", fontsize=10.5)  # fmt: skip
     for row, (name, (value, color, _)) in enumerate(SPOTS.items()):
         truth = np.eye(1, N)[0] * value
@@ -39,7 +39,7 @@ def softmax_and_sign(x_teacher: np.ndarray | None = None) -> plt.Figure:
 
 
 def _bars(ax, heights, color, limits, title, ylabel) -> None:
-    ax.bar(np.arange(1, N + 1), heights, color=[color] + ["#999999"] * (N - 1))
+    ax.bar(np.arange(1, N + 1), heights, color=[color] + ["#CCCCCC"] * (N - 1))
     ax.axhline(0, color="black", lw=0.8)
     ax.set(ylim=limits, xticks=(1, 4, 8, 12))
     ax.set_title(title, fontsize=9)
@@ -54,7 +54,7 @@ def _costs(ax, x_teacher) -> None:
     for name, (value, color, line) in SPOTS.items():
         ax.plot(guesses, cost(np.eye(1, N)[0] * value, guess), line, color=color, label=name)
         ax.plot(value, 0, "v", color=color, clip_on=False, markersize=8)
-    ax.set(ylim=(0, 5))
+    ax.set(xlim=(-6.2, 6.2), xticks=range(-6, 7, 2), ylim=(0, 5))
     ax.set_xlabel("the student's guess of component 1 (triangle: the truth)", fontsize=8.5)
     ax.set_ylabel("loss, nats", fontsize=8.5)
     ax.tick_params(labelsize=8)
@@ -67,7 +67,7 @@ def _costs(ax, x_teacher) -> None:
         high = cost(x_teacher, np.minimum(x_teacher, 0)).mean()
         said += (
             f"\nthis run's teacher, mean of {len(x_teacher):,} spots: all zeros cost "
-            f"{cost(x_teacher, zeros).mean():.2f}, zeros for the positive entries {high:.2f}, "
-            f"for the negative ones {low:.2f}"
+            f"{cost(x_teacher, zeros).mean():.2f};\nzeros in place of the positive entries "
+            f"{high:.2f}, in place of the negative ones {low:.2f}"
         )
     ax.set_title(said, fontsize=9)
