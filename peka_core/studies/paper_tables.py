@@ -9,7 +9,7 @@ import pandas as pd
 from ..common import folders
 from ..layout.gene_columns import joined_genes
 from ..models import scfoundation
-from ..protocols import Protocol
+from ..protocols import PROTOCOLS, Protocol
 from ..recipe import name_of_recipe
 from ..runner.run import Run
 from ..runner.rungs import Rung
@@ -58,6 +58,14 @@ def paper_cohort(work: Run) -> str:
         and scfoundation.as_authors(profile.teacher_options)
     )
     return options.get("cohort", "breast") if as_the_paper else ""
+
+
+def authors_rules(work: Run) -> Protocol:
+    """`peka_official`; a cohort of few spots gets a lower `min_spots`, and the protocol a name."""
+    official, quarter = PROTOCOLS["peka_official"], len(work.cohort()) // 4
+    if quarter >= official.min_spots // 2:
+        return official
+    return replace(official, name=f"peka_official_min_{quarter}", min_spots=quarter)
 
 
 def with_authors_list(work: Run, protocol: Protocol) -> tuple[Protocol | None, str]:

@@ -1,5 +1,6 @@
 """Tables of scores: what a profile scores, one long table of the results, and what made them."""
 
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -263,16 +264,31 @@ def read_table(work: Run, name: str) -> pd.DataFrame:
         path = folders.results_folder() / f"{work.profile.name}_{name}.csv"
     if not path.exists():
         raise PekaError(
-            f"{path} is missing; an earlier chapter writes this table. Run notebooks 01 to 04b of "
-            "this run first."
+            f"{path} is missing; an earlier chapter writes this table. Run the chapters before "
+            "this one first, in their order."
         )
     table = pd.read_csv(path)
     if not codes_in(table) or codes_in(table) - codes_here(work.folder):
         raise PekaError(
-            f"{path} was made by other code than this (commit {_commits(table)}). Run notebook 04b "
-            "of this run again."
+            f"{path} was made by other code than this (commit {_commits(table)}). Run notebooks "
+            "04 and 04b of this run again."
         )
     return table
+
+
+def save_world(table: pd.DataFrame, work: Run, name: str) -> Path:
+    """Put the rows of another world into a table that an earlier chapter wrote (`read_table`).
+
+    Rows of the same world are replaced, and all others stay as they are in the file.
+    """
+    read_table(work, name)  # refuses what other code made
+    path = work.folder / "results" / f"{name}.csv"
+    path = path if path.exists() else folders.results_folder() / f"{work.profile.name}_{name}.csv"
+    text: dict[str, Any] = {"dtype": str, "keep_default_na": False}
+    rows = pd.read_csv(io.StringIO(table.to_csv(index=False, float_format="%.6f")), **text)
+    old = pd.read_csv(path, **text)
+    old = old[~old["world"].isin(rows["world"])]
+    return save_table(pd.concat([old, rows])[list(old)], work.folder / "results", name)
 
 
 def codes_in(table: pd.DataFrame) -> set[str]:

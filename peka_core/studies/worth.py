@@ -247,3 +247,42 @@ def gene_table(
     names = {"protocol": "strict", "scope": "nested", "splits": ",".join(splits) or "all"}
     made = tables.made_by(frozen, student, work)
     return tables.named(work, table.reset_index(), **names, **made)
+
+
+def studies_of_one_gain() -> pd.DataFrame:
+    """The gain of bat in the encoder space, all genes, `strict`, as several studies measured it.
+
+    The studies are committed tables of drawn tissue. They differ in cohorts, patients and seeds,
+    and in what their interval is taken over.
+
+    Returns:
+        Columns: study; cohorts; each: what one cohort gave; cues: whether some genes follow what
+        the frozen encoder does not pass on; over: what the interval is taken over; mean, low, high.
+    """
+    bat, all_genes = "label == 'bat (encoder)'", "genes == 'all'"
+    of_loss = "rung == 'Eq. 5 + Eq. 6' and space == 'encoder' and against == 'frozen'"
+    on_first = "curve == 'epochs' and value == '4' and space == 'encoder'"
+    differences = "rung == 'bat, encoder' and world == "
+    rows: list[tuple[str, str, int, str, str, str, str]] = [
+        ("demo, four splits", "demo_differences", 1, "20 patients, 1 seed", "on", "patients",
+         f"{differences} 'on'"),
+        ("demo, its first split", "ladder_curves", 1, "5 patients, 1 seed", "on", "patients",
+         f"{on_first} and split == 'patients/0'"),
+        ("redrawn cohorts", "ladder_cohorts", 10, "5 patients, 1 seed", "on", "cohorts", bat),
+        ("further cohorts", "losses_summary", 10, "5 patients, 1 seed", "on", "cohorts", of_loss),
+        ("cohorts and seeds", "components", 8, "5 patients, 3 seeds", "on", "cohorts",
+         f"{bat} and component == 'cohort'"),
+        ("demo, two splits", "demo_differences", 1, "10 patients, 1 seed", "off", "patients",
+         f"{differences} 'off'"),
+        ("further cohorts", "losses_off_summary", 10, "5 patients, 1 seed", "off", "cohorts",
+         of_loss),
+    ]  # fmt: skip
+    found = []
+    for study, name, cohorts, each, cues, over, chosen in rows:
+        table = tables.read_result(name).query(all_genes).astype({"mean": float})
+        if "value" in table:
+            table["value"] = table["value"].astype(str)
+        (row,) = table.query(chosen)[["mean", "low", "high"]].to_dict("records")
+        facts = {"study": study, "cohorts": cohorts, "each": each, "cues": cues, "over": over}
+        found.append(facts | row)
+    return pd.DataFrame(found)
