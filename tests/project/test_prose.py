@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 ENTRIES = cite.entries_of()
 FILES = [*sorted((ROOT / "notebooks").glob("*.ipynb")), ROOT / "README.md"]
 NAMES = [str(path.relative_to(ROOT)) for path in FILES]
-SCORES = "mean low high pcc r2 frozen balanced_accuracy sd total values validation_total"
+SCORES = "mean low high pcc r2 frozen aligned balanced_accuracy sd total values validation_total"
 COUNTS = "n sections patients slides copies training_spots trainable"
 COLUMNS = {*SCORES.split(), *COUNTS.split(), "whole arrays", "% of encoder", "all - nested, n"}
 
