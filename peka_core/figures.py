@@ -30,10 +30,12 @@ MEANINGS = {
     "random": "untrained encoder", "student": "aligned", "control": "control: a simple predictor",
     "reference": "reference: needs counts",
 }  # fmt: skip
-TISSUE = {
-    "tumour": "#0072B2", "gland": "#009E73", "fibroblast": "#F0E442", "lymphocyte": "#000000",
-    "macrophage": "#CC79A7", "fat": "#999999",
+TISSUE = {  # none of them is a colour of PALETTE
+    "tumour": "#762A83", "gland": "#7FBF7B", "fibroblast": "#F0E442", "lymphocyte": "#5E3C1E",
+    "macrophage": "#F7A8B8", "fat": "#D8D0C4",
 }  # fmt: skip
+# spots that train the head and spots that are scored, as in the picture of the protocols
+SIDES = {"training": PALETTE["frozen"], "test": PALETTE["bat"], "neither": "#DDDDDD"}
 TILE_UM = 112  # field of view of a tile, µm
 
 
@@ -299,9 +301,9 @@ def split_chart(
     for row, split in zip(state, splits, strict=True):
         row[np.isin(samples, np.unique(sample_of[split.train]))] = 1
         row[np.isin(samples, np.unique(sample_of[split.test]))] = 2
-    ax = axes(ax, max(0.24 * len(samples) + 2, 4.5), 0.35 * len(splits) + 1.2)
+    ax = axes(ax, min(max(0.24 * len(samples) + 2, 4.5), 7), 0.3 * len(splits) + 1.2)
     style: dict[str, Any] = {"yticklabels": [split.name for split in splits], "vmax": 2}
-    style["cmap"] = ["#DDDDDD", PALETTE["frozen"], PALETTE["bone"]]
+    style["cmap"] = [SIDES["neither"], SIDES["training"], SIDES["test"]]
     sns.heatmap(state, vmin=0, cbar=False, linewidths=1, ax=ax, xticklabels=samples, **style)
     ax.tick_params(axis="x", rotation=90, labelsize="x-small")
     ax.tick_params(axis="y", rotation=0)
