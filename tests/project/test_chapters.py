@@ -9,11 +9,12 @@ import pytest
 from peka_core.commands.notebooks import CHAPTERS
 
 ROOT = Path(__file__).parents[2]
-WRITTEN = ("04_evaluation", "04b_worth", "appendix")  # chapters that must meet the rules
+WRITTEN = (  # chapters that must meet the rules
     "01_data",
     "02_teacher_embeddings",
     "04_evaluation",
     "04b_worth",
+    "appendix",
 )
 EXECUTED = ()  # chapters that are committed with their outputs, by scripts/publish.py
 WORDS, LINES, COLUMNS, BYTES = 2000, 25, 78, 300_000
