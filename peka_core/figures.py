@@ -67,7 +67,10 @@ def colors(levels) -> dict[str, tuple | str]:
 def save(figure: plt.Figure, folder: str | Path, name: str) -> None:
     """Write a figure as `<folder>/<name>.png`."""
     write = lambda part: figure.savefig(part, metadata={"Software": None})
+    has_layout = figure.get_layout_engine() is not None
     write_whole(Path(folder) / f"{name}.png", write)
+    if not has_layout:  # savefig gives such a figure the engine of the house style
+        figure.set_layout_engine("none")
 
 
 def grid(

@@ -10,7 +10,7 @@ from .. import figures
 from ..losses import kd_loss
 
 # the ends of the colour map that shows components on the tissue: purple is high, orange is low
-HIGH, LOW = figures.PALETTE["full"], figures.PALETTE["bone"]
+HIGH, LOW = "#542788", "#B35806"
 
 
 def guess_costs(truth: np.ndarray, guesses: np.ndarray, tau: float = 1.0) -> pd.DataFrame:
