@@ -8,6 +8,9 @@
 # make grid     the profile smoke as jobs, two at a time, and its tables against peka run smoke
 # make scvi     install the library of the teacher scvi: peka run demo --run scvi -p teacher=scvi
 # make lab      open the notebooks in JupyterLab
+# make book     the chapters, the API and the glossary as pages, in build/book; nothing is run
+# make test-browser   the book in headless Chromium: links, figures, equations, small screens
+# make test-lab       run chapter 1 in a real JupyterLab; all chapters: make test-lab ARGS=all
 # make publish  run demo and her2st again, and put their notebooks and tables into the repository
 # make clean    remove .venv and caches, but not runs/
 # For another Python: make demo PYTHON=python3.12. For tests one after the other: make test WORKERS=0
@@ -17,7 +20,7 @@ ARGS ?=
 WORKERS ?= 2
 BIN := .venv/bin
 
-.PHONY: help demo test lint weekly her2st smoke ladder grid scvi lab publish clean
+.PHONY: help demo test lint weekly her2st smoke ladder grid scvi lab book test-browser test-lab publish clean
 .DEFAULT_GOAL := help
 
 help:
@@ -42,6 +45,17 @@ scvi: .venv/.core
 
 lab: .venv/.core
 	$(BIN)/jupyter lab notebooks $(ARGS)
+
+book: .venv/.book
+	@rm -rf build/book
+	$(BIN)/python -m sphinx -q -W --keep-going -E -b html docs build/book
+	@echo "build/book/index.html opens from the file, without a network"
+
+test-browser: book .venv/.browser
+	PEKA_BOOK=build/book $(BIN)/python -m pytest tests/book/test_pages.py $(ARGS)
+
+test-lab: .venv/.browser
+	PEKA_LAB=$(or $(ARGS),01_data) $(BIN)/python -m pytest tests/book/test_lab.py
 
 publish: .venv/.core
 	rm -rf runs/demo runs/her2st
@@ -77,6 +91,16 @@ weekly: .venv/.test .venv/.grid scvi
 .venv/.grid: .venv/.core
 	@echo "installing Snakemake ..."
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[grid]'
+	@touch $@
+
+.venv/.book: .venv/.core
+	@echo "installing Sphinx ..."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[book]'
+	@touch $@
+
+.venv/.browser: .venv/.test
+	@echo "installing Playwright, which drives a Chromium or Chrome of this machine ..."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[browser]'
 	@touch $@
 
 .venv/bin/python:

@@ -63,15 +63,16 @@ def align(
             a GPU.
 
     Returns:
-        A table with one row for each epoch and these columns:
-        epoch, lr, seconds.
-        kd, struct, total: losses averaged over the training spots; NaN if their weight is 0.
-        r2: of the projection and the targets, after the mean of each row is subtracted, because
-            the softmax of Eq. 5 ignores that mean.
-        validation_...: the same of the validation spots; NaN if there are none.
-        rank_<layer>: AdaLoRA's ranks in use.
-        kept: True for the kept epoch.
-        choice: how that epoch was chosen, in words.
+        A table with one row for each epoch. Its columns are
+
+        - epoch, lr, seconds.
+        - kd, struct, total: losses averaged over the training spots; NaN if their weight is 0.
+        - r2: of the projection and the targets, after the mean of each row is subtracted, because
+          the softmax of Eq. 5 ignores that mean.
+        - `validation_...`: the same of the validation spots; NaN if there are none.
+        - `rank_<layer>`: AdaLoRA's ranks in use.
+        - kept: True for the kept epoch.
+        - choice: how that epoch was chosen, in words.
 
     Raises:
         PekaError: the data do not fit the student or the recipe, a training loss is not finite, or

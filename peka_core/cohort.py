@@ -93,7 +93,7 @@ class Cohort:
 
     @cached_property
     def obs(self) -> pd.DataFrame:
-        """One row a spot, index `sample:barcode`.
+        """One row a spot; the index is sample and barcode with a colon between them.
 
         Columns: sample, barcode, patient, group, duplicate_of, total_counts (over all genes of the
         section, before any join), and the columns that every h5ad has.

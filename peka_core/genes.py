@@ -72,7 +72,7 @@ def variable_genes(cohort, masks: Iterable[np.ndarray], n_genes: int) -> list[li
 
 
 def best_genes(tables: list[pd.DataFrame], names: pd.Index, n_genes: int) -> list[str]:
-    """The second step of `variable_genes`: the best genes of all `section_table`s.
+    """The second step of `variable_genes`: the best genes of the tables of all sections.
 
     They are in the order of `names`; PekaError if no gene varies in any section.
     """

@@ -97,9 +97,8 @@ def batch_losses(
         tiles: uint8 (n, h, w, 3); targets, labels: of the same spots, (n, d_t) and (n,).
 
     Returns:
-        losses: `kd` and `struct`, each only if the recipe gives it a weight, and their weighted sum
-            `total`.
-        projected: the student's projection (n, d_t).
+        The losses `kd` and `struct`, each only if the recipe gives it a weight, with their weighted
+        sum `total`; and the student's projection (n, d_t).
     """
     with autocast(student.device):
         _, projected = student(tiles)  # (n, d_t)

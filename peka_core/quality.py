@@ -27,11 +27,13 @@ def alignment_quality(
             teacher could not use, and is left out.
 
     Returns:
-        r2: of a ridge from standardised features to X_teacher, which weighs components by their
-            variance. Its penalty is chosen by leave-one-out on the training spots.
-        neighbour_overlap: share of a spot's k nearest neighbours in feature space that are among
-            its k nearest in teacher space; chance: the same for random neighbours.
-        n_train, n_test, k. The numbers are NaN if a side has fewer than two spots.
+        Numbers by name; they are NaN if a side has fewer than two spots.
+
+        - r2: of a ridge from standardised features to X_teacher, which weighs components by their
+          variance. Its penalty is chosen by leave-one-out on the training spots.
+        - neighbour_overlap: share of a spot's k nearest neighbours in feature space that are among
+          its k nearest in teacher space; chance: the same for random neighbours.
+        - n_train, n_test, k.
     """
     usable, usable_test = np.isfinite(x_teacher_train).all(1), np.isfinite(x_teacher_test).all(1)
     features_train, x_teacher_train = features_train[usable], x_teacher_train[usable]
