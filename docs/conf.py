@@ -44,6 +44,8 @@ html_static_path = ["_static"]
 html_css_files = ["book.css"]
 html_js_files = ["book.js"]
 html_copy_source = False
+html_use_index = False  # the search is the index
+html_domain_indices = False
 html_show_sourcelink = False
 html_show_search_summary = False  # the search would fetch pages, which files may not
 html_context = {"default_mode": "light"}
@@ -56,9 +58,8 @@ mathjax_path = "tex-svg.js"  # one file without fonts, copied by `copy_mathjax`
 
 
 def chapters() -> list[str]:
-    """The notebooks in the order in which they run, then those that do not run with the others."""
-    found = sorted(path.stem for path in NOTEBOOKS.glob("[!.]*.ipynb"))
-    return sorted(found, key=lambda name: (name not in CHAPTERS, name))
+    """The notebooks that are there, in the order in which they run."""
+    return [name for name in CHAPTERS if (NOTEBOOKS / f"{name}.ipynb").exists()]
 
 
 def exercises(chapter: str) -> list[str]:
