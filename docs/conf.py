@@ -32,6 +32,7 @@ myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 suppress_warnings = ["mystnb.unknown_mime_type"]  # a progress bar, which needs a kernel
 bibtex_bibfiles = ["references.bib"]
+bibtex_reference_style = "author_year"
 
 default_role = "code"  # docstrings write `name` with single backticks
 autodoc_member_order = "bysource"

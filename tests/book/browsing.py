@@ -21,7 +21,7 @@ def open_browser():
 
 
 def setting(name: str, target: str) -> str:
-    """The environment variable that `make target` sets; the calling module is skipped without it."""
+    """A variable that `make target` sets; without it the calling module is skipped."""
     if not os.environ.get(name):
         pytest.skip(f"`make {target}` runs this", allow_module_level=True)
     return os.environ[name]
