@@ -128,7 +128,8 @@ def run_all(browser, address: str) -> tuple[int, list[str]]:
 
 
 def images_of(cell: dict) -> int:
-    return sum("image/png" in out.get("data", {}) for out in cell["outputs"])
+    kinds = [kind for out in cell["outputs"] for kind in out.get("data", {})]
+    return sum(kind.startswith("image/") for kind in kinds)
 
 
 def errors_of(cell: dict) -> list[str]:
