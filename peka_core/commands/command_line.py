@@ -29,7 +29,7 @@ from ..common import folders
 from ..common.device import check_device
 from ..common.errors import PekaError
 from ..common.files import CANNOT_WRITE, no_access, write_json
-from ..common.typed_values import absolute, read_yaml
+from ..common.typed_values import absolute, pairs_of, read_yaml
 from ..recipe import METHODS
 from ..runner.cohort_folder import has_cohort
 from ..runner.profile import Profile, load_profile, profile_titles
@@ -166,18 +166,11 @@ def _add_score_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=absolute, metavar="OUT", help=out)
 
 
-def _pairs(items: list[str], option: str) -> dict[str, str]:
-    """`["a=1"]` -> `{"a": "1"}`."""
-    if bad := [item for item in items if not item.partition("=")[0].strip() or "=" not in item]:
-        raise PekaError(f"{option} takes NAME=VALUE, not {bad[0]!r}")
-    return dict(item.split("=", 1) for item in items)
-
-
 def _values(items: list[str], option: str) -> dict:
     """`["epochs=2"]` -> `{"epochs": 2}`: values as YAML reads them."""
     return {
         name: read_yaml(value, f"{option} {name}={value}", "a value as YAML writes it")
-        for name, value in _pairs(items, option).items()
+        for name, value in pairs_of(items, option).items()
     }
 
 
@@ -186,7 +179,7 @@ def _named(arguments: argparse.Namespace) -> tuple[Profile, dict[str, str], str]
     overrides = _values(arguments.p, "-p")
     if arguments.encoder:
         overrides["encoder"] = arguments.encoder
-    weights = _pairs(arguments.weights, "--weights")
+    weights = pairs_of(arguments.weights, "--weights")
     weights = {name: str(absolute(path)) for name, path in weights.items()}
     run = arguments.run
     if arguments.cohort:

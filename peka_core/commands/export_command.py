@@ -2,13 +2,12 @@
 
 import argparse
 import json
-import re
 from pathlib import Path
 
 from ..common import folders
 from ..common.errors import PekaError
 from ..common.files import one_name
-from ..common.typed_values import absolute
+from ..common.typed_values import absolute, pairs_of
 from ..models.encoder_files import weights_digest
 from ..runner.cohort_folder import has_cohort
 from ..runner.profile import bundled
@@ -41,9 +40,7 @@ def _export(arguments: argparse.Namespace) -> None:
     from ..studies.model_folder import check_free
 
     check_free(arguments.out)
-    if bad := [item for item in arguments.weights if not re.fullmatch("[^=]+=.+", item)]:
-        raise PekaError(f"--weights takes ENCODER=PATH, not {bad[0]!r}")
-    weights = dict(item.split("=", 1) for item in arguments.weights)
+    weights = pairs_of(arguments.weights, "--weights")
     work = open_finished(arguments.run, arguments.device, arguments.profile, weights)
     from ..predict import read_card
     from ..studies.export import export

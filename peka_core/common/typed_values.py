@@ -112,6 +112,17 @@ def absolute(path: str | Path) -> Path:
     return Path(os.path.expanduser(path)).absolute()
 
 
+def pairs_of(items: list[str], option: str) -> dict[str, str]:
+    """`["a=1"]` -> `{"a": "1"}`.
+
+    Raises:
+        PekaError: an item is no NAME=VALUE.
+    """
+    if bad := [item for item in items if not item.partition("=")[0].strip() or "=" not in item]:
+        raise PekaError(f"{option} takes NAME=VALUE, not {bad[0]!r}")
+    return dict(item.split("=", 1) for item in items)
+
+
 def fitted(value, kind, name: str):
     """Return a value in its declared type.
 

@@ -11,15 +11,17 @@
 from dataclasses import replace as replace_fields
 from pathlib import Path
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 
 from ..cohort import write_sample
 from ..common.errors import PekaError
-from ..common.files import one_name
+from ..common.files import free_bytes, one_name
 from ..slides import ruler, scale
 from ..slides.image import Slide, open_slide, read_tiles
 from ..slides.orientation import MARGIN, ORIENTATIONS, Orientation, inside, measure, oriented
+from ..slides.same_image import compare
 from ..slides.tissue import find_tissue
 from .growing import check_beside, patient_name, what_is_missing, write_tables
 from .hest_folder import add_hest
@@ -43,6 +45,9 @@ WANTED = (
     "factors refer to its pixels. Space Ranger does not copy it into outs/"
 )
 ROUNDED = 1.1  # px of a small image by which the size that it tells may be off
+ALIKE = 0.95  # correlation of the image with Space Ranger's small one; a JPEG of it has 0.999
+SHIFTED_UM = 25  # half of a Visium spot
+BYTES_OF_TILE = 3 * 224 * 224
 FILLED = 0.9  # share of the image; more tissue leaves no ground to compare with
 
 
@@ -87,9 +92,12 @@ def add_sample(
     raw = checked(replace_fields(raw, adata=raw.adata.copy(), notes=list(raw.notes)))
     slide = open_slide(image)
     _check_size(raw, slide)
+    _check_disk(cohort, raw.adata)
     sizes = _sizes(raw, slide, um_per_px)
     size = scale.agreed(sizes, f"{sample} ({raw.place})")
     found = _orientation(raw, slide, size, orient, sample, cohort)
+    if raw.overview and not orient:
+        _check_overview(raw.overview, slide, size)
     centres = oriented(raw.adata.obsm["spatial"], orient or "as_given", slide.width, slide.height)
     raw.adata.obsm["spatial"] = centres
     row = {"patient": patient, "organ": "", "disease": "", "technology": raw.technology}
@@ -159,6 +167,39 @@ def _check_size(raw: RawSample, slide: Slide) -> None:
         raise PekaError(
             f"{found}, but the scale factors in {raw.place} belong to an image of "
             f"{wanted[0]:.0f} x {wanted[1]:.0f} px. {WANTED}."
+        )
+
+
+def _check_disk(cohort: Path, adata: ad.AnnData) -> None:
+    """Refuse to begin if the disk has too little room for tiles and counts."""
+    needed = adata.n_obs * BYTES_OF_TILE + 12 * adata.X.nnz
+    if (free := free_bytes(cohort)) < needed:
+        raise PekaError(
+            f"{cohort}: the tiles and counts of {adata.n_obs:,} spots need up to "
+            f"{needed / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB free. Free some space, "
+            "or give a --cohort on another disk."
+        )
+
+
+def _check_overview(overview: Path, slide: Slide, um_per_px: float) -> None:
+    """Compare the image with the small one that Space Ranger made of it, unless one is blank.
+
+    Raises:
+        PekaError: the tissue lies elsewhere, or is another one.
+    """
+    shift, r = compare(slide, overview)
+    if r < ALIKE:
+        raise PekaError(
+            f"{slide.path}: it does not show what Space Ranger's {overview} shows (correlation of "
+            f"both, made small: {r:.2f}; expected {ALIKE} or more). {WANTED}. If it is that file, "
+            "remove the small image, which belongs to another sample."
+        )
+    if (np.abs(shift) * um_per_px > SHIFTED_UM).any():
+        raise PekaError(
+            f"{slide.path}: its tissue lies {shift[0]:+.0f} px in x and {shift[1]:+.0f} px in y "
+            f"from where it lies in Space Ranger's {overview}; expected the same place within "
+            f"{SHIFTED_UM} um, because positions are px of that image. Was it cropped or padded? "
+            f"{WANTED}."
         )
 
 

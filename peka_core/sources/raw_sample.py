@@ -33,6 +33,7 @@ class RawSample:
             if only spots with counts are known.
         expected_size: (width, height) px of the full-resolution image, if the files tell it.
         small_images: size (width, height) of images that come with the sample and are too coarse.
+        overview: the largest of these files, which shows the whole image; None if there is none.
         mirrored: whether the array is mirrored in the pixels; None if unknown.
         spot_um: diameter of a spot, for the ruler, if it is known.
         notes: what a reader of the import should know.
@@ -45,6 +46,7 @@ class RawSample:
     positions: pd.DataFrame | None = None
     expected_size: tuple[float, float] | None = None
     small_images: dict[str, tuple[int, int]] = field(default_factory=dict)
+    overview: Path | None = None
     mirrored: bool | None = None
     spot_um: float | None = None
     notes: list[str] = field(default_factory=list)

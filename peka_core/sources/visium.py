@@ -85,6 +85,7 @@ def _add_images(raw: RawSample, folder: Path, prefix: str, scales: dict) -> None
             raw.notes.append(f"{file} cannot be read; it is not needed")
             continue
         raw.small_images[file.name] = size
+        raw.overview = raw.overview or file
         raw.expected_size = raw.expected_size or (size[0] / scale, size[1] / scale)
 
 

@@ -560,12 +560,37 @@ def image_cut_off(drawn, words):
     words["image"].write_bytes(words["image"].read_bytes()[:20_000])
 
 
-@bad("slide.tif", "4")
-def image_with_an_impossible_pixel_size(drawn, words):
+@bad("slide.tif", "2.3000 um/px", "+15.0%")
+def image_with_another_pixel_size(drawn, words):
     words["image"] = drawn.folder / "slide.tif"
     Image.open(drawn.image).save(
         words["image"], resolution_unit=3, x_resolution=1e4 / 2.3, y_resolution=1e4 / 2.3
     )
+
+
+@bad("shifted.png", "+40 px in x and -24 px in y", "tissue_hires_image.png")
+def image_whose_tissue_lies_elsewhere(drawn, words):
+    words["image"] = drawn.folder / "shifted.png"
+    cv2.imwrite(str(words["image"]), np.roll(cv2.imread(str(drawn.image)), (-24, 40), (0, 1)))
+
+
+@bad("other.png", "tissue_hires_image.png")
+def image_of_another_section_of_the_same_shape(drawn, words):
+    words["image"] = drawn.folder / "other.png"
+    pixels = cv2.imread(str(drawn.image))
+    tissue = np.ptp(pixels, axis=2) > 10  # glass is grey
+    pixels[tissue] = np.random.default_rng(0).integers(0, 255, (tissue.sum(), 3))
+    cv2.imwrite(str(words["image"]), pixels)
+
+
+def test_a_disk_with_too_little_room_is_told_before_work_starts(tmp_path, monkeypatch, capsys):
+    drawn = draw(tmp_path / "a")
+    needed = len(drawn.barcodes) * 3 * 224**2 + 12 * np.count_nonzero(drawn.counts)
+    monkeypatch.setattr(importing, "free_bytes", lambda path: needed - 1)
+    assert peka(*drawn.words(tmp_path / "cohort")) == 1 and not (tmp_path / "cohort").exists()
+    assert "GB free" in capsys.readouterr().err
+    monkeypatch.setattr(importing, "free_bytes", lambda path: needed)
+    assert peka(*drawn.words(tmp_path / "cohort")) == 0
 
 
 @pytest.mark.parametrize("name", BAD)
