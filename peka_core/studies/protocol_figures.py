@@ -63,7 +63,7 @@ def steps(tables: dict[str, pd.DataFrame], guess: Sequence[float] | None = None)
         guess: the reader's numbers for the frozen encoder at the second, third and fourth step.
             They are drawn in the last panel.
     """
-    size = (7.4 / len(tables), 3.7)
+    size = (7 / len(tables), 3.7)
     axes = figures.grid(len(tables), len(tables), size, sharey=True)
     numbers = pd.concat(tables.values())[list(STYLES)].max().max()
     top = 0.06 + max([numbers, *([] if guess is None else guess)])
@@ -122,7 +122,7 @@ def under_official(tables: dict[str, pd.DataFrame], labels: Sequence[str]) -> pl
         tables: cohort -> rows of a `tables.score_table` under `peka_official`, all genes.
         labels: which rows, from above.
     """
-    axes = figures.grid(len(tables), 2, (3.6, 0.3 * len(labels) + 1.3), sharey=True)
+    axes = figures.grid(len(tables), 2, (3.5, 0.3 * len(labels) + 1.3), sharey=True)
     rows, keys = np.arange(len(labels))[::-1], {}
     for ax, (name, table) in zip(axes, tables.items()):
         found = table.drop_duplicates("label").set_index("label").reindex(labels)

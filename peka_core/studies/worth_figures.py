@@ -51,7 +51,7 @@ def ruler(scores: dict[str, dict[str, float]], colors: dict[str, str]) -> plt.Fi
         scores: row -> what was scored -> PCC. A score that is NaN is left out.
         colors: what was scored -> colour; what has none is dark grey.
     """
-    axes = figures.grid(len(scores), 1, (7.2, 1.5), sharex=True)
+    axes = figures.grid(len(scores), 1, (7, 1.5), sharex=True)
     for ax, (row, values) in zip(axes, scores.items()):
         ax.axhline(0, color="#BBBBBB", lw=1, zorder=0)
         shown = sorted((value, name) for name, value in values.items() if np.isfinite(value))
