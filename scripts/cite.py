@@ -63,6 +63,7 @@ NAMES = (
     "against",
 )
 ASIDE = (
+    r"<!-- tables -->.*?<!-- end of tables -->",  # written from results/ by results_page.py
     r"```.*?```",
     r"`[^`]*`",
     r"\$\$.*?\$\$",

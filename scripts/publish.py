@@ -6,8 +6,8 @@
 1. it removes from runs/demo what is large and can be made again: tiles, the other worlds, features,
    predictions and most adapters;
 2. it compresses the rest and marks it as published;
-3. it copies executed notebooks to notebooks/, tables to results/, a picture to results/figures/;
-4. it renews the numbers in prose (cite.py).
+3. it copies executed notebooks to notebooks/, tables to results/, two pictures to results/figures/;
+4. it renews the tables of RESULTS.md and the numbers in prose (results_page.py, cite.py).
 """
 
 import json
@@ -19,7 +19,9 @@ from pathlib import Path
 import h5py
 import nbformat
 import pandas as pd
+import results_page
 
+from peka_core import figures, ideas
 from peka_core.cohort import open_cohort
 from peka_core.common.files import write_whole
 from peka_core.runner.provenance import commit
@@ -133,17 +135,21 @@ def main() -> int:
         copy_tables("her2st")
         return 0
     demo = ROOT / "runs" / "demo"
-    for notebook in sorted((demo / "notebooks").glob("0*.ipynb")):
+    for notebook in sorted((demo / "notebooks").glob("*.ipynb")):
         copy_notebook(notebook)
     copy_tables("demo")
     (ROOT / "results" / "figures").mkdir(exist_ok=True)
     shutil.copy(demo / "figures" / "scores.png", ROOT / "results" / "figures" / "demo_scores.png")
+    figures.use_style()
+    figure = ideas.pipeline()
+    figure.savefig(ROOT / "results" / "figures" / "pipeline.png", metadata={"Software": None})
     prune(demo)
     units = "\n".join(sorted(path.parent.name for path in demo.glob("units/*/unit.json")))
     (demo / PUBLISHED).write_text(
         f"Published at commit {commit()}. Nothing here is changed by opening it. Units:\n{units}\n",
         encoding="utf-8",
     )
+    results_page.main(["--write"])
     cited = subprocess.run([sys.executable, ROOT / "scripts" / "cite.py", "--write"], check=False)
     tracked = [path for part in ("cohort", "units") for path in (demo / part).rglob("*")]
     size = sum(path.stat().st_size for path in tracked if path.is_file()) / 1e6

@@ -6,10 +6,11 @@ from pathlib import Path
 import cite
 import pandas as pd
 import pytest
+import results_page
 
 ROOT = Path(__file__).parents[2]
 ENTRIES = cite.entries_of()
-FILES = [*sorted((ROOT / "notebooks").glob("*.ipynb")), ROOT / "README.md"]
+FILES = [*sorted((ROOT / "notebooks").glob("*.ipynb")), ROOT / "README.md", ROOT / "RESULTS.md"]
 NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 SCORES = "mean low high pcc r2 frozen aligned balanced_accuracy sd total values validation_total"
 COUNTS = "n sections patients slides copies training_spots trainable"
@@ -81,3 +82,15 @@ def test_a_selector_finds_one_row_by_names_and_numbers():
     assert cite.values_of({"minus ladder_curves | mean": row}) == [-found["mean"]]
     with pytest.raises(ValueError):
         cite.values_of({"ladder_curves | mean": {"curve": "epochs"}})
+
+
+def test_the_tables_of_results_are_those_of_the_files_and_a_changed_cell_is_noticed(tmp_path):
+    text = results_page.PAGE.read_text(encoding="utf-8")
+    assert results_page.page(text) == text
+    (tmp_path / "results").mkdir()
+    for path in (ROOT / "results").glob("*.csv"):
+        (tmp_path / "results" / path.name).write_bytes(path.read_bytes())
+    table = pd.read_csv(tmp_path / "results/her2st_summary.csv")
+    table.loc[0, "mean"] += 0.1
+    table.to_csv(tmp_path / "results/her2st_summary.csv", index=False)
+    assert results_page.page(text, tmp_path) != text

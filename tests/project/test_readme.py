@@ -1,4 +1,4 @@
-"""What README, CONTRIBUTING, environment.yml, Makefile and the workflows promise exists."""
+"""What README, the pages around it, environment.yml, Makefile and the workflows promise exists."""
 
 import re
 import tomllib
@@ -14,7 +14,8 @@ from peka_core.commands.command_line import CHAPTERS, _parser
 
 ROOT = Path(__file__).parents[2]
 README, MAKEFILE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "Makefile"))
-PROSE = README + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "CONTRIBUTING.md", ROOT / "RESULTS.md"])
+PROSE = README + "".join(path.read_text(encoding="utf-8") for path in PAGES)
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -25,15 +26,15 @@ def test_every_command_exists():
     targets = " ".join(re.findall(r"^([\w ./]+):", MAKEFILE, re.M)).split()
     assert {"demo", "test", "lint"} <= promised <= set(targets)
     chapters = (path.read_text(encoding="utf-8") for path in (ROOT / "notebooks").glob("*.ipynb"))
-    commands = re.findall(r"^(?:\.venv/bin/)?peka ([^#\n]+)", README, re.M)
-    commands += re.findall(r"`peka ([^`#\n]+)`", README + "".join(chapters))
+    commands = re.findall(r"^(?:\.venv/bin/)?peka ([^#\n]+)", PROSE, re.M)
+    commands += re.findall(r"`peka ([^`#\n]+ [^`#\n]+)`", PROSE + "".join(chapters))
     assert len(commands) > 15
     for command in commands:
         _parser().parse_args(command.split())
 
 
 def test_every_path_exists():
-    links = re.findall(r"\]\(([^)#]+)\)", PROSE)
+    links = re.findall(r"\]\(([^)#]+)\)", README + (ROOT / "RESULTS.md").read_text("utf-8"))
     names = re.findall(r"`((?:[\w.-]+/)*[\w-]+(?:/|\.py|\.yaml|\.yml|\.md))`", PROSE)
     made = {"patches/", "adata/", "splits/", "cohort/", "figures/"}  # by a user or a run
     made |= {"yours.yaml", "sources/NAME.py"}
@@ -77,7 +78,8 @@ def test_the_map_lists_every_file_of_the_core_once():
 
 def test_the_lines_for_your_tissue_run(tmp_path, monkeypatch):
     """Drawn slides become a cohort, a file becomes an encoder, and both go through the core."""
-    slides, encoder, core = re.findall(r"```python\n(.*?)```", README, re.S)
+    page = (ROOT / "docs/own_data.md").read_text(encoding="utf-8")
+    slides, encoder, core = re.findall(r"```python\n(.*?)```", page, re.S)
     monkeypatch.chdir(tmp_path)
     rng, names = np.random.default_rng(0), {"slides": {}}
     for patient in "ABC":
