@@ -52,7 +52,7 @@ book: .venv/.book
 	@echo "build/book/index.html opens from the file, without a network"
 
 test-browser: book .venv/.browser
-	PEKA_BOOK=build/book $(BIN)/python -m pytest tests/book/test_pages.py -n $(WORKERS) --dist worksteal $(ARGS)
+	PEKA_BOOK=build/book $(BIN)/python -m pytest tests/book/test_pages.py -n $(WORKERS) $(ARGS)
 
 test-lab: .venv/.browser
 	PEKA_LAB=$(or $(ARGS),01_data) $(BIN)/python -m pytest tests/book/test_lab.py

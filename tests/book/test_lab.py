@@ -123,6 +123,7 @@ def run_all(browser, address: str) -> tuple[int, list[str]]:
         page.wait_for_timeout(60)
         painted |= set(page.evaluate(PAINTED))
         top += 500
+    page.evaluate(f"{PANEL}.sessionContext.shutdown()")  # a kernel keeps up to 2 GB
     page.close()
     return len(painted), said
 
