@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,12 @@ def test_in_a_checkout_everything_is_the_checkouts(monkeypatch, tmp_path):
         assert folders.root() == ROOT and folders.results_folder() == ROOT / "results"
         assert folders.bundled("notebooks") == ROOT / "notebooks"
         assert manifest.load_manifest()["encoders"]
+
+
+def test_every_folder_with_code_is_a_package_of_the_wheel():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {path.parent.relative_to(ROOT) for path in (ROOT / "peka_core").rglob("__init__.py")}
+    assert {".".join(path.parts) for path in found} <= set(listed)
 
 
 @pytest.mark.slow
@@ -54,7 +61,8 @@ def test_a_built_wheel_works_in_an_empty_folder(tmp_path):
     )
     package, rows = call(python, "-c", code).split()
     assert Path(package) == packages / "peka_core" and int(rows) > 50
-    for folder, kind in (("notebooks", "*.ipynb"), ("results", "*.csv")):
-        committed = {path.name for path in (ROOT / folder).glob(kind)}
+    kinds = {"notebooks": ("*.ipynb", "*.md"), "results": ("*.csv",)}  # chapters link the glossary
+    for folder in kinds:
+        committed = {path.name for kind in kinds[folder] for path in (ROOT / folder).glob(kind)}
         assert {path.name for path in (Path(package) / "bundled" / folder).iterdir()} == committed
     assert list(here.iterdir()) == []
