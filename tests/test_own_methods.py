@@ -14,7 +14,7 @@ from peka_core.runner.run import open_run
 @pytest.mark.slow
 @pytest.mark.weekly
 @pytest.mark.parametrize(("nested", "on_all", "pictures"), [
-    ([], ["bone"], {"figure_2_peka_paper"}),  # the form of hest-...-as-run
+    ([], ["bone"], set()),  # the form of hest-...-as-run
     (["bone"], [], {"figure_2_strict", "tissue_map"}),
 ], ids=["as-run", "nested"])  # fmt: skip
 def test_chapters_4_and_5_align_nothing(tmp_path, monkeypatch, fresh, nested, on_all, pictures):
@@ -35,7 +35,7 @@ def test_chapters_4_and_5_align_nothing(tmp_path, monkeypatch, fresh, nested, on
         assert len(planned) == len(work.cohort().splits) * len(nested) + len(on_all)
         students = pd.read_csv(folder / "results/scores.csv").query("kind == 'student'")
         assert set(students["predictor"]) == {*nested, *on_all}
-        shown = {"figure_2_peka_paper", "figure_2_strict", "tissue_map"}
+        shown = {"figure_2_strict", "tissue_map"}
         assert shown & {path.stem for path in (folder / "figures").glob("*.png")} == pictures
         if nested:
             assert set(pd.read_csv(folder / "results/figure_2.csv")["method"]) == {"bone"}

@@ -74,5 +74,5 @@ def test_the_bundled_profiles_of_hest_run_end_to_end(profile, method, fresh):
     assert students["adapters"].notna().all()
     published = scores[["published", "paper_cohort"]]
     assert published.isna().all(axis=None), "these are not the paper's slides"
-    assert (folder / "figures/figure_2_peka_paper.png").exists()
+    assert (folder / "figures/evaluation_official.png").exists()
     assert not (folder / "figures/figure_2_strict.png").exists()
