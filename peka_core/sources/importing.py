@@ -97,7 +97,7 @@ def add_sample(
     size = scale.agreed(sizes, f"{sample} ({raw.place})")
     found = _orientation(raw, slide, size, orient, sample, cohort)
     if raw.overview and not orient:
-        _check_overview(raw.overview, slide, size)
+        raw.notes += _check_overview(raw.overview, slide, size)
     centres = oriented(raw.adata.obsm["spatial"], orient or "as_given", slide.width, slide.height)
     raw.adata.obsm["spatial"] = centres
     row = {"patient": patient, "organ": "", "disease": "", "technology": raw.technology}
@@ -181,13 +181,15 @@ def _check_disk(cohort: Path, adata: ad.AnnData) -> None:
         )
 
 
-def _check_overview(overview: Path, slide: Slide, um_per_px: float) -> None:
-    """Compare the image with the small one that Space Ranger made of it, unless one is blank.
+def _check_overview(overview: Path, slide: Slide, um_per_px: float) -> list[str]:
+    """Compare the image with the small one that Space Ranger made of it; return a note.
 
     Raises:
         PekaError: the tissue lies elsewhere, or is another one.
     """
     shift, r = compare(slide, overview)
+    if np.isnan(r):
+        return [f"{overview.name} is blank, so the image could not be compared with it"]
     if r < ALIKE:
         raise PekaError(
             f"{slide.path}: it does not show what Space Ranger's {overview} shows (correlation of "
@@ -201,6 +203,7 @@ def _check_overview(overview: Path, slide: Slide, um_per_px: float) -> None:
             f"{SHIFTED_UM} um, because positions are px of that image. Was it cropped or padded? "
             f"{WANTED}."
         )
+    return [f"the image shows what {overview.name} shows (correlation {r:.3f}, not shifted)"]
 
 
 def _sizes(raw: RawSample, slide: Slide, um_per_px: float | None) -> dict[str, float]:
@@ -286,7 +289,8 @@ def _words(raw: RawSample, found: Orientation, orient: str) -> list[str]:
     else:
         notes.append(
             f"orientation as given: {found.measure} {found.scores['as_given']:.2f}, ahead by "
-            f"{found.lead:.2f}. An image of a neighbouring section would score nearly the same"
+            f"{found.lead:.2f}"
+            + ("" if raw.overview else ". A neighbouring section would score nearly the same")
         )
     return notes
 
