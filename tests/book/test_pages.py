@@ -1,5 +1,6 @@
 """The book in a browser, opened from files without a network (`make test-browser`)."""
 
+import json
 import re
 from pathlib import Path
 from urllib.parse import unquote
@@ -168,6 +169,18 @@ def test_all_pages_are_there():
     text = (BOOK / "api.html").read_text(encoding="utf-8")
     core = {path.stem for path in (ROOT / "peka_core").glob("*.py")} - {"__init__", "__main__"}
     assert {name for name in core if f'id="module-peka_core.{name}"' not in text} == set()
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_solutions_are_folded(chapter):
+    notebook = (ROOT / f"notebooks/{chapter}.ipynb").read_text(encoding="utf-8")
+    page = (BOOK / f"notebooks/{chapter}.html").read_text(encoding="utf-8")
+    folded = r'<div class="cell [^"]*tag_solution[^"]*">\s*<details class="[^"]*hide[^"]*">'
+    asked = [
+        c for c in json.loads(notebook)["cells"] if "solution" in c["metadata"].get("tags", [])
+    ]
+    assert len(re.findall(folded, page)) == len(asked)
+    assert asked or chapter == "appendix"
 
 
 def test_a_link_to_the_glossary_leads_to_a_term():
