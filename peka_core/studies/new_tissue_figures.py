@@ -36,7 +36,7 @@ def expected_dots(genes: pd.DataFrame, ax: plt.Axes | None = None) -> plt.Axes:
     ax.plot(genes["pcc_colour"], rows, "|", ms=6, color=colour, label="tile colour")
     ax.axvline(0, color="grey", lw=0.8)
     named = [i for i in rows if i < NAMED or i >= len(rows) - NAMED]
-    ax.set_yticks(named, list(genes.index[named]), fontsize=7)
+    ax.set_yticks(named, list(genes.index[named]), fontsize=8)
     ax.set(xlabel="PCC in held-out tissue", ylim=(-1, len(genes)))
     ax.legend(fontsize="x-small", loc="lower right")
     return ax
@@ -135,7 +135,7 @@ def slide_means(table: pd.DataFrame, ax: plt.Axes | None = None) -> plt.Axes:
     )
     ax.plot(x, table["mean_predicted"], ".", color=figures.PALETTE["bat"], label="predicted")
     ax.plot(x, table["mean_measured"], "x", ms=4, color="black", label="measured")
-    ax.set_xticks(x, list(table.index), rotation=90, fontsize=6)
+    ax.set_xticks(x, list(table.index), rotation=90, fontsize=8)
     ax.set(ylabel="mean over the slide,\nln(1 + CP10K)", xlim=(-1, len(table)))
     ax.legend(fontsize="x-small", loc="upper left")
     return ax
