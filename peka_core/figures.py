@@ -35,7 +35,7 @@ TISSUE = {  # none of them is a colour of PALETTE
     "macrophage": "#F7A8B8", "fat": "#D8D0C4",
 }  # fmt: skip
 # spots that train the head and spots that are scored, as in the picture of the protocols
-SIDES = {"training": PALETTE["frozen"], "test": PALETTE["bat"], "neither": "#DDDDDD"}
+SIDES = {"training": "#9E9E9E", "test": "#000000", "neither": "#F0F0F0"}
 TILE_UM = 112  # field of view of a tile, µm
 
 
