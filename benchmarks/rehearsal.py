@@ -161,9 +161,10 @@ def stage(name: str, cohort: Path, run: str) -> None:
         "umap": lambda: stages.umap(work, "none", SPLIT, SPLIT),
     }
     work.cohort().digest  # noqa: B018  links and digests are the stage cohort's
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time()
     made[name]()
-    print(json.dumps({"seconds": time.perf_counter() - started}), flush=True)
+    found = {"seconds": time.perf_counter() - started, "stage_cpu": time.process_time() - used}
+    print(json.dumps(found), flush=True)
 
 
 def said_before(cohort: Path) -> dict:
@@ -178,7 +179,10 @@ def said_before(cohort: Path) -> dict:
 
 
 def in_own_process(kind: str, name: str, cohort: Path, run: str) -> dict:
-    """Seconds and peak GB of a chapter or a stage, with those of its own processes."""
+    """Seconds and peak GB of a chapter or a stage, with those of its own processes.
+
+    `stage_cpu` is the CPU time of a stage alone, without the imports before it.
+    """
     words = [sys.executable, __file__, str(cohort), "--one", kind, name, "--run", run]
     started = time.perf_counter()
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
@@ -189,9 +193,10 @@ def in_own_process(kind: str, name: str, cohort: Path, run: str) -> dict:
     if process.returncode:
         raise SystemExit(f"{kind} {name} failed; the same command goes on from here")
     lines = [line for line in said.splitlines() if line.startswith('{"seconds"')]
-    seconds = json.loads(lines[-1])["seconds"] if lines else time.perf_counter() - started
-    return {"seconds": round(seconds, 1), "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
-            "peak_gb": round(usage.ru_maxrss * 1024 / 1e9, 3)}  # fmt: skip
+    inside = json.loads(lines[-1]) if lines else {"seconds": time.perf_counter() - started}
+    found = {name: round(value, 1) for name, value in inside.items()}
+    found["cpu_seconds"] = round(usage.ru_utime + usage.ru_stime, 1)
+    return found | {"peak_gb": round(usage.ru_maxrss * 1024 / 1e9, 3)}
 
 
 def append(row: dict) -> None:

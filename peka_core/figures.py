@@ -310,5 +310,5 @@ def split_chart(
     sns.heatmap(state, vmin=0, cbar=False, linewidths=1, ax=ax, xticklabels=samples, **style)
     ax.tick_params(axis="x", rotation=90, labelsize="x-small")
     ax.tick_params(axis="y", rotation=0)
-    ax.set(title="blue: training, orange: test, grey: neither")
+    ax.set(title="grey: training, black: test, white: neither")
     return ax

@@ -47,6 +47,7 @@ class Claim(NamedTuple):
     command: str
 
 
+SHORT = 2.0  # s; a shorter stage says nothing about growth
 HEADER = ("", "ours", "alternative, same run", "ratio", "floor", "hardware", "commit", "command")
 
 
@@ -191,6 +192,24 @@ def rehearsal(table: pd.DataFrame) -> Iterator[Claim]:
         )
         what = f"chapters {rows['what'].min()[:2]} to {rows['what'].max()[:2]}, {spots:,} spots"
         yield Claim(what, f"{hours:.1f} h, {peak:.1f} GB", planned, ratio, "", *end)
+    if "stage_cpu" in table:
+        yield from growth(table.dropna(subset=["stage_cpu"]))
+
+
+def growth(stages: pd.DataFrame) -> Iterator[Claim]:
+    """CPU time of a spot in every stage, from the smallest drawn cohort to the largest."""
+    for what, rows in stages.groupby("what", sort=False):
+        rows = rows.groupby("spots").last()
+        if len(rows) < 2 or rows["stage_cpu"].max() < SHORT:
+            continue
+        per_spot = 1000 * rows["stage_cpu"] / rows.index  # ms
+        last = rows.iloc[-1]
+        peaks = " and ".join(f"{peak:.1f}" for peak in rows["peak_gb"].iloc[[0, -1]])
+        sizes = f"{rows.index[0]:,} to {rows.index[-1]:,} spots"
+        ours = f"{' to '.join(f'{ms:.2f}' for ms in per_spot)} ms of CPU time a spot, {peaks} GB"
+        ratio = f"{per_spot.iloc[-1] / per_spot.iloc[0]:.2f} times the time of a spot"
+        end = (place(last), last["commit"], "rehearsal.py --stages all")
+        yield Claim(f"stage {what}, {sizes}", ours, "growth in proportion", ratio, "1", *end)
 
 
 SECTIONS: dict[str, tuple[str, Callable[[pd.DataFrame], Iterator[Claim]]]] = {

@@ -1,5 +1,6 @@
 """Figures of the ladder: differences to the frozen encoder, by rung or by value of a choice."""
 
+import textwrap
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -77,7 +78,7 @@ def curves(table: pd.DataFrame, columns: int = 3) -> list[plt.Axes]:
             ax.plot(x[number], mean[number], line, color=figures.OTHER, lw=1)  # words stay apart
         ax.axhline(0, color="grey", lw=0.8)
         ax.set_xticks(range(len(values)), values)
-        ax.set_title(title, fontsize="small")
+        ax.set_title(textwrap.fill(title, 60 // columns), fontsize="small")
     for ax in axes[::columns]:
         ax.set_ylabel("PCC minus frozen")
     axes[0].legend(fontsize="x-small")
