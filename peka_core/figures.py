@@ -27,7 +27,8 @@ PALETTE = {
 OTHER = "#444444"  # what has no colour of its own
 MEANINGS = {
     "oracle": "oracle", "frozen": "frozen encoder", "none": "another frozen encoder",
-    "random": "untrained encoder", "student": "aligned", "control": "control: a simple predictor",
+    "random": "random (untrained) encoder", "student": "aligned",
+    "control": "control: a simple predictor",
     "reference": "reference: needs counts",
 }  # fmt: skip
 TISSUE = {  # none of them is a colour of PALETTE

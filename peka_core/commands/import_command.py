@@ -35,7 +35,10 @@ def _add_sample_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--patient", required=True, help=patient)
     size = "micrometres per pixel of the image; may be left out, and is compared with the files"
     parser.add_argument("--um-per-px", type=float, metavar="UM", help=size)
-    turn = "turn the spots on the image: as_given, rot90, ..., as the figure of an import shows"
+    turn = (
+        "turn the spots on the image, after a look at the figure of a refused import: as_given, "
+        "rot90, rot180, rot270, flip_x, flip_y, transpose or transverse"
+    )
     parser.add_argument("--orient", default="", metavar="NAME", help=turn)
     for name in ("organ", "disease", "license"):
         parser.add_argument(

@@ -46,7 +46,8 @@ def rungs(
         ax.set_xlim(left=floor)
         for row in table[table["mean"] < floor].itertuples():
             height = order.index(row.label) + GENE_SETS[row.genes][2]
-            ax.text(floor, height, f" ◂ {row.mean:+.3f}", va="center", fontsize="x-small")
+            of = f"{row.genes} " if several else ""
+            ax.text(floor, height, f" ◂ {of}{row.mean:+.3f}", va="center", fontsize="x-small")
     ax.xaxis.set_major_locator(MaxNLocator(5))
     return figures.name_rows(ax, order, xlabel)
 

@@ -247,7 +247,7 @@ def read_result(name: str) -> pd.DataFrame:
         raise PekaError(f"{path} is missing; it comes with the repository. Restore it from there.")
     table = pd.read_csv(path)
     if "mean" in table and code_here() not in codes_in(table):  # other tables hold no score
-        print(f"Other code than this made results/{name}.csv (commit {_commits(table)}).")
+        print(f"For information: earlier code, commit {_commits(table)}, made results/{name}.csv.")
     return table
 
 
