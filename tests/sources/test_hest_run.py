@@ -48,9 +48,11 @@ def test_its_price_and_its_files_are_told_before_anything_is_done(profile, capsy
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "profile, method",
-    [("hest-breast", "bat"), ("hest-breast-as-run", "bone")],
+    [
+        pytest.param("hest-breast", "bat", id="as-written"),
+        pytest.param("hest-breast-as-run", "bone", id="as-run", marks=pytest.mark.weekly),
+    ],
     indirect=["profile"],
-    ids=["as-written", "as-run"],
 )
 def test_the_bundled_profiles_of_hest_run_end_to_end(profile, method, fresh):
     folder = fresh(f"test-hest-{method}")
