@@ -46,13 +46,12 @@ def test_its_price_and_its_files_are_told_before_anything_is_done(profile, capsy
 
 
 @pytest.mark.slow
+@pytest.mark.weekly
 @pytest.mark.parametrize(
     "profile, method",
-    [
-        pytest.param("hest-breast", "bat", id="as-written"),
-        pytest.param("hest-breast-as-run", "bone", id="as-run", marks=pytest.mark.weekly),
-    ],
+    [("hest-breast", "bat"), ("hest-breast-as-run", "bone")],
     indirect=["profile"],
+    ids=["as-written", "as-run"],
 )
 def test_the_bundled_profiles_of_hest_run_end_to_end(profile, method, fresh):
     folder = fresh(f"test-hest-{method}")
