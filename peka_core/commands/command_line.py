@@ -29,7 +29,7 @@ from ..common import folders
 from ..common.device import check_device
 from ..common.errors import PekaError
 from ..common.files import CANNOT_WRITE, no_access, write_json
-from ..common.typed_values import absolute, pairs_of, read_yaml
+from ..common.typed_values import absolute, pairs_of, read_yaml, weights_of
 from ..recipe import METHODS
 from ..runner.cohort_folder import has_cohort
 from ..runner.profile import Profile, load_profile, profile_titles
@@ -179,7 +179,7 @@ def _named(arguments: argparse.Namespace) -> tuple[Profile, dict[str, str], str]
     overrides = _values(arguments.p, "-p")
     if arguments.encoder:
         overrides["encoder"] = arguments.encoder
-    weights = pairs_of(arguments.weights, "--weights")
+    weights = weights_of(arguments.weights)
     weights = {name: str(absolute(path)) for name, path in weights.items()}
     run = arguments.run
     if arguments.cohort:

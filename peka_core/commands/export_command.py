@@ -7,7 +7,7 @@ from pathlib import Path
 from ..common import folders
 from ..common.errors import PekaError
 from ..common.files import one_name
-from ..common.typed_values import absolute, pairs_of
+from ..common.typed_values import absolute, weights_of
 from ..models.encoder_files import weights_digest
 from ..runner.cohort_folder import has_cohort
 from ..runner.profile import bundled
@@ -40,7 +40,7 @@ def _export(arguments: argparse.Namespace) -> None:
     from ..studies.model_folder import check_free
 
     check_free(arguments.out)
-    weights = pairs_of(arguments.weights, "--weights")
+    weights = weights_of(arguments.weights)
     work = open_finished(arguments.run, arguments.device, arguments.profile, weights)
     from ..predict import read_card
     from ..studies.export import export

@@ -123,6 +123,18 @@ def pairs_of(items: list[str], option: str) -> dict[str, str]:
     return dict(item.split("=", 1) for item in items)
 
 
+def weights_of(items: list[str]) -> dict[str, str]:
+    """The paths of `--weights ENCODER=PATH`, by encoder.
+
+    Raises:
+        PekaError: an item is no ENCODER=PATH, or its path is empty.
+    """
+    pairs = pairs_of(items, "--weights")
+    if empty := [name for name, path in pairs.items() if not path]:
+        raise PekaError(f"--weights takes ENCODER=PATH, not '{empty[0]}='")
+    return pairs
+
+
 def fitted(value, kind, name: str):
     """Return a value in its declared type.
 

@@ -10,8 +10,9 @@ from damage import refused
 from draw_hest import row, write_index
 
 from peka_core.cohort import write_cohort_tables, write_sample
+from peka_core.common.errors import PekaError
 from peka_core.common.files import TEMPORARY, one_name, write_json, write_whole
-from peka_core.common.typed_values import fitted, read_yaml
+from peka_core.common.typed_values import fitted, read_yaml, weights_of
 from peka_core.layout.writing import write_tiles
 from peka_core.sources import building, hest
 
@@ -94,3 +95,10 @@ def test_a_value_takes_its_declared_type(value, kind, found):
 ])  # fmt: skip
 def test_a_value_of_another_type_is_refused_by_name(value, kind):
     refused(value, "it", call=lambda value: fitted(value, kind, "it"))
+
+
+@pytest.mark.parametrize("item", ["uni", "uni=", "=uni.bin", " =uni.bin"])
+def test_weights_need_a_name_and_a_path(item):
+    with pytest.raises(PekaError, match="--weights"):
+        weights_of(["mini=a=b", item])
+    assert weights_of(["mini=a=b"]) == {"mini": "a=b"}
