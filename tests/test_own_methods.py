@@ -7,7 +7,7 @@ import pytest
 import yaml
 from test_notebooks import ROOT, fresh  # noqa: F401
 
-from peka_core.commands.command_line import CHAPTERS, execute
+from peka_core.commands.notebooks import CHAPTERS, execute
 from peka_core.runner.run import open_run
 
 

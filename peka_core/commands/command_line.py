@@ -25,7 +25,6 @@ import sys
 import time
 from pathlib import Path
 
-from ..common import folders
 from ..common.device import check_device
 from ..common.errors import PekaError
 from ..common.files import CANNOT_WRITE, no_access, write_json
@@ -40,7 +39,7 @@ from .check_command import add_check
 from .export_command import add_export
 from .import_command import add_import
 from .interrupts import LastingStream, interrupted_once
-from .notebooks import CHAPTERS, execute
+from .notebooks import execute_chapters
 from .predict_command import add_predict
 from .push_command import add_push
 
@@ -196,7 +195,7 @@ def _named(arguments: argparse.Namespace) -> tuple[Profile, dict[str, str], str]
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    """Execute the notebooks in order; stop at the first that fails."""
+    """Execute the notebooks, and report."""
     if arguments.plan:
         from .plan import plan
 
@@ -208,8 +207,6 @@ def _run(arguments: argparse.Namespace) -> int:
             "torchrun cannot execute notebooks. Give it `peka make` for the jobs that need several "
             "GPUs (CONTRIBUTING.md, Several GPUs), and then `peka run` without torchrun."
         )
-    from .ahead import units_made_ahead  # imports scikit-learn, which takes a second
-
     work = _open(arguments)
     parameters = {
         "profile": work.profile.file,
@@ -218,15 +215,9 @@ def _run(arguments: argparse.Namespace) -> int:
         "weights": work.weights,
         "overrides": work.profile.overrides,
     }
-    started, folder = time.perf_counter(), folders.bundled("notebooks")
-    run_chapter = lambda name: execute(
-        folder / f"{name}.ipynb", work.folder / "notebooks", parameters
-    )
-    if not run_chapter(CHAPTERS[0]):  # it builds the cohort
+    started = time.perf_counter()
+    if not execute_chapters(work, parameters):
         return 1
-    with units_made_ahead(work, parameters):
-        if not all(map(run_chapter, CHAPTERS[1:])):
-            return 1
     _report(work.folder, time.perf_counter() - started)
     return 0
 

@@ -11,12 +11,14 @@ from typing import TextIO
 
 import psutil
 
+KERNELS_ENDED = threading.Event()  # a kernel that is dead now was killed on purpose
 QUIET_SECONDS = 5  # after a first Ctrl-C, until kernels end and half-written files are removed
 
 
 @contextlib.contextmanager
 def interrupted_once() -> Iterator[None]:
     """Let the first Ctrl-C end the work, and ignore further ones during the clean-up."""
+    KERNELS_ENDED.clear()
     before = signal.getsignal(signal.SIGINT)
     main_thread = threading.current_thread() is threading.main_thread()
     if before is not signal.default_int_handler or not main_thread:
@@ -28,7 +30,7 @@ def interrupted_once() -> Iterator[None]:
         nonlocal last
         if time.monotonic() - last > QUIET_SECONDS:
             last = time.monotonic()
-            _end_kernels()
+            end_kernels()
             raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, once)
@@ -38,12 +40,13 @@ def interrupted_once() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _end_kernels() -> None:
-    """Kill the notebook kernels of this process and the processes that they started.
+def end_kernels() -> None:
+    """Kill the notebook kernels of this process and the processes that they started, on purpose.
 
     A kernel would take seconds to shut down and print messages. jupyter_client starts each kernel
     in a session of its own; other children share our session and end with this process.
     """
+    KERNELS_ENDED.set()
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
             if hasattr(os, "getsid") and os.getsid(process.pid) != os.getsid(0):

@@ -1,12 +1,29 @@
-"""Execute the chapters' notebooks with papermill."""
+"""Execute the chapters' notebooks with papermill, on a CPU two at a time.
 
+A chapter makes the units that it needs, and a unit is locked while it is made, so two chapters
+share this work. Two kernels with half of the cores each are faster than one with all cores, because
+a small network does not keep several cores busy, and drawing and tables need one.
+"""
+
+import contextlib
 import os
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
 
 from ..common import folders
+from ..common.device import cores
+from ..common.errors import PekaError
 from ..common.files import alone
+from . import interrupts
+
+if TYPE_CHECKING:  # imports torch, which takes seconds
+    from ..runner.run import Run
 
 CHAPTERS = (
     "01_data",
@@ -18,7 +35,73 @@ CHAPTERS = (
     "06_new_tissue",
     "appendix",
 )
+TABLES_OF = {  # chapters that read tables of other chapters
+    "04b_worth": {"04_evaluation"},
+    "05_figures": {"04b_worth"},
+    "appendix": {"04b_worth"},
+}
+WAITING = "another process is making"  # said where a unit is locked (common/files.py)
 WIDGET = "application/vnd.jupyter.widget-view+json"  # a progress bar
+
+
+def execute_chapters(work: "Run", parameters: dict) -> bool:
+    """Execute all chapters into `notebooks/` of the run; return whether every cell ran.
+
+    The first chapter builds the cohort, so it runs alone. Each other one starts when those whose
+    tables it reads have ended. After a failure none starts, and the one beside it is finished.
+
+    Args:
+        parameters: of `open_run`.
+    """
+    books, folder = folders.bundled("notebooks"), work.folder / "notebooks"
+    run_chapter = lambda name: execute(books / f"{name}.ipynb", folder, parameters)
+    first, *waiting = CHAPTERS
+    if not run_chapter(first):
+        return False
+    at_a_time, ended = 2 if has_room_for_two(work) else 1, {first}
+    running: dict[Future, str] = {}
+    with _threads(cores() // 2 if at_a_time == 2 else 0), ThreadPoolExecutor(at_a_time) as pool:
+        try:
+            while waiting or running:
+                ready = [name for name in waiting if TABLES_OF.get(name, set()) <= ended]
+                for name in ready[: at_a_time - len(running)]:
+                    waiting.remove(name)
+                    running[pool.submit(run_chapter, name)] = name
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    name = running.pop(future)
+                    if future.result():
+                        ended.add(name)
+                    else:
+                        waiting = []
+        except KeyboardInterrupt:
+            interrupts.end_kernels()
+            raise
+    return len(ended) == len(CHAPTERS)
+
+
+def has_room_for_two(work: "Run") -> bool:
+    """Whether the run is on a CPU with cores and memory for two chapters at a time."""
+    if work.device != "cpu" or cores() < 2 or os.environ.get("OMP_NUM_THREADS"):
+        return False
+    from .needs import needs  # imports torch, which takes seconds
+
+    try:
+        need = needs(work.profile, work.weights).ram
+    except PekaError:  # the size of the cohort is not known yet
+        return False
+    return psutil.virtual_memory().available / 1e9 > 2 * need
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Give each kernel that starts meanwhile so many threads; 0 leaves it to the libraries."""
+    if count:
+        os.environ["OMP_NUM_THREADS"] = str(count)
+    try:
+        yield
+    finally:
+        if count:
+            del os.environ["OMP_NUM_THREADS"]
 
 
 def execute(notebook: Path, folder: Path, parameters: dict) -> bool:
@@ -55,6 +138,8 @@ def _execute(notebook: Path, folder: Path, parameters: dict) -> bool:
         _clean(unfinished)
         os.replace(unfinished, folder / notebook.name)
     except DeadKernelError:
+        if interrupts.KERNELS_ENDED.is_set():
+            return False
         print(
             f"{notebook.name}: its process was killed, probably because the memory was full. "
             "Finished units are kept, so run the same command again. If it stops at the same "
@@ -82,7 +167,7 @@ def working_folder(notebook: Path) -> Path:
 
 
 def _clean(path: Path) -> None:
-    """Remove timings, which differ between runs, and progress bars, which need a kernel."""
+    """Remove what differs between runs, timings and waiting, and bars, which need a kernel."""
     import nbformat
 
     book = nbformat.read(path, as_version=4)
@@ -91,5 +176,13 @@ def _clean(path: Path) -> None:
             part.metadata.pop(key, None)
     for cell in book.cells:
         if cell.cell_type == "code":
-            cell.outputs = [out for out in cell.outputs if WIDGET not in out.get("data", {})]
+            cell.outputs = [out for out in cell.outputs if not _passes(out)]
     nbformat.write(book, path)
+
+
+def _passes(output) -> bool:
+    """Whether an output is a progress bar, or says nothing but that a kernel waited for another."""
+    lines = output.get("text", "").splitlines()
+    return (
+        WIDGET in output.get("data", {}) or bool(lines) and all(WAITING in line for line in lines)
+    )

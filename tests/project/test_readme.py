@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from peka_core import open_cohort
-from peka_core.commands.command_line import CHAPTERS, _parser
+from peka_core.commands.command_line import _parser
+from peka_core.commands.notebooks import CHAPTERS
 
 ROOT = Path(__file__).parents[2]
 README, MAKEFILE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "Makefile"))
