@@ -4,12 +4,14 @@ import math
 from pathlib import Path
 
 import cv2
+import h5py
 import numpy as np
 
 from .common.errors import PekaError
-from .layout.patches import CHUNK, TILE, TILE_UM_PER_PX, as_pixels, read_rows
+from .layout.hdf5 import open_h5
+from .layout.patches import TILE, TILE_UM_PER_PX, as_pixels, rows_of
 
-KEEP_IN_MEMORY = 2e9  # bytes
+OPEN_FILES = 500  # of one reader at a time; systems often allow a process 1,024
 
 
 def cut_tile(
@@ -79,6 +81,9 @@ def cut_tiles(
 class TileReader:
     """Tiles of a cohort in its spot order; `reader[rows]` gives uint8 (m, 224, 224, 3).
 
+    Tiles are read from their files each time. The system keeps them in its own memory as far as
+    there is room, for all processes together.
+
     Args:
         parts: (patches file, rows (n_i,) of its tiles) of each section, in order.
     """
@@ -88,8 +93,7 @@ class TileReader:
     def __init__(self, parts: list[tuple[Path, np.ndarray]]):
         self._parts = parts
         self._starts = np.cumsum([0] + [len(rows) for _, rows in parts])
-        self._seen = 0  # tiles handed out so far
-        self._kept: np.ndarray | None = None
+        self._files: dict[Path, h5py.File] = {}
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -100,30 +104,20 @@ class TileReader:
         return len(self), TILE, TILE, 3
 
     def __getitem__(self, which) -> np.ndarray:
-        """Tiles of an index array, slice or mask over spots, in the order of the request.
-
-        Tiles stay in memory once as many were read as there are, if they fit.
-        """
+        """Tiles of an index array, slice or mask over spots, in the order of the request."""
         spots = np.atleast_1d(np.arange(len(self))[which])
-        self._seen += len(spots)
-        if self._kept is None and (len(spots) == len(self) or self._seen > len(self)):
-            self.keep()
-        return self._read(spots) if self._kept is None else self._kept[spots]
-
-    def keep(self) -> None:
-        """Read all tiles into memory, if they take less than `KEEP_IN_MEMORY` bytes."""
-        if self._kept is None and math.prod(self.shape) < KEEP_IN_MEMORY:
-            kept = np.empty(self.shape, self.dtype)
-            for start in range(0, len(self), CHUNK):  # no second copy of all tiles
-                rows = slice(start, min(start + CHUNK, len(self)))
-                kept[rows] = self._read(np.arange(rows.start, rows.stop))
-            self._kept = kept
-
-    def _read(self, spots: np.ndarray) -> np.ndarray:
         tiles = np.empty((len(spots), TILE, TILE, 3), dtype=np.uint8)
         section = np.searchsorted(self._starts, spots, side="right") - 1  # (m,) of each spot
         for i in np.unique(section):
             path, rows = self._parts[i]
             places = np.flatnonzero(section == i)
-            tiles[places] = read_rows(path, rows[spots[places] - self._starts[i]])
+            tiles[places] = rows_of(self._file(path), rows[spots[places] - self._starts[i]])
         return tiles
+
+    def _file(self, path: Path) -> h5py.File:
+        """The open file of a section; the one open_h5 first is closed if there are too many."""
+        if path not in self._files:
+            if len(self._files) >= OPEN_FILES:
+                self._files.pop(next(iter(self._files))).close()
+            self._files[path] = open_h5(path)
+        return self._files[path]

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -18,13 +19,12 @@ from ..layout.sections import stored_counts
 from ..models import backbones, own_file
 from ..models.encoder_files import BUNDLED, location, manifest_entries
 from ..recipe import mixes_patients
-from ..runner.profile import Profile
+from ..runner.profile import Profile, load_profile
 from ..runner.rungs import Rung, as_rung
 from ..runner.stages import TABLES_KEPT
 from ..sources.hest_files import COUNT_BYTES, TILE_BYTES
 from ..studies.excerpt import WHOLE
 from ..teachers import TEACHERS
-from ..tiles import KEEP_IN_MEMORY
 from ..training_parts.tokens import orientations_seen, shape_of_tokens
 
 TOKENS = 2_500  # expressed genes of a spot, for the teacher's cost: an assumption
@@ -247,9 +247,9 @@ def needs(profile: Profile, weights: dict[str, str] | None = None) -> Needs:
 
     RAM contains the process and the larger of two needs. Chapter 2 needs all stored counts
     (`TOKENS` a spot where the number is not known) while a teacher is fitted, or a dense table of a
-    small cohort. Chapter 4 needs all stored counts, the largest network in float32, the tiles if
-    they stay in memory (below `KEEP_IN_MEMORY`), the tables of features that stay, and two more.
-    With `last_blocks`, the disk holds the tokens of one alignment at a time.
+    small cohort. Chapter 4 needs all stored counts, the largest network in float32, the tables of
+    features that stay, and two more. Tiles are read when they are needed. With `last_blocks`, the
+    disk holds the tokens of one alignment at a time.
 
     Args:
         weights: the user's own files by encoder, which need no download.
@@ -267,9 +267,8 @@ def needs(profile: Profile, weights: dict[str, str] | None = None) -> Needs:
     tiles = spots * TILE_BYTES
     held = stored * COUNT_BYTES_HELD
     features = held + (min(TABLES_KEPT, len(tables)) + 2) * max(tables)
-    in_memory = tiles if tiles < KEEP_IN_MEMORY else 0
     lesson = spots * genes * DENSE_PEAK if spots <= WHOLE else 0
-    ram = max(stored * COUNT_PEAK, lesson, max(networks.values()) + in_memory + features)
+    ram = max(stored * COUNT_PEAK, lesson, max(networks.values()) + features)
     drawn = 0 if profile.source in ("hest", "directory") else tiles + held  # those files are linked
     half = product_type(best_device()) == torch.bfloat16
     tokens = max(token_bytes(w, encoders[w.encoder], half) for w in work)
@@ -277,6 +276,19 @@ def needs(profile: Profile, weights: dict[str, str] | None = None) -> Needs:
     downloads = _downloads(profile, spots, networks, weights or {})
     counts = f"an estimate, for {stored / spots:,.0f} counted of {genes:,} genes a spot"
     return Needs(ram / 1e9 + PROCESS_GB, runs / 1e9 + SMALL_GB, downloads / 1e9, counts)
+
+
+def print_ram(parameters: str) -> None:
+    """Print the GB of RAM that a run needs, or `inf` if its size is not known before.
+
+    Args:
+        parameters: of `runner.run.open_run`, as JSON.
+    """
+    given = json.loads(parameters)
+    try:
+        print(needs(load_profile(given["profile"], given["overrides"]), given["weights"]).ram)
+    except PekaError:
+        print("inf")
 
 
 def counts_of(profile: Profile, size: Size) -> tuple[int, int]:

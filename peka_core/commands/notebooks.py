@@ -6,10 +6,12 @@ a small network does not keep several cores busy, and drawing and tables need on
 """
 
 import contextlib
+import json
 import os
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +20,6 @@ import psutil
 
 from ..common import folders
 from ..common.device import cores
-from ..common.errors import PekaError
 from ..common.files import alone
 from . import interrupts
 
@@ -56,10 +57,11 @@ def execute_chapters(work: "Run", parameters: dict) -> bool:
     books, folder = folders.bundled("notebooks"), work.folder / "notebooks"
     run_chapter = lambda name: execute(books / f"{name}.ipynb", folder, parameters)
     first, *waiting = CHAPTERS
-    if not run_chapter(first):
-        return False
-    at_a_time, ended = 2 if has_room_for_two(work) else 1, {first}
-    running: dict[Future, str] = {}
+    with _memory_needed(parameters) as need:
+        if not run_chapter(first):
+            return False
+        at_a_time = 2 if has_room_for_two(work.device, need()) else 1
+    running, ended = dict[Future, str](), {first}
     with _threads(cores() // 2 if at_a_time == 2 else 0), ThreadPoolExecutor(at_a_time) as pool:
         try:
             while waiting or running:
@@ -79,15 +81,26 @@ def execute_chapters(work: "Run", parameters: dict) -> bool:
     return len(ended) == len(CHAPTERS)
 
 
-def has_room_for_two(work: "Run") -> bool:
-    """Whether the run is on a CPU with cores and memory for two chapters at a time."""
-    if work.device != "cpu" or cores() < 2 or os.environ.get("OMP_NUM_THREADS"):
-        return False
-    from .needs import needs  # imports torch, which takes seconds
+@contextlib.contextmanager
+def _memory_needed(parameters: dict) -> Iterator[Callable[[], float]]:
+    """A function that gives the GB which a run needs; infinite if its size is not known before.
 
-    try:
-        need = needs(work.profile, work.weights).ram
-    except PekaError:  # the size of the cohort is not known yet
+    Another process plans it meanwhile, because torch takes half a GB and never gives it back.
+    """
+    code = f"from {__package__}.needs import print_ram; print_ram({json.dumps(parameters)!r})"
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "start_new_session": True}
+    with subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) as planner:
+        yield lambda: float(planner.communicate()[0] or "inf")
+
+
+def has_room_for_two(device: str, need: float) -> bool:
+    """Whether there are cores and memory for two chapters at a time.
+
+    Args:
+        device: of the run; two chapters do not share a GPU.
+        need: GB that one of them needs.
+    """
+    if device != "cpu" or cores() < 2 or os.environ.get("OMP_NUM_THREADS"):
         return False
     return psutil.virtual_memory().available / 1e9 > 2 * need
 

@@ -114,15 +114,17 @@ def draw_counts(law, z, seed, patient, section):
     return poisson.ppf(rng.random(mean.shape), mean).clip(0).astype(np.int64)
 
 
-def expected_target(law, z, effect, redraws, seed, positive_only=False):
-    """Mean of log1p(CP10K) over redraws of counts and depth given the drawn tile, float32 (n, G).
+def expected_target(law, z, effect, redraws, seed):
+    """Mean of log1p(CP10K) over redraws of counts and depth given the drawn tile.
 
     Args:
         z: (n, 8), standardised.
         effect: (n, G) or (G,), the known effect of patient and section. With None each redraw has a
             new one for all spots, so that differences between spots are free of its noise.
-        positive_only: mean over the redraws with a non-zero count; if none has one, the value of a
-            single count.
+
+    Returns:
+        two float32 (n, G): the mean over all redraws, and the mean over those with a non-zero
+        count. If none has one, the second is the value of a single count.
     """
     shape = (len(z), len(law.genes))
     depth_sd = np.sqrt(PATIENT_DEPTH**2 + SECTION_DEPTH**2 + SPOT_DEPTH**2)
@@ -142,6 +144,5 @@ def expected_target(law, z, effect, redraws, seed, positive_only=False):
         for target, positive in pool.map(redraw, range(redraws)):
             total += target
             hits += positive
-    if not positive_only:
-        return total / redraws
-    return np.where(hits > 0, total / np.maximum(hits, 1), np.float32(np.log1p(1e4 / LIBRARY)))
+    single = np.float32(np.log1p(1e4 / LIBRARY))
+    return total / redraws, np.where(hits > 0, total / np.maximum(hits, 1), single)

@@ -22,15 +22,16 @@ def oracle(cohort, redraws: int = 32, seed: int = 0) -> Predictor:
 
     def predict(task: Task, train: np.ndarray, test: np.ndarray) -> np.ndarray:
         redraw = "nothing" if task.split.scheme == "spots" else "patients"
-        key = (redraw, task.protocol.zeros == "drop")
-        if key not in drawn:
-            drawn[key] = expected_targets(cohort.path, redraw, redraws, seed, key[1])
-        return drawn[key][np.ix_(test, columns_of(names, task.genes))]
+        if redraw not in drawn:
+            drawn[redraw] = expected_targets(cohort.path, redraw, redraws, seed)
+        of_all, of_positive = drawn[redraw]
+        expected = of_positive if task.protocol.zeros == "drop" else of_all
+        return expected[np.ix_(test, columns_of(names, task.genes))]
 
     return predict
 
 
-def expected_targets(path, redraw="patients", redraws=64, seed=0, positive_only=False):
+def expected_targets(path, redraw="patients", redraws=64, seed=0):
     """The mean target given the drawn tile: no prediction from the image can be better on average.
 
     Args:
@@ -39,10 +40,10 @@ def expected_targets(path, redraw="patients", redraws=64, seed=0, positive_only=
             held-out patient; with "nothing" they are known, as where spots of the same section
             train. Counts and depth are always redrawn.
         redraws: how many; their noise adds variance of one spot's target / redraws.
-        positive_only: mean given a non-zero count, for protocols that drop zeros.
 
     Returns:
-        float32 (n, G) in the order of the cohort's spots and of its adata().var_names.
+        two float32 (n, G) in the order of the cohort's spots and of its adata().var_names: the mean
+        over all redraws, and over those with a non-zero count, for protocols that drop zeros.
     """
     if redraw not in ("patients", "nothing"):
         raise ValueError(f'redraw is "patients" or "nothing", not {redraw!r}')
@@ -53,4 +54,5 @@ def expected_targets(path, redraw="patients", redraws=64, seed=0, positive_only=
     effect = known.loc[adata.obs["sample"]].to_numpy() if redraw == "nothing" else None  # (n, G)
     the_law = law.Law(stored["genes"], stored["group"], stored["baseline"], stored["loading"])
     z = adata.obsm["z"]
-    return law.expected_target(the_law, z, effect, redraws, seed, positive_only)[:, genes]
+    of_all, of_positive = law.expected_target(the_law, z, effect, redraws, seed)
+    return of_all[:, genes], of_positive[:, genes]

@@ -13,9 +13,8 @@ from ..common.file_kinds import PLACEHOLDERS, what_is
 from ..common.files import not_readable
 
 
-@contextlib.contextmanager
-def open_h5(path: Path) -> Iterator[h5py.File]:
-    """Open an HDF5 file for reading.
+def open_h5(path: Path) -> h5py.File:
+    """Open an HDF5 file for reading; the caller closes it, as with `with`.
 
     Raises:
         PekaError: it is missing, may not be read, is locked by another process, or is no HDF5 file.
@@ -23,11 +22,9 @@ def open_h5(path: Path) -> Iterator[h5py.File]:
     with contextlib.suppress(ImportError):
         import hdf5plugin  # noqa: F401  registers more compression filters where it is installed
     try:
-        file = h5py.File(path, "r")
+        return h5py.File(path, "r")
     except OSError as error:
         raise _opening_error(Path(path), error) from error
-    with file:
-        yield file
 
 
 def _opening_error(path: Path, error: OSError) -> PekaError:

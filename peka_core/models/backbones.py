@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ..common.errors import PekaError
 from ..downloads.network import check_network, without_secrets
-from .encoder_files import ManifestEntry, manifest_entries
-from .weight_files import given_weights, load_safely
+from .encoder_files import ManifestEntry, given_weights, manifest_entries
+from .weight_files import load_safely
 
 State = dict[str, Tensor]
 

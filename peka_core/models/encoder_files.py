@@ -5,6 +5,7 @@ A file lies at `encoders/<entry>/<file>` in the mirror or in the cache (`downloa
 
 import functools
 import hashlib
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from ..downloads.manifest import Download, load_manifest, mirror
 from ..downloads.network import has_token
 from ..downloads.record import Record
 from . import own_file
-from .weight_files import given_weights
 
 BUNDLED = ("mini", "random")  # encoders that come with the package: no rows, no downloads
 MINI_WEIGHTS = Path(__file__).parent / "weights" / "mini.safetensors"
@@ -157,6 +157,19 @@ def preflight(names: list[str], given: dict[str, str]) -> None:
     known = manifest_entries()
     wanted = [known[name] for name in names if name in known and name not in given]
     fetch.preflight([fetch.choose(entry.downloads) for entry in wanted])
+
+
+def given_weights(name: str, path: str | Path) -> Path:
+    """The user's file for an encoder; PekaError if it does not exist or may not be read."""
+    if not Path(path).is_file():
+        raise PekaError(
+            f"no weights for encoder {name!r} at {path}: give the file as --weights {name}=PATH"
+        )
+    if not os.access(path, os.R_OK):
+        raise PekaError(
+            f"{path}: you may not read these weights for encoder {name!r}; ask their owner"
+        )
+    return Path(path)
 
 
 def check_names(names: list[str], given: dict[str, str]) -> None:

@@ -1,7 +1,6 @@
 """Tensors from a file of weights, read without running any code that it may hold."""
 
 import hashlib
-import os
 import re
 from pathlib import Path
 
@@ -78,19 +77,6 @@ def _why(error: Exception) -> str:
             "trust its origin, open it there and save its state_dict alone."
         )
     return f"it is damaged or incomplete ({type(error).__name__}). Get the file again."
-
-
-def given_weights(name: str, path: str | Path) -> Path:
-    """The user's file for an encoder; PekaError if it does not exist or may not be read."""
-    if not Path(path).is_file():
-        raise PekaError(
-            f"no weights for encoder {name!r} at {path}: give the file as --weights {name}=PATH"
-        )
-    if not os.access(path, os.R_OK):
-        raise PekaError(
-            f"{path}: you may not read these weights for encoder {name!r}; ask their owner"
-        )
-    return Path(path)
 
 
 def state_digest(model: nn.Module) -> str:

@@ -206,16 +206,11 @@ class Run:
         return options
 
     def tiles(self):
-        """Tiles of all spots, `(n, 224, 224, 3)`, in memory where they fit."""
+        """Tiles of all spots, `(n, 224, 224, 3)`, read from their files when they are needed."""
         if self.world.same_tissue:
             return self.at(OWN).tiles()
-
-        def read():
-            reader = self.cohort(tiles=True).tiles()
-            reader.keep()
-            return reader
-
-        return self.once(("tiles", self.folder, self.world), read)
+        key = ("tiles", self.folder, self.world)
+        return self.once(key, lambda: self.cohort(tiles=True).tiles())
 
     def tasks(self, protocol: "Protocol") -> list:
         """A protocol's splits with their target genes and values."""
