@@ -166,9 +166,12 @@ class Cohort:
         return self._counted(chosen, names)
 
     def by_section(self, join: str = "inner") -> Iterator[ad.AnnData]:
-        """`adata` of one section after the other, all with the genes of the joined cohort."""
-        names = joined_genes([section.genes for section in self.sections], join)
-        return (self._counted([section], names) for section in self.sections)
+        """Counts of one section after the other on the genes of the joined cohort: X and obs."""
+        names, samples = joined_genes([s.genes for s in self.sections], join), self.obs["sample"]
+        for section in self.sections:
+            counts = on_genes(read_counts(section), section.genes, names)
+            rows, var = self.obs[samples == section.sample].copy(), pd.DataFrame(index=names)
+            yield ad.AnnData(counts, obs=rows, var=var)
 
     def _counted(self, chosen: list[Section], genes: pd.Index) -> ad.AnnData:
         """`adata` of some sections on these genes."""

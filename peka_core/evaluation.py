@@ -205,15 +205,17 @@ def _score_table(scored: list[ScoredSpots]) -> pd.DataFrame:
     """`Evaluation.scores`: means over all genes and over each gene group."""
     rows = []
     for names, genes in scored:
-        for group in ("all", *sorted(set(genes["group"]) - {""})):
-            gene_set = genes if group == "all" else genes[genes["group"] == group]
-            used = gene_set[~gene_set["skipped"]]
+        columns = {name: genes[name].to_numpy() for name in genes}  # each (g,)
+        groups, skipped = columns["group"], columns["skipped"]
+        for group in ("all", *sorted(set(groups) - {""})):
+            inside = (groups == group) | (group == "all")
+            used = inside & ~skipped
+            pcc, n_spots = columns["pcc"][used], columns["n_spots"][used]
             means = dict(
-                genes=group, pcc=float(mean_defined(used["pcc"].to_numpy())),
-                beyond_depth=float(mean_defined(used["beyond_depth"].to_numpy())),
-                n_spots=round(used["n_spots"].mean()) if len(used) else 0, n_genes=len(used),
-                n_undefined=int(used["pcc"].isna().sum()),
-                n_skipped=int(gene_set["skipped"].sum()),
+                genes=group, pcc=float(mean_defined(pcc)),
+                beyond_depth=float(mean_defined(columns["beyond_depth"][used])),
+                n_spots=round(n_spots.mean()) if len(n_spots) else 0, n_genes=len(n_spots),
+                n_undefined=int(np.isnan(pcc).sum()), n_skipped=int(skipped[inside].sum()),
             )  # fmt: skip
             rows.append(names | means)
     return pd.DataFrame(rows)
