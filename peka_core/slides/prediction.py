@@ -40,6 +40,7 @@ def predict_slide(
     mask: str | Path | None = None,
     region: str | Path | None = None,
     batch_size: int = 256,
+    maps: bool = True,
 ) -> ad.AnnData:
     """Predict genes on a slide and write all files into `out`.
 
@@ -52,6 +53,7 @@ def predict_slide(
         mask: GeoJSON of the tissue, instead of the mask that is computed.
         region: GeoJSON of a region; only tiles in it are predicted.
         batch_size: tiles that the network takes at once.
+        maps: whether to draw a picture of each gene, which takes longer than a small slide.
 
     Returns:
         The contents of `predictions.h5ad`: X (n, g) in ln CP10K; obs with distance, unfamiliar,
@@ -75,7 +77,7 @@ def predict_slide(
         begin(out, request)
         made = make_parts(model, slide, places.centres, out, batch_size)
         found = _collect(model, slide, places, request, made)
-        _write_files(out, found, slide)
+        _write_files(out, found, slide, maps)
     return found
 
 
@@ -179,11 +181,13 @@ def summary_of(genes: pd.DataFrame, values: np.ndarray, has_interval: bool) -> p
     return table.assign(mean_low_80=table["mean"] - half, mean_high_80=table["mean"] + half)
 
 
-def _write_files(out: Path, found: ad.AnnData, slide: Slide) -> None:
+def _write_files(out: Path, found: ad.AnnData, slide: Slide, maps: bool) -> None:
     write_whole(out / "predictions.h5ad", lambda file: found.write_h5ad(file))
     write_detections(out / "detections.geojson.gz", found)
     picture, px = slide.thumbnail(PICTURE)
-    names = write_maps(out / "maps", found, picture, px)
-    table = found.var.assign(map=[f"maps/{name}" for name in names])
+    table = found.var
+    if maps:
+        names = write_maps(out / "maps", found, picture, px)
+        table = table.assign(map=[f"maps/{name}" for name in names])
     write_whole(out / "summary.csv", lambda file: table.to_csv(file, index_label="gene"))
     write_page(out / "index.html", found, picture, (slide.width, slide.height))
