@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 
 from .common.errors import PekaError
-from .layout.hdf5 import open_h5
+from .layout.hdf5 import open_h5, reading
 from .layout.patches import TILE, TILE_UM_PER_PX, as_pixels, rows_of
 
 OPEN_FILES = 500  # of one reader at a time; systems often allow a process 1,024
@@ -93,7 +93,7 @@ class TileReader:
     def __init__(self, parts: list[tuple[Path, np.ndarray]]):
         self._parts = parts
         self._starts = np.cumsum([0] + [len(rows) for _, rows in parts])
-        self._files: dict[Path, h5py.File] = {}
+        self._images: dict[Path, h5py.Dataset] = {}
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -111,13 +111,19 @@ class TileReader:
         for i in np.unique(section):
             path, rows = self._parts[i]
             places = np.flatnonzero(section == i)
-            tiles[places] = rows_of(self._file(path), rows[spots[places] - self._starts[i]])
+            images, wanted = self._open(path), rows[spots[places] - self._starts[i]]
+            try:
+                tiles[places] = rows_of(images, wanted)
+            except Exception as error:
+                with reading(images.file, "img"):  # says what is wrong with the file
+                    raise error
         return tiles
 
-    def _file(self, path: Path) -> h5py.File:
-        """The open file of a section; the one open_h5 first is closed if there are too many."""
-        if path not in self._files:
-            if len(self._files) >= OPEN_FILES:
-                self._files.pop(next(iter(self._files))).close()
-            self._files[path] = open_h5(path)
-        return self._files[path]
+    def _open(self, path: Path) -> h5py.Dataset:
+        """The images of a section; the file that was opened first is closed at `OPEN_FILES`."""
+        if path not in self._images:
+            if len(self._images) >= OPEN_FILES:
+                self._images.pop(next(iter(self._images))).file.close()
+            with reading(open_h5(path), "img") as images:
+                self._images[path] = images
+        return self._images[path]

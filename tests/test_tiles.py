@@ -8,8 +8,9 @@ import h5py
 import numpy as np
 import pytest
 
+from peka_core import tiles as tiles_module
 from peka_core.common.errors import PekaError
-from peka_core.tiles import cut_tile, cut_tiles
+from peka_core.tiles import TileReader, cut_tile, cut_tiles
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +60,40 @@ def test_centres_of_any_number_give_the_same_tile(image, kind):
 def test_other_pixels_and_what_is_no_number_are_refused(image, change, centre, named):
     with pytest.raises(PekaError, match=named):
         cut_tile(change(image), centre, 0.5)
+
+
+FORMS = {
+    "a tile a chunk": {"chunks": (1, 224, 224, 3)},
+    "two tiles a chunk": {"chunks": (2, 224, 224, 3)},
+    "a part of a tile a chunk": {"chunks": (1, 112, 224, 3)},
+    "in one piece": {},
+    "compressed": {"chunks": (1, 224, 224, 3), "compression": "gzip"},
+    "with checksums": {"chunks": (1, 224, 224, 3), "fletcher32": True},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_reader_gives_tiles_in_the_order_of_the_request_however_they_are_stored(
+    tmp_path, monkeypatch, form
+):
+    monkeypatch.setattr(tiles_module, "OPEN_FILES", 2)
+    rng, parts, expected = np.random.default_rng(1), [], []
+    for i in range(4):
+        images = rng.integers(0, 256, (5, 224, 224, 3), dtype=np.uint8)
+        with h5py.File(tmp_path / f"{i}.h5", "w") as file:
+            file.create_dataset("img", data=images, **FORMS[form])
+        parts.append((tmp_path / f"{i}.h5", np.array([4, 0, 2])))
+        expected.append(images[[4, 0, 2]])
+    reader, whole = TileReader(parts), np.concatenate(expected)
+    assert reader.shape == whole.shape and len(reader) == 12
+    for which in ([7, 0, 7, 11, 3], slice(2, 9), np.arange(12) % 5 == 1, slice(None)):
+        assert np.array_equal(reader[which], whole[which])
+    assert np.array_equal(reader[-1], whole[-1:])
+
+
+def test_a_tile_that_a_file_does_not_hold_is_named_with_its_file(tmp_path):
+    for form in FORMS.values():
+        with h5py.File(tmp_path / "few.h5", "w") as file:
+            file.create_dataset("img", data=np.zeros((2, 224, 224, 3), np.uint8), **form)
+        with pytest.raises(PekaError, match=r"few\.h5: `img` cannot be read"):
+            TileReader([(tmp_path / "few.h5", np.array([0, 3]))])[:]

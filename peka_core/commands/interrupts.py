@@ -1,6 +1,7 @@
 """What the command line does after Ctrl-C, and when nobody reads its output any more."""
 
 import contextlib
+import logging
 import math
 import os
 import signal
@@ -38,6 +39,7 @@ def interrupted_once() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+        logging.disable(logging.NOTSET)
 
 
 def end_kernels() -> None:
@@ -47,6 +49,7 @@ def end_kernels() -> None:
     in a session of its own; other children share our session and end with this process.
     """
     KERNELS_ENDED.set()
+    logging.disable()  # nbclient would log each death
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
             if hasattr(os, "getsid") and os.getsid(process.pid) != os.getsid(0):

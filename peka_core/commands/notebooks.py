@@ -57,11 +57,11 @@ def execute_chapters(work: "Run", parameters: dict) -> bool:
     books, folder = folders.bundled("notebooks"), work.folder / "notebooks"
     run_chapter = lambda name: execute(books / f"{name}.ipynb", folder, parameters)
     first, *waiting = CHAPTERS
-    with _memory_needed(parameters) as need:
+    with _room_for_two(work.device, parameters) as has_room:
         if not run_chapter(first):
             return False
-        at_a_time = 2 if has_room_for_two(work.device, need()) else 1
-    running, ended = dict[Future, str](), {first}
+        at_a_time = 2 if has_room() else 1
+    running, ended, failed = dict[Future, str](), {first}, ""
     with _threads(cores() // 2 if at_a_time == 2 else 0), ThreadPoolExecutor(at_a_time) as pool:
         try:
             while waiting or running:
@@ -74,35 +74,30 @@ def execute_chapters(work: "Run", parameters: dict) -> bool:
                     if future.result():
                         ended.add(name)
                     else:
-                        waiting = []
+                        waiting, failed = [], name
         except KeyboardInterrupt:
             interrupts.end_kernels()
             raise
-    return len(ended) == len(CHAPTERS)
+    if failed and at_a_time == 2:  # the other chapter may have said something since
+        print(f"The run ends because {failed} failed: its message is above.", file=sys.stderr)
+    return not failed
 
 
 @contextlib.contextmanager
-def _memory_needed(parameters: dict) -> Iterator[Callable[[], float]]:
-    """A function that gives the GB which a run needs; infinite if its size is not known before.
+def _room_for_two(device: str, parameters: dict) -> Iterator[Callable[[], bool]]:
+    """A function that says whether there are cores and memory for two chapters at a time.
 
-    Another process plans it meanwhile, because torch takes half a GB and never gives it back.
+    Two chapters do not share a GPU. Another process finds out how much memory a chapter needs,
+    because it imports torch, which takes half a GB and never gives it back.
     """
+    if device != "cpu" or cores() < 2 or os.environ.get("OMP_NUM_THREADS"):
+        yield lambda: False
+        return
     code = f"from {__package__}.needs import print_ram; print_ram({json.dumps(parameters)!r})"
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "start_new_session": True}
     with subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) as planner:
-        yield lambda: float(planner.communicate()[0] or "inf")
-
-
-def has_room_for_two(device: str, need: float) -> bool:
-    """Whether there are cores and memory for two chapters at a time.
-
-    Args:
-        device: of the run; two chapters do not share a GPU.
-        need: GB that one of them needs.
-    """
-    if device != "cpu" or cores() < 2 or os.environ.get("OMP_NUM_THREADS"):
-        return False
-    return psutil.virtual_memory().available / 1e9 > 2 * need
+        need = lambda: float(planner.communicate()[0] or "inf")
+        yield lambda: psutil.virtual_memory().available / 1e9 > 2 * need()
 
 
 @contextlib.contextmanager

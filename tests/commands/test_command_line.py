@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from peka_core.commands import command_line as peka
-from peka_core.commands import doctor, needs
+from peka_core.commands import doctor, needs, notebooks
 from peka_core.commands.notebooks import execute
 from peka_core.common import folders
 from peka_core.models.encoder_files import MINI_WEIGHTS
@@ -65,7 +65,7 @@ def test_a_failing_notebook_ends_the_run_with_its_message_last(empty_root, monke
     folder = empty_root / "notebooks"
     write_notebook(folder / "01_first.ipynb", "run = ''", "raise ValueError('no tile')")
     write_notebook(folder / "02_second.ipynb", "run = ''", "open('second', 'w')")
-    monkeypatch.setattr(peka, "CHAPTERS", ("01_first", "02_second"))
+    monkeypatch.setattr(notebooks, "CHAPTERS", ("01_first", "02_second"))
     assert peka.main(["run", "smoke", "--run", "x"]) == 1
     assert "ValueError: no tile" in capsys.readouterr().err.splitlines()[-1]
     assert not (folder / "second").exists()
@@ -76,7 +76,7 @@ def test_notebooks_get_paths_that_hold_in_another_folder(empty_root, monkeypatch
     (empty_root / "yours.yaml").write_text("base: smoke\ntitle: mine\n")
     (empty_root / "w.safetensors").write_bytes(MINI_WEIGHTS.read_bytes())
     seen = []
-    monkeypatch.setattr(peka, "execute", lambda _, __, parameters: seen.append(parameters))
+    monkeypatch.setattr(notebooks, "execute", lambda _, __, parameters: seen.append(parameters))
     assert peka.main(["run", "yours.yaml", "--run", "x", "--weights", "mini=w.safetensors"]) == 1
     assert seen[0]["profile"] == str(empty_root / "yours.yaml")
     assert seen[0]["weights"] == {"mini": str(empty_root / "w.safetensors")}
@@ -113,18 +113,27 @@ def test_a_notebook_is_there_whole_or_not_at_all(tmp_path, capsys):
 
 SLEEPS = (
     "import pathlib, subprocess, time\nsubprocess.Popen(['sleep', '60'])\n"
-    "pathlib.Path('started').touch()\ntime.sleep(60)"
+    "pathlib.Path('{}').touch()\ntime.sleep(60)"
 )
 
 
-def test_ctrl_c_ends_with_one_line_and_leaves_no_process(tmp_path):
-    """`peka list` executes a notebook, in a process group as one that a terminal starts."""
-    book, script = write_notebook(tmp_path / "07_long.ipynb", SLEEPS), tmp_path / "mine.py"
+@pytest.mark.parametrize("at_a_time", [1, 2])
+def test_ctrl_c_ends_with_one_line_and_leaves_no_process(tmp_path, at_a_time):
+    """`peka list` executes notebooks, in a process group as one that a terminal starts."""
+    for name in ("a", "b"):
+        write_notebook(tmp_path / f"notebooks/{name}.ipynb", SLEEPS.format(tmp_path / name))
+    write_notebook(tmp_path / "notebooks/first.ipynb", "run = ''")
+    script = tmp_path / "mine.py"
     script.write_text(
-        "import sys\nfrom pathlib import Path\nfrom peka_core import __main__\n"
-        "from peka_core.commands import command_line as peka\n"
-        f"book = Path({str(book)!r})\n"
-        "peka._list = lambda _: peka.execute(book, book.parent / 'out', {})\n"
+        "import contextlib, sys, types\nfrom pathlib import Path\n"
+        "from peka_core import __main__\nfrom peka_core.common import folders\n"
+        "from peka_core.commands import command_line as peka, notebooks\n"
+        f"here, room = Path({str(tmp_path)!r}), {at_a_time == 2}\n"
+        "notebooks.CHAPTERS = ('first', 'a', 'b')[: 2 + room]\n"
+        "notebooks._room_for_two = lambda *_: contextlib.nullcontext(lambda: room)\n"
+        "folders.bundled = lambda name: here / name\n"
+        "work = types.SimpleNamespace(folder=here / 'run', device='cpu')\n"
+        "peka._list = lambda _: notebooks.execute_chapters(work, {})\n"
         "sys.exit(__main__.main())\n"
     )
     take = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -132,8 +141,8 @@ def test_ctrl_c_ends_with_one_line_and_leaves_no_process(tmp_path):
         [sys.executable, script, "list"], start_new_session=True, preexec_fn=take, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"PYTHONPATH": HOME},
     )  # fmt: skip
-    end = time.time() + 120
-    while not (tmp_path / "started").exists():
+    end, started = time.time() + 120, [tmp_path / name for name in ("a", "b")[:at_a_time]]
+    while not all(file.exists() for file in started):
         assert process.poll() is None and time.time() < end, process.communicate()[0]
         time.sleep(0.1)
     family = psutil.Process(process.pid).children(recursive=True)
@@ -143,7 +152,9 @@ def test_ctrl_c_ends_with_one_line_and_leaves_no_process(tmp_path):
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and said.splitlines()[-1] == peka.INTERRUPTED
     assert "Traceback" not in said and psutil.wait_procs(family, timeout=10)[1] == []
-    assert said.count("\n") == 2 and visible(tmp_path / "out") == []
+    assert said.count("\n") == 3 + at_a_time and visible(tmp_path / "run/notebooks") == [
+        "first.ipynb"
+    ]
 
 
 def test_list_dry_run_and_doctor_write_nothing_and_room_is_counted_together(

@@ -11,6 +11,7 @@ from fake_hest import state
 
 from peka_core import open_cohort
 from peka_core.commands import command_line as run
+from peka_core.commands import notebooks
 from peka_core.common import folders
 from peka_core.runner import run as workspace
 from peka_core.sources import directory
@@ -83,7 +84,7 @@ def test_a_run_is_named_after_its_directory_and_is_never_shared_by_two(
     checkout, tiny_cohort, monkeypatch, tmp_path
 ):
     seen = []
-    monkeypatch.setattr(run, "execute", lambda _, folder, given: seen.append((folder, given)))
+    monkeypatch.setattr(notebooks, "execute", lambda _, folder, given: seen.append((folder, given)))
     monkeypatch.chdir(tiny_cohort.parent)
     run.main(["run", "own", "--cohort", "cohort", "-p", "epochs=1"])
     ((folder, given),) = seen
