@@ -6,7 +6,6 @@ from collections.abc import Iterable
 import anndata as ad
 import numpy as np
 import pandas as pd
-import scanpy as sc
 from scipy import sparse
 
 from .common.errors import PekaError
@@ -95,6 +94,8 @@ def section_table(log: sparse.csr_matrix, names: pd.Index, n_genes: int) -> pd.D
         log: log counts (n, G) of the section's spots.
         names: names of the genes (G,).
     """
+    import scanpy as sc  # takes a second, as below
+
     expressed = log.max(axis=0).toarray().ravel() > 0  # (G,)
     section = ad.AnnData(log[:, expressed], var=pd.DataFrame(index=names[expressed]))
     silent = pd.DataFrame(0.0, index=names, columns=["highly_variable", "dispersions_norm"])
@@ -125,6 +126,8 @@ def authors_genes(cohort, n_genes: int) -> list[str]:
     flavor seurat and the section as batch. A gene that a section did not measure counts as one that
     it does not express. One section is in memory at a time.
     """
+    import scanpy as sc
+
     total, tables = cohort.obs["total_counts"].to_numpy(), []  # (n,)
     depth = np.median(total[total > 0])
     for section in cohort.by_section("outer"):

@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Protocol, Self
 
 import anndata
 import numpy as np
-import scanpy as sc
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.neighbors import KNeighborsClassifier
@@ -170,6 +169,8 @@ def fit_leiden(x_teacher: np.ndarray, k: int, seed: int = 0) -> KNeighborsClassi
     A spot outside training gets the most frequent label among its 15 nearest training spots.
     PekaError if there are more than k communities.
     """
+    import scanpy as sc  # takes a second
+
     spots = anndata.AnnData(obsm={"X_teacher": x_teacher}, shape=(len(x_teacher), 0))
     # exact neighbours at any size, as in `quality.umap_points`
     sc.pp.neighbors(spots, 15, use_rep="X_teacher", random_state=seed, transformer="sklearn")

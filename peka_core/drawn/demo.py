@@ -32,7 +32,7 @@ from . import drawing, law, painting
 
 UM_PER_PX = 0.5  # of the slide that spatial coordinates refer to; drawn pixels are 1 µm
 COPY = "X01"  # sample and patient name of the copied section
-ONE_PROCESS = 300  # spots below which a second process costs more than it saves
+ONE_PROCESS = 600  # spots below which a second process costs more than it saves
 N_GENES = 50  # target genes in var_50genes.json
 DRAWING_1 = "b0e4a2627cf9"  # digest of the code that draws drawing-1 (code_digest.py)
 TYPE_WEIGHTS = (1, 1, 1, 0.8, 1, 6)  # one fat cell fills the room of six others
