@@ -81,6 +81,7 @@ weekly: .venv/.test .venv/.grid scvi
 .venv/.core: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "installing peka_core and its pinned dependencies into .venv (some minutes on first use) ..."
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
+	@$(BIN)/python -c "import umap"  # compiles its functions once
 	@touch $@
 
 .venv/.test: .venv/.core

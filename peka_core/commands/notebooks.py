@@ -38,7 +38,7 @@ CHAPTERS = (
 )
 TABLES_OF = {  # chapters that read tables of other chapters
     "04b_worth": {"04_evaluation"},
-    "05_figures": {"04b_worth"},
+    "05_figures": {"04_evaluation"},
     "appendix": {"04b_worth"},
 }
 WAITING = "another process is making"  # said where a unit is locked (common/files.py)
@@ -96,6 +96,7 @@ def _room_for_two(device: str, parameters: dict) -> Iterator[Callable[[], bool]]
     code = f"from {__package__}.needs import print_ram; print_ram({json.dumps(parameters)!r})"
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "start_new_session": True}
     with subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) as planner:
+        psutil.Process(planner.pid).nice(10)  # the first chapter goes before
         need = lambda: float(planner.communicate()[0] or "inf")
         yield lambda: psutil.virtual_memory().available / 1e9 > 2 * need()
 
