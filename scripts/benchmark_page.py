@@ -158,6 +158,29 @@ def waiting(table: pd.DataFrame) -> Iterator[Claim]:
         yield Claim(what, f"{sleep} tiles/s", other, times(sleep, spin), "", *end)
 
 
+def demo(table: pd.DataFrame) -> Iterator[Claim]:
+    """The whole demo with two chapters at a time, beside one."""
+    rows = table.set_index("chapters")
+    two, one = rows.loc["two"], rows.loc["one"]
+    in_words = lambda row: f"{row['minutes']:.1f} min, {row['peak_gb']:.1f} GB"
+    floor = f"{two['cpu_minutes'] / 2:.1f} min: half of its CPU time"
+    end = floor, place(two), two["commit"], "demo.py"
+    ratio = times(one["minutes"], two["minutes"])
+    what = "`peka run demo`, two chapters at a time"
+    yield Claim(what, in_words(two), f"one at a time: {in_words(one)}", ratio, *end)
+
+
+def tiles(table: pd.DataFrame) -> Iterator[Claim]:
+    """A batch of tiles from files that stay open, beside HDF5's selections."""
+    for _, row in table.iterrows():
+        what = f"{row['batch']} random tiles of {row['sections']} sections"
+        other = f"h5py's selections: {row['selections_ms']:.3g} ms"
+        floor = f"{row['memory_ms']:.2g} ms: from memory"
+        ratio = times(row["selections_ms"], row["open_files_ms"])
+        end = floor, place(row), row["commit"], "tiles.py"
+        yield Claim(what, f"{row['open_files_ms']:.3g} ms", other, ratio, *end)
+
+
 def slide(table: pd.DataFrame) -> Iterator[Claim]:
     """`peka predict` on a slide, beside LazySlide with the same model."""
     for _, row in table.iterrows():
@@ -213,6 +236,8 @@ def growth(stages: pd.DataFrame) -> Iterator[Claim]:
 
 
 SECTIONS: dict[str, tuple[str, Callable[[pd.DataFrame], Iterator[Claim]]]] = {
+    "The demo": ("demo", demo),
+    "Tiles": ("tiles", tiles),
     "The head: PCA and ridge": ("head", head),
     "The scFoundation teacher": ("teacher", teacher),
     "An alignment, and embedding": ("alignment", alignment),
@@ -222,6 +247,8 @@ SECTIONS: dict[str, tuple[str, Callable[[pd.DataFrame], Iterator[Claim]]]] = {
     "Threads that wait": ("waiting", waiting),
 }
 NOTES = {
+    "demo": "After installation, which compiles the functions of UMAP. Memory is that of all "
+    "processes together, shared pages counted once.",
     "alignment": "3,072 outputs, qkv adapted, b or r = 256. *peft* is the same adapter by peft in "
     "the same loop. The *frozen floor* is a network without an adapter through which the gradient "
     "flows. Bat's exact gradient needs one product more than the floor's two in each adapted "

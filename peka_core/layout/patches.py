@@ -44,8 +44,8 @@ def read_rows(path: Path, rows: np.ndarray) -> np.ndarray:
 def rows_of(images: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
     """Rows of an open patches file in any order, uint8 (m, 224, 224, 3).
 
-    A chunk that is one whole tile, as HEST and we write it, is read without HDF5's selections. This
-    is ten times as fast.
+    A chunk that is one whole tile, as HEST and we write it, is read without HDF5's selections
+    (benchmarks/README.md: seven times as fast).
     """
     tiles = np.empty((len(rows), TILE, TILE, 3), dtype=np.uint8)
     stored = images.id.get_create_plist()
