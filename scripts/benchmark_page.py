@@ -236,7 +236,7 @@ def growth(stages: pd.DataFrame) -> Iterator[Claim]:
 
 
 SECTIONS: dict[str, tuple[str, Callable[[pd.DataFrame], Iterator[Claim]]]] = {
-    "The demo": ("demo", demo),
+    # "The demo": ("demo", demo),
     "Tiles": ("tiles", tiles),
     "The head: PCA and ridge": ("head", head),
     "The scFoundation teacher": ("teacher", teacher),
