@@ -166,7 +166,10 @@ class Cohort:
         return self._counted(chosen, names)
 
     def by_section(self, join: str = "inner") -> Iterator[ad.AnnData]:
-        """Counts of one section after the other on the genes of the joined cohort: X and obs."""
+        """Counts of one section after the other: X CSR float32 (n_i, G) and its rows of `obs`.
+
+        All have the genes of the joined cohort. Coordinates and other tables are not read.
+        """
         names, samples = joined_genes([s.genes for s in self.sections], join), self.obs["sample"]
         for section in self.sections:
             counts = on_genes(read_counts(section), section.genes, names)

@@ -104,7 +104,11 @@ class TileReader:
         return len(self), TILE, TILE, 3
 
     def __getitem__(self, which) -> np.ndarray:
-        """Tiles of an index array, slice or mask over spots, in the order of the request."""
+        """Tiles of an index array, slice or mask over spots, in the order of the request.
+
+        Raises:
+            PekaError: a file cannot be opened, or does not hold one of its tiles.
+        """
         spots = np.atleast_1d(np.arange(len(self))[which])
         tiles = np.empty((len(spots), TILE, TILE, 3), dtype=np.uint8)
         section = np.searchsorted(self._starts, spots, side="right") - 1  # (m,) of each spot

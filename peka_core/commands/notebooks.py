@@ -97,7 +97,8 @@ def _room_for_two(device: str, parameters: dict) -> Iterator[Callable[[], bool]]
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "start_new_session": True}
     with subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) as planner:
         psutil.Process(planner.pid).nice(10)  # the first chapter goes before
-        need = lambda: float(planner.communicate()[0] or "inf")
+        # the last word: an encoder of the user's own may print, too
+        need = lambda: float((planner.communicate()[0].split() or ["inf"])[-1])
         yield lambda: psutil.virtual_memory().available / 1e9 > 2 * need()
 
 

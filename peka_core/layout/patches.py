@@ -45,7 +45,11 @@ def rows_of(images: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
     """Rows of an open patches file in any order, uint8 (m, 224, 224, 3).
 
     A chunk that is one whole tile, as HEST and we write it, is read without HDF5's selections
-    (benchmarks/README.md: seven times as fast).
+    (benchmarks/README.md: six to seven times as fast).
+
+    Args:
+        images: the data set `img`, uint8 (N, 224, 224, 3).
+        rows: (m,) numbers below N. HDF5's own error for others; `hdf5.reading` names the file.
     """
     tiles = np.empty((len(rows), TILE, TILE, 3), dtype=np.uint8)
     stored = images.id.get_create_plist()

@@ -102,6 +102,23 @@ def test_two_chapters_need_memory_for_two(monkeypatch, enough, capsys):
         assert has_room() == enough
 
 
+def test_an_encoder_that_prints_does_not_hide_how_much_memory_is_needed(tmp_path, monkeypatch):
+    monkeypatch.setattr(notebooks, "cores", lambda: 2)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import torch\nprint('my own encoder')\n"
+        "from torch import nn\ndef made():\n"
+        "    net = nn.Sequential(nn.Flatten(), nn.Linear(150528, 4))\n"
+        "    return net, lambda tiles: torch.as_tensor(tiles).permute(0, 3, 1, 2) / 255\n"
+    )
+    own = {**PARAMETERS, "overrides": {**SMALL, "encoder": f"{file}:made", "methods": [],
+                                       "all_methods": []}}  # fmt: skip
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1e15))
+    with notebooks._room_for_two("cpu", own) as has_room:
+        assert has_room()
+
+
 def test_a_cohort_of_unknown_size_has_no_room(monkeypatch, capsys):
     def unknown(_):
         raise PekaError("known only after its cohort is built")
